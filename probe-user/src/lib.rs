@@ -1,0 +1,1 @@
+//! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
