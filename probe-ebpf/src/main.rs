@@ -1,1 +1,2 @@
+//! The kernel programs' entry points.
 fn main() {}

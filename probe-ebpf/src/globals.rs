@@ -1,0 +1,108 @@
+//! Read-only values that the loader fills in before the programs are loaded.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An offset the running kernel's BTF does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$meta:meta])* $name:ident: $kernel:literal,)*) => {
+        /// Member offsets of the running kernel, bytes; [`ABSENT`] where the kernel has no such member.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct Offsets { $($(#[$meta])* #[doc = concat!("`", $kernel, "`")] pub $name: u32,)* }
+
+        impl Offsets {
+            /// Nothing is known.
+            pub const UNKNOWN: Self = Self { $($name: ABSENT,)* };
+
+            /// For each field, in order: its name here and `struct.member` in the kernel (members of members follow after further dots).
+            pub const MEMBERS: &'static [(&'static str, &'static str)] = &[$((stringify!($name), $kernel),)*];
+        }
+    };
+}
+
+offsets! {
+    sock_daddr: "sock.__sk_common.skc_daddr",
+    sock_rcv_saddr: "sock.__sk_common.skc_rcv_saddr",
+    sock_dport: "sock.__sk_common.skc_dport",
+    sock_num: "sock.__sk_common.skc_num",
+    sock_family: "sock.__sk_common.skc_family",
+    sock_state: "sock.__sk_common.skc_state",
+    sock_net: "sock.__sk_common.skc_net",
+    sock_v6_daddr: "sock.__sk_common.skc_v6_daddr",
+    sock_v6_rcv_saddr: "sock.__sk_common.skc_v6_rcv_saddr",
+    sock_cookie: "sock.__sk_common.skc_cookie",
+    sock_err: "sock.sk_err",
+    sock_err_soft: "sock.sk_err_soft",
+    sock_shutdown: "sock.sk_shutdown",
+    sock_protocol: "sock.sk_protocol",
+    sock_ack_backlog: "sock.sk_ack_backlog",
+    sock_max_ack_backlog: "sock.sk_max_ack_backlog",
+    inet_sport: "inet_sock.inet_sport",
+    icsk_retransmits: "inet_connection_sock.icsk_retransmits",
+    icsk_lrcvtime: "inet_connection_sock.icsk_ack.lrcvtime",
+    tcp_write_seq: "tcp_sock.write_seq",
+    tcp_snd_una: "tcp_sock.snd_una",
+    tcp_snd_nxt: "tcp_sock.snd_nxt",
+    tcp_rcv_nxt: "tcp_sock.rcv_nxt",
+    tcp_copied_seq: "tcp_sock.copied_seq",
+    tcp_bytes_received: "tcp_sock.bytes_received",
+    tcp_bytes_acked: "tcp_sock.bytes_acked",
+    tcp_bytes_sent: "tcp_sock.bytes_sent",
+    tcp_srtt_us: "tcp_sock.srtt_us",
+    tcp_total_retrans: "tcp_sock.total_retrans",
+    tcp_lsndtime: "tcp_sock.lsndtime",
+    net_inum: "net.ns.inum",
+    skb_len: "sk_buff.len",
+    skb_head: "sk_buff.head",
+    skb_network_header: "sk_buff.network_header",
+    skb_transport_header: "sk_buff.transport_header",
+    skb_dev: "sk_buff.dev",
+    device_net: "net_device.nd_net.net",
+    task_tgid: "task_struct.tgid",
+    task_pid: "task_struct.pid",
+    task_comm: "task_struct.comm",
+    task_exit_code: "task_struct.exit_code",
+    task_signal: "task_struct.signal",
+    task_files: "task_struct.files",
+    signal_live: "signal_struct.live",
+    signal_group_exit_code: "signal_struct.group_exit_code",
+    files_fdt: "files_struct.fdt",
+    fdtable_fd: "fdtable.fd",
+    fdtable_max_fds: "fdtable.max_fds",
+    file_private_data: "file.private_data",
+    file_f_op: "file.f_op",
+    socket_sk: "socket.sk",
+    socket_file: "socket.file",
+    siginfo_code: "kernel_siginfo.si_code",
+    regs_return: "pt_regs.ax",
+    regs_number: "pt_regs.orig_ax",
+    regs_argument_0: "pt_regs.di",
+    regs_argument_1: "pt_regs.si",
+    regs_argument_2: "pt_regs.dx",
+}
+
+/// Switches of the kernel side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// `tcp_send_reset` has a reason argument (6.10).
+    pub has_reset_reason: u32,
+    /// `kfree_skb` has a reason argument (5.17, and backports).
+    pub has_drop_reason: u32,
+    /// `kfree_skb` has the receiving socket as fourth argument (6.11).
+    pub has_drop_socket: u32,
+    /// `sched_process_exit` has `group_dead` (6.16).
+    pub has_group_dead: u32,
+    /// `mark_victim` takes a task (newer) instead of a pid.
+    pub victim_is_task: u32,
+    /// Bit `n % 32` of word `n / 32`: drop reason `n` is worth a record. Reasons above 255 always are.
+    pub drop_reasons: [u32; 8],
+    /// Statuses reported: 500, 502, 503, 504 … up to eight, 0 ends the list.
+    pub statuses: [u32; 8],
+    /// The probe itself, never watched.
+    pub own_tgid: u32,
+    /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
+    pub syscall_numbers: [u32; 5],
+}

@@ -1,0 +1,90 @@
+//! What every record begins with.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The first bytes of every record in the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Header {
+    /// Nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`).
+    pub time_ns: u64,
+    /// Counts the records that this CPU tried to write, from 1; a gap is a loss.
+    pub sequence: u64,
+    /// What follows: [`Kind`] as a number.
+    pub kind: u16,
+    /// The CPU.
+    pub cpu: u16,
+    /// Process (thread group) in the initial pid namespace. In softirq it is whoever was interrupted.
+    pub tgid: u32,
+    /// Thread in the initial pid namespace.
+    pub tid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+macro_rules! kinds {
+    ($($(#[$meta:meta])* $name:ident = $value:literal,)*) => {
+        /// What a record is about.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum Kind { $($(#[$meta])* $name = $value,)* }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The kind with this number.
+            #[must_use]
+            pub const fn from_number(number: u16) -> Option<Self> {
+                match number { $($value => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// [`crate::socket::StateChange`].
+    StateChange = 1,
+    /// [`crate::socket::SocketEvent`]: this host sent a RST.
+    ResetSent = 2,
+    /// [`crate::socket::SocketEvent`]: a socket of this host accepted a RST.
+    ResetReceived = 3,
+    /// [`crate::socket::SocketEvent`]: SYN or data sent again.
+    Retransmit = 4,
+    /// [`crate::socket::SocketEvent`]: an error became visible to the application.
+    ErrorReport = 5,
+    /// [`crate::socket::Drop`].
+    Drop = 6,
+    /// [`crate::socket::SocketEvent`]: a listener repeated its SYN-ACK.
+    SynAckRetransmit = 7,
+    /// [`crate::syscall::Connect`].
+    Connect = 16,
+    /// [`crate::syscall::Accept`].
+    Accept = 17,
+    /// [`crate::syscall::SocketCall`]: socket().
+    SocketCall = 18,
+    /// [`crate::syscall::SocketCall`]: close() of a socket.
+    Close = 19,
+    /// [`crate::process::Fork`].
+    Fork = 32,
+    /// [`crate::process::Exec`].
+    Exec = 33,
+    /// [`crate::process::Exit`].
+    Exit = 34,
+    /// [`crate::process::Signal`].
+    Signal = 35,
+    /// [`crate::process::OomVictim`].
+    OomVictim = 36,
+    /// [`crate::nginx::Log`].
+    NginxLog = 48,
+    /// [`crate::nginx::Status`]: `ngx_http_special_response_handler`.
+    NginxSpecialResponse = 49,
+    /// [`crate::nginx::Status`]: `ngx_http_send_header`.
+    NginxSendHeader = 50,
+    /// [`crate::nginx::Attempt`].
+    NginxAttempt = 51,
+    /// [`crate::nginx::Connection`].
+    NginxConnection = 52,
+    /// [`crate::nginx::Status`]: the request was redirected inside nginx (`error_page`, `X-Accel-Redirect`).
+    NginxRedirect = 53,
+}
