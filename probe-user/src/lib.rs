@@ -1,1 +1,3 @@
 //! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
+
+pub mod model;

@@ -1,0 +1,133 @@
+//! One try of nginx to get a response from one upstream peer for one request.
+
+use super::{
+    complaint::Complaint,
+    event::Event,
+    flow::Flow,
+    net::{Address, Errno},
+    socket::Socket,
+    time::Moment,
+};
+
+/// How things from two sources belong together. Nobody picks the first of several.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Joined<T> {
+    /// Certainly this one.
+    One(T),
+    /// It can be any of these.
+    Several(Vec<T>),
+    /// Nothing fits.
+    None,
+}
+
+impl<T> Joined<T> {
+    /// The only one, if there is only one.
+    #[must_use]
+    pub const fn one(&self) -> Option<&T> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::Several(_) | Self::None => None,
+        }
+    }
+}
+
+/// How an attempt is tied to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Link {
+    /// Time and content.
+    Inferred,
+    /// Same worker, same turn of the event loop.
+    Strong,
+    /// nginx's own connection number or pointers.
+    Exact,
+}
+
+impl Link {
+    /// The contract's word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Inferred => "inferred",
+            Self::Strong => "strong",
+            Self::Exact => "exact",
+        }
+    }
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the contract defines these words")]
+pub enum Outcome {
+    Refused,
+    Unreachable,
+    TimeoutConnect,
+    LocalError,
+    Reset,
+    Closed,
+    TimeoutRead,
+    TimeoutSend,
+    BadResponse,
+    TlsFailed,
+    Ok,
+    Unknown,
+}
+
+impl Outcome {
+    /// The contract's word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimeoutConnect => "timeout-connect",
+            Self::LocalError => "local-error",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+            Self::TimeoutRead => "timeout-read",
+            Self::TimeoutSend => "timeout-send",
+            Self::BadResponse => "bad-response",
+            Self::TlsFailed => "tls-failed",
+            Self::Ok => "ok",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// An attempt. What is not known is `None`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// The peer's address.
+    pub upstream: Option<Address>,
+    /// The peer's name as nginx has it: its address, or the group's name when no peer was taken.
+    pub peer_name: Option<String>,
+    /// Its connection.
+    pub flow: Joined<Flow>,
+    /// The upstream's socket at the moment nginx complained.
+    pub socket_at_failure: Option<Socket>,
+    /// When nginx complained, and the event (uprobe record or log line) it was heard in.
+    pub complaint: Option<(Event, Complaint)>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The errno.
+    pub errno: Option<Errno>,
+    /// nginx's status for it.
+    pub status: Option<u16>,
+    /// The connection had served requests before.
+    pub reused: Option<bool>,
+    /// How many.
+    pub requests_before: Option<u64>,
+    /// How long it had been idle before this request, microseconds.
+    pub idle_us: Option<u64>,
+    /// When it began.
+    pub started: Option<Moment>,
+    /// How long it took, microseconds.
+    pub duration_us: Option<u64>,
+    /// Bytes sent to the peer for this request.
+    pub bytes_sent: Option<u64>,
+    /// Bytes received from the peer for this request.
+    pub bytes_received: Option<u64>,
+    /// System calls of the worker that belong to it and to no flow (a failed `socket()`, `connect()` to a unix socket).
+    pub syscalls: Vec<Event>,
+    /// How it is tied to the request.
+    pub link: Link,
+}

@@ -1,0 +1,68 @@
+//! The one kind of thing that every source produces and everything downstream consumes.
+
+use super::{
+    coverage::Coverage,
+    host::HostFact,
+    nginx::{AccessLine, ErrorLine, NginxEvent},
+    packet::PacketEvent,
+    process::ProcessEvent,
+    socket::{DropEvent, SocketEvent, SyscallEvent},
+    time::At,
+};
+
+/// Names an event within one run. Given in stream order, so it is also a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(pub u64);
+
+/// Where an event was observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Something about the run itself: coverage, configuration, what the host looked like. First, so that at equal times knowledge precedes use.
+    Probe,
+    /// A packet capture.
+    Packet,
+    /// A record of our kernel programs.
+    Kernel,
+    /// nginx's error log.
+    ErrorLog,
+    /// nginx's access log.
+    AccessLog,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Its name in this run.
+    pub id: EventId,
+    /// When.
+    pub at: At,
+    /// Who saw it.
+    pub source: Source,
+    /// What.
+    pub body: Body,
+}
+
+/// What happened. Closed on purpose: a new kind shows every place that has to think about it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// A TCP socket of this host.
+    Socket(SocketEvent),
+    /// The kernel of this host dropped a packet.
+    Drop(DropEvent),
+    /// A system call of a watched process.
+    Syscall(SyscallEvent),
+    /// A watched process.
+    Process(ProcessEvent),
+    /// Inside nginx.
+    Nginx(NginxEvent),
+    /// On the wire.
+    Packet(PacketEvent),
+    /// A line of nginx's error log.
+    ErrorLine(ErrorLine),
+    /// A line of nginx's access log.
+    AccessLine(AccessLine),
+    /// What the host looked like.
+    Host(HostFact),
+    /// What could be seen, and what was lost.
+    Coverage(Coverage),
+}

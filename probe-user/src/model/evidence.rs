@@ -1,0 +1,207 @@
+//! What a verdict rests on.
+
+use std::net::SocketAddr;
+
+use super::{
+    event::EventId,
+    net::Errno,
+    process::{Ending, Pid, Sender},
+};
+
+/// How much a piece of evidence proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Fits: timing, a log line alone.
+    Fits,
+    /// The symptom itself was seen, by the kernel or on the wire.
+    Symptom,
+    /// The cause itself was seen, by the kernel or on the wire.
+    Direct,
+}
+
+/// A fact with the events it rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evidence {
+    /// The fact.
+    pub fact: Fact,
+    /// The events.
+    pub events: Vec<EventId>,
+    /// How much it proves.
+    pub weight: Weight,
+}
+
+/// Facts, with their values. Their wording belongs to the reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// nginx logged this.
+    Complained {
+        /// The text.
+        text: String,
+        /// The errno.
+        errno: Option<Errno>,
+    },
+    /// A RST answered the SYN.
+    SynReset {
+        /// Who was asked.
+        upstream: SocketAddr,
+    },
+    /// This host's kernel sent that RST because no socket listens there.
+    NoListener {
+        /// The address.
+        upstream: SocketAddr,
+    },
+    /// Something listens nearby.
+    ListensNearby {
+        /// Where.
+        address: SocketAddr,
+        /// Who.
+        process: Option<(Option<Pid>, String)>,
+    },
+    /// The socket was told this errno.
+    SocketError {
+        /// The errno.
+        errno: Errno,
+    },
+    /// The upstream's FIN arrived.
+    FinReceived {
+        /// Whether it acknowledged the whole request: `false` means the close crossed the request. `None`: not known.
+        acknowledged_request: Option<bool>,
+    },
+    /// A RST arrived on nginx's socket.
+    ResetReceived {
+        /// Microseconds after the last bytes of the request were sent.
+        after_request_us: Option<u64>,
+    },
+    /// The upstream's end on this host sent that RST.
+    UpstreamKernelReset {
+        /// The kernel's reason.
+        reason: Option<String>,
+        /// Bytes of the request the upstream's application had not read.
+        unread: Option<u32>,
+    },
+    /// The upstream's process on this host closed the connection.
+    UpstreamClosed {
+        /// The process.
+        process: Option<(Pid, String)>,
+    },
+    /// The connection had served requests before and was idle.
+    IdleConnection {
+        /// Requests before this one.
+        requests_before: Option<u64>,
+        /// How long, microseconds.
+        idle_us: Option<u64>,
+    },
+    /// Not a byte of a response came.
+    NoResponseByte,
+    /// Part of a response header came.
+    PartialResponse {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The SYN was sent again so many times and never answered.
+    SynUnanswered {
+        /// Retransmissions.
+        retransmits: u32,
+        /// Microseconds from the first SYN to giving up.
+        waited_us: Option<u64>,
+    },
+    /// nginx's own timer ended it.
+    NginxTimer {
+        /// The directive.
+        directive: &'static str,
+        /// Its value as configured, where one value holds.
+        configured: Option<String>,
+    },
+    /// The kernel gave up.
+    KernelTimer,
+    /// The request was taken: every byte acknowledged.
+    RequestAcknowledged {
+        /// Bytes.
+        bytes: Option<u64>,
+    },
+    /// Nothing came back for so long, microseconds.
+    Silence {
+        /// How long.
+        us: Option<u64>,
+    },
+    /// A system call failed.
+    SyscallFailed {
+        /// Which.
+        call: &'static str,
+        /// Who called.
+        process: Option<(Pid, String)>,
+        /// The errno.
+        errno: Errno,
+    },
+    /// Open files against the limit.
+    OpenFiles {
+        /// The process.
+        process: (Pid, String),
+        /// Open.
+        open: u64,
+        /// The limit.
+        limit: Option<u64>,
+    },
+    /// A process ended.
+    ProcessEnded {
+        /// Who.
+        process: (Pid, String),
+        /// How.
+        how: Ending,
+    },
+    /// A signal was sent.
+    Signalled {
+        /// To whom.
+        process: Pid,
+        /// Which.
+        signal: u32,
+        /// By whom; `None`: the kernel.
+        sender: Option<Sender>,
+    },
+    /// The OOM killer took a process.
+    OomKilled {
+        /// Who.
+        process: Pid,
+    },
+    /// A peer had failed before and was out of rotation.
+    PeerDisabled {
+        /// The peer.
+        peer: String,
+        /// The case it failed in.
+        case: String,
+        /// The cause there.
+        cause: Option<&'static str>,
+        /// Microseconds before this one.
+        before_us: u64,
+    },
+    /// No socket was opened and no packet sent for this request.
+    NothingTried,
+    /// The kernel dropped a packet of the flow.
+    Dropped {
+        /// The reason.
+        reason: Option<String>,
+    },
+    /// The accept queue of the listener.
+    AcceptQueue {
+        /// Waiting.
+        waiting: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// The upstream answered this status itself.
+    UpstreamStatus {
+        /// The status.
+        status: u16,
+        /// The line as seen.
+        line: Option<String>,
+    },
+    /// What a process was doing.
+    ProcessState {
+        /// The process.
+        process: (Pid, String),
+        /// Its state letter.
+        state: char,
+        /// The kernel function it slept in.
+        wait_channel: Option<String>,
+    },
+}

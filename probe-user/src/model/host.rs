@@ -1,0 +1,142 @@
+//! What the host looked like: learnt from `/proc`, sock_diag and nginx's configuration.
+
+use std::net::SocketAddr;
+
+use super::{net::Address, process::Pid};
+
+/// A statement about the host. It holds from its event's time until a later one replaces it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostFact {
+    /// An nginx was found, or has changed.
+    Nginx(NginxInstance),
+    /// This nginx master is gone.
+    NginxGone {
+        /// The master.
+        master: Pid,
+    },
+    /// Who listens on this upstream address on this host, as looked up at this time. Empty: nobody, and the address is local.
+    Listeners {
+        /// The upstream's address.
+        upstream: SocketAddr,
+        /// The address belongs to this host (to one of its network namespaces).
+        local: bool,
+        /// Listeners that a SYN to that address would reach.
+        listeners: Vec<Listener>,
+        /// Listeners nearby: the same port on another address or family, or another port of a process that used to listen here.
+        nearby: Vec<Listener>,
+    },
+    /// A process's open files against its limit.
+    OpenFiles {
+        /// The process.
+        pid: Pid,
+        /// Its name.
+        command: String,
+        /// Open descriptors.
+        open: u64,
+        /// `RLIMIT_NOFILE`, soft.
+        limit: Option<u64>,
+    },
+    /// A connection of nginx that was open before the probe looked.
+    OpenConnection {
+        /// The worker.
+        worker: Pid,
+        /// nginx's side.
+        local: SocketAddr,
+        /// The upstream.
+        upstream: SocketAddr,
+    },
+    /// What a local upstream process was doing.
+    ProcessState {
+        /// The process.
+        pid: Pid,
+        /// Its name.
+        command: String,
+        /// `R`, `S`, `D`, `T`, `Z` …
+        state: char,
+        /// The kernel function it sleeps in, where it can be read.
+        wait_channel: Option<String>,
+    },
+}
+
+/// A listening socket.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listener {
+    /// Where it listens (the wildcard address for any).
+    pub address: SocketAddr,
+    /// Network namespace (inode number).
+    pub netns: Option<u32>,
+    /// The process, where it could be found.
+    pub pid: Option<Pid>,
+    /// Its name.
+    pub command: Option<String>,
+    /// Accept queue: waiting, limit.
+    pub accept_queue: Option<(u32, u32)>,
+}
+
+/// An nginx.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NginxInstance {
+    /// The master.
+    pub master: Pid,
+    /// The workers.
+    pub workers: Vec<Pid>,
+    /// `1.22.1`, where it could be asked.
+    pub version: Option<String>,
+    /// Network namespace (inode number).
+    pub netns: Option<u32>,
+    /// What its configuration says, where it could be read.
+    pub configuration: Option<Configuration>,
+}
+
+/// The part of nginx's configuration that matters for verdicts and fixes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Configuration {
+    /// `upstream` blocks.
+    pub groups: Vec<UpstreamGroup>,
+    /// Addresses nginx listens on.
+    pub listen: Vec<SocketAddr>,
+    /// Upstream addresses named directly (`proxy_pass http://127.0.0.1:8000`) and those of the groups, resolved as far as possible.
+    pub upstreams: Vec<Address>,
+    /// Error logs: path (or `stderr`, `syslog:…`) and level.
+    pub error_logs: Vec<(String, String)>,
+    /// Access logs: path and format name.
+    pub access_logs: Vec<(String, Option<String>)>,
+    /// `log_format` definitions by name.
+    pub log_formats: Vec<(String, String)>,
+    /// `worker_connections`.
+    pub worker_connections: Option<u64>,
+    /// `worker_rlimit_nofile`.
+    pub worker_rlimit_nofile: Option<u64>,
+    /// Timeouts and the like by directive name, where one value holds everywhere (`proxy_read_timeout` → `60s`).
+    pub directives: Vec<(String, String)>,
+}
+
+/// An `upstream` block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamGroup {
+    /// Its name.
+    pub name: String,
+    /// Its servers.
+    pub servers: Vec<UpstreamServer>,
+    /// `keepalive N`.
+    pub keepalive: Option<u64>,
+    /// `keepalive_timeout` in it, milliseconds.
+    pub keepalive_timeout_ms: Option<u64>,
+}
+
+/// A `server` of an `upstream` block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamServer {
+    /// As written.
+    pub name: String,
+    /// Addresses, as far as they are literal or could be resolved.
+    pub addresses: Vec<Address>,
+    /// `max_fails`, default 1.
+    pub max_fails: u64,
+    /// `fail_timeout`, default 10 s, milliseconds.
+    pub fail_timeout_ms: u64,
+    /// `down`.
+    pub down: bool,
+    /// `backup`.
+    pub backup: bool,
+}

@@ -1,0 +1,140 @@
+//! Packets.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Points back at a captured packet: `packets.pcapng#12`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PacketRef(pub u64);
+
+/// The part of a TCP header that decides fates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpHeader {
+    /// Sender.
+    pub source: SocketAddr,
+    /// Receiver.
+    pub destination: SocketAddr,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number (meaningful with the ACK flag).
+    pub acknowledgement: u32,
+    /// Flags.
+    pub flags: TcpFlags,
+    /// TTL or hop limit, 0 if not known.
+    pub ttl: u8,
+}
+
+/// TCP flags, byte 13 of the header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// FIN.
+    #[must_use]
+    pub const fn fin(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// SYN.
+    #[must_use]
+    pub const fn syn(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// RST.
+    #[must_use]
+    pub const fn rst(self) -> bool {
+        self.0 & 4 != 0
+    }
+
+    /// PSH.
+    #[must_use]
+    pub const fn psh(self) -> bool {
+        self.0 & 8 != 0
+    }
+
+    /// ACK.
+    #[must_use]
+    pub const fn ack(self) -> bool {
+        self.0 & 16 != 0
+    }
+}
+
+/// A packet seen on an interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PacketEvent {
+    /// Where it is kept.
+    pub reference: PacketRef,
+    /// What it is.
+    pub body: PacketBody,
+}
+
+/// What a packet is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PacketBody {
+    /// TCP.
+    Tcp(TcpPacket),
+    /// ICMP or ICMPv6 about a TCP flow.
+    Icmp(IcmpPacket),
+}
+
+/// A TCP packet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpPacket {
+    /// Its header.
+    pub header: TcpHeader,
+    /// Payload bytes on the wire (may be more than were captured).
+    pub payload_length: u32,
+    /// Receive window as in the header, not scaled.
+    pub window: u16,
+    /// IPv4 identification, `None` for IPv6.
+    pub ip_id: Option<u16>,
+    /// What the first payload bytes look like.
+    pub content: Content,
+}
+
+/// What a payload begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// No payload.
+    Empty,
+    /// `HTTP/1.1 502 Bad Gateway`.
+    HttpStatus {
+        /// The code.
+        code: u16,
+        /// The status line, without the line end; cut where the capture cut it.
+        line: String,
+    },
+    /// `GET /cart HTTP/1.1`.
+    HttpRequest {
+        /// The request line; cut where the capture cut it.
+        line: String,
+        /// The Host header, where it was captured.
+        host: Option<String>,
+    },
+    /// A TLS record of this content type (20 … 24).
+    Tls {
+        /// 20 change cipher spec, 21 alert, 22 handshake, 23 data.
+        content_type: u8,
+        /// Level and description of an alert in the clear.
+        alert: Option<(u8, u8)>,
+    },
+    /// Anything else.
+    Other,
+    /// There is a payload, and none of it was captured.
+    NotCaptured,
+}
+
+/// An ICMP message about a TCP flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IcmpPacket {
+    /// Who sent it.
+    pub from: IpAddr,
+    /// Type (numbering of ICMP or ICMPv6 after `v6`).
+    pub icmp_type: u8,
+    /// Code.
+    pub code: u8,
+    /// ICMPv6.
+    pub v6: bool,
+    /// The TCP packet it is about: source and destination.
+    pub about: (SocketAddr, SocketAddr),
+}

@@ -1,0 +1,103 @@
+//! Processes.
+
+use std::fmt;
+
+/// A process (thread group) as the initial pid namespace numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(pub u32);
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a watched process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// An nginx master.
+    NginxMaster,
+    /// An nginx worker.
+    NginxWorker,
+    /// Serves an upstream address on this host.
+    Upstream,
+    /// None of these.
+    Other,
+}
+
+/// Something happened to a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessEvent {
+    /// A watched process forked.
+    Forked {
+        /// The parent.
+        parent: Pid,
+        /// The child.
+        child: Pid,
+        /// The child's role.
+        role: Role,
+        /// The parent's name.
+        command: String,
+    },
+    /// A process executed a program.
+    Executed {
+        /// The process.
+        pid: Pid,
+        /// Its role before.
+        role: Role,
+        /// Its new name.
+        command: String,
+    },
+    /// A watched process ended.
+    Exited {
+        /// The process.
+        pid: Pid,
+        /// Its role.
+        role: Role,
+        /// Its name.
+        command: String,
+        /// How.
+        how: Ending,
+    },
+    /// A signal was sent to a watched process.
+    Signalled {
+        /// The receiver.
+        target: Pid,
+        /// The receiver's role.
+        role: Role,
+        /// The signal's number.
+        signal: u32,
+        /// Who sent it; `None`: the kernel.
+        sender: Option<Sender>,
+    },
+    /// The OOM killer chose a process.
+    OomVictim {
+        /// The victim.
+        victim: Pid,
+        /// Its role.
+        role: Role,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with this status.
+    Exit(u8),
+    /// By this signal.
+    Signal {
+        /// Its number.
+        signal: u8,
+        /// A core was dumped.
+        core: bool,
+    },
+}
+
+/// Who sent a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The process.
+    pub pid: Pid,
+    /// Its name.
+    pub command: String,
+}
