@@ -1,3 +1,5 @@
 //! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
 
+pub mod diagnose;
 pub mod model;
+pub mod report;
