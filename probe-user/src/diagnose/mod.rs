@@ -3,6 +3,7 @@
 pub mod cause;
 mod causes;
 mod confidence;
+mod departure;
 mod reading;
 #[cfg(test)]
 pub(crate) mod testing;

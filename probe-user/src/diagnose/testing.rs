@@ -363,6 +363,11 @@ impl World {
         self.process(us, ProcessEvent::Signalled { target: SERVER, role: Role::Upstream, signal, sender })
     }
 
+    /// The OOM killer chooses the server.
+    pub(crate) fn oom(&mut self, us: i64) -> EventId {
+        self.process(us, ProcessEvent::OomVictim { victim: SERVER, role: Role::Upstream })
+    }
+
     /// A system call of the worker that belongs to the attempt.
     pub(crate) fn syscall(&mut self, us: i64, call: Syscall) -> EventId {
         let event = self.event(us, Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
@@ -438,4 +443,19 @@ pub(crate) const fn counters(write_seq: u32, snd_una: u32) -> TcpCounters {
 /// Counters of the upstream's socket with so many bytes unread.
 pub(crate) const fn unread(bytes: u32) -> TcpCounters {
     TcpCounters { rcv_nxt: START + LENGTH, copied_seq: START + LENGTH - bytes, ..counters(1, 1) }
+}
+
+/// A server that held the connection ends 120 µs before nginx decides; its FIN follows.
+pub(crate) fn broken_by_exit(how: Ending) -> World {
+    let mut world = World::new(502);
+    world.listening();
+    world.accepted();
+    world.attempt().started = Some(moment(-50_000));
+    world.connect(-49_900);
+    world.exit(-120, how);
+    let tcp = counters(START + LENGTH, START + LENGTH);
+    world.state_with(-80, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
+    world.sent(TcpState::CloseWait, START + LENGTH);
+    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world
 }

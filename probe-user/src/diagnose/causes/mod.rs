@@ -1,16 +1,54 @@
 //! One file per row of the catalogue.
 
+mod keepalive_race;
+mod premature_close;
 pub(super) mod unknown;
+mod upstream_crashed;
+mod upstream_exited;
+mod upstream_killed;
+mod upstream_oom_killed;
 mod upstream_refused;
+mod upstream_reset;
 
-use super::cause::Cause;
+use super::{cause::Cause, reading::Reading};
 use crate::model::process::Ending;
 
 /// Every row that has a rule, in the catalogue's order.
-pub(super) const ALL: &[&Cause] = &[&upstream_refused::CAUSE, &unknown::CAUSE];
+pub(super) const ALL: &[&Cause] = &[
+    &upstream_refused::CAUSE,
+    &keepalive_race::CAUSE,
+    &upstream_reset::CAUSE,
+    &premature_close::CAUSE,
+    &upstream_crashed::CAUSE,
+    &upstream_killed::CAUSE,
+    &upstream_oom_killed::CAUSE,
+    &upstream_exited::CAUSE,
+    &unknown::CAUSE,
+];
+
+/// What a process that is gone can have met.
+const PROCESS_GONE: &[&str] = &["upstream-exited", "upstream-killed", "upstream-crashed", "upstream-oom-killed"];
+
+/// The page's advice for the server that is at the other end, where its name tells which it is.
+fn server_advice(cause: &Cause, reading: &Reading<'_>) -> Option<String> {
+    const NAMES: [(&str, &str); 8] = [
+        ("gunicorn", "gunicorn"),
+        ("uvicorn", "uvicorn"),
+        ("node", "Node.js"),
+        ("puma", "Puma"),
+        ("php-fpm", "php-fpm"),
+        ("uwsgi", "uWSGI"),
+        ("java", "Java"),
+        ("http-nio-", "Java"),
+    ];
+    let command = reading.server_command()?;
+    let (_, family) = NAMES.iter().find(|(part, _)| command.contains(part))?;
+    let (_, advice) = cause.page.remedies.iter().find(|(who, _)| who == family)?;
+    Some(format!("{family}: {advice}"))
+}
 
 /// How a process ended, as a sentence says it.
-fn ending(how: Ending) -> String {
+pub(super) fn ending(how: Ending) -> String {
     match how {
         Ending::Exit(code) => format!("exit status {code}"),
         Ending::Signal { signal, core } => {
@@ -21,7 +59,7 @@ fn ending(how: Ending) -> String {
 }
 
 /// `SIGKILL` and so on; the numbers are x86-64's and aarch64's (include/uapi/asm-generic/signal.h).
-fn signal_name(signal: u32) -> String {
+pub(super) fn signal_name(signal: u32) -> String {
     let name = match signal {
         1 => "SIGHUP",
         2 => "SIGINT",

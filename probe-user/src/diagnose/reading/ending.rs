@@ -5,7 +5,8 @@ use super::{
     request::{Span, at_or_before},
 };
 use crate::model::{
-    complaint::Message,
+    attempt::Outcome,
+    complaint::{Message, Phase},
     event::{Event, EventId},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
@@ -70,7 +71,54 @@ impl Close {
     }
 }
 
+/// What nginx took as the end of an attempt whose answer was not there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// A reset.
+    Reset,
+    /// An orderly close.
+    Close,
+}
+
 impl Reading<'_> {
+    /// How the connection broke before the header was whole; `None`: it did not, or it never came about.
+    pub(crate) fn broken(&self) -> Option<Broken> {
+        if self.connected() == Some(false) && !self.failed_before_sending() || self.phase() == Some(Phase::ReadingBody)
+        {
+            return None;
+        }
+        let lost = matches!(self.errno(), None | Some(Errno::ECONNRESET | Errno::EPIPE | Errno::ENOTCONN));
+        let said = match self.complaint().map(|(_, complaint)| complaint.message) {
+            Some(Message::PrematurelyClosed) => Some(Broken::Close),
+            Some(Message::ReceiveFailed | Message::SendFailed) if lost => Some(Broken::Reset),
+            Some(Message::ConnectFailed) if lost && self.reused() == Some(true) => Some(Broken::Reset),
+            Some(_) => return None,
+            None => match self.outcome() {
+                Outcome::Reset => Some(Broken::Reset),
+                Outcome::Closed => Some(Broken::Close),
+                _ => return None,
+            },
+        };
+        // Through TLS nginx takes a reset for a close; the socket knows.
+        match (said, self.close().is_some(), self.reset().is_some()) {
+            (Some(Broken::Close), false, true) => Some(Broken::Reset),
+            (said, ..) => said,
+        }
+    }
+
+    /// The close crossed the request: the upstream had ended the connection before it saw a byte of it. `None`: not known.
+    pub(crate) fn crossed(&self) -> Option<bool> {
+        let close = self.close().map(|close| (close.at, close.order));
+        let reset = self.reset().map(|reset| (reset.at, reset.order));
+        let mut endings: Vec<(Moment, Order)> = close.into_iter().chain(reset).collect();
+        endings.sort_by_key(|(at, _)| *at);
+        endings.iter().find_map(|(_, order)| match order {
+            Order::Crossed => Some(true),
+            Order::Part | Order::After => Some(false),
+            Order::Unknown => None,
+        })
+    }
+
     /// The upstream's FIN.
     pub(crate) fn close(&self) -> Option<Close> {
         let flow = self.flow()?;
@@ -139,6 +187,10 @@ impl Reading<'_> {
         if order == Order::Unknown && (self.request_sent() == Some(false) || self.failed_before_sending()) {
             order = Order::Crossed;
         }
+        // Bytes that were acknowledged reached an end that was still open.
+        if order == Order::Unknown && self.request_sent() == Some(true) && self.request_acknowledged().is_some() {
+            order = Order::After;
+        }
         if let Some(event) = self.request_never_read().filter(|_| order != Order::Crossed) {
             // Taken by the kernel, never by the application: a crossing if it was about to close anyway, which only the delay tells.
             let delay = self.started().map(|started| at.since_ns(started));
@@ -176,10 +228,10 @@ impl Reading<'_> {
     }
 
     /// The reset this host's kernel sent from the upstream's end, as evidence.
-    pub(crate) fn sent_here_evidence(&self, reset: &Reset) -> Option<Evidence> {
+    pub(crate) fn sent_here_evidence(&self, reset: &Reset, weight: Weight) -> Option<Evidence> {
         let (event, reason) = reset.sent_here.clone()?;
         let unread = self.upstream_unread().map(|(unread, _)| unread);
-        Some(evidence(Fact::UpstreamKernelReset { reason, unread }, &[event], Weight::Direct))
+        Some(evidence(Fact::UpstreamKernelReset { reason, unread }, &[event], weight))
     }
 
     /// The upstream's socket on this host went from the connection straight to CLOSE: it was aborted here.

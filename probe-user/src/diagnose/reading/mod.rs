@@ -9,7 +9,7 @@ mod request;
 use std::net::SocketAddr;
 
 pub(super) use self::{
-    ending::{Close, Order, Reset},
+    ending::Broken,
     host::{Locality, named},
     process::{Death, Survival},
 };
@@ -21,6 +21,7 @@ use crate::model::{
     event::{Event, EventId, Source},
     evidence::{Evidence, Fact, Weight},
     flow::Flow,
+    host::UpstreamGroup,
     net::{Address, Errno},
     socket::{Socket, TcpCounters},
     time::Moment,
@@ -172,6 +173,13 @@ impl<'a> Reading<'a> {
     /// The events of the connection.
     pub(super) fn flow_events(&self) -> impl Iterator<Item = &'a Event> {
         self.flow().into_iter().flat_map(|flow| flow.events.iter())
+    }
+
+    /// The `upstream` block that holds the peer.
+    pub(super) fn group(&self) -> Option<&'a UpstreamGroup> {
+        let wanted = self.attempt?.upstream.as_ref()?;
+        let groups = &self.case.configuration.as_ref()?.groups;
+        groups.iter().find(|group| group.servers.iter().any(|server| server.addresses.contains(wanted)))
     }
 
     /// The value of a directive, where one value holds everywhere.

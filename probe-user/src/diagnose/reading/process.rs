@@ -56,6 +56,13 @@ impl<'a> Reading<'a> {
         self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid).or_else(|| self.closed_by())
     }
 
+    /// The name of the process at the other end: who holds the connection, else who listens there.
+    pub(crate) fn server_command(&self) -> Option<&'a str> {
+        let holder = self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(_, command)| command.as_str());
+        let look_up = self.look_up();
+        holder.or_else(|| look_up.and_then(|look_up| look_up.listeners.iter().find_map(|l| l.command.as_deref())))
+    }
+
     /// Whether the process at the other end outlived the connection.
     pub(crate) fn survival(&self) -> Survival<'a> {
         let Some(holder) = self.holder() else {

@@ -51,7 +51,7 @@ impl Reading<'_> {
         }
         let event = attempt.complaint.as_ref().map_or(self.case.decided_by, |(event, _)| event.id);
         let fact = Fact::IdleConnection { requests_before: attempt.requests_before, idle_us: attempt.idle_us };
-        Some(evidence(fact, &[event], Weight::Symptom))
+        Some(evidence(fact, &[event], Weight::Fits))
     }
 
     /// Whether the connection is encrypted, so that nginx's byte counts are not those of the wire.
@@ -134,7 +134,7 @@ impl Reading<'_> {
         let bytes = self.response_bytes()?;
         let event = self.complaint().map_or(self.case.decided_by, |(event, _)| event.id);
         let fact = if bytes == 0 { Fact::NoResponseByte } else { Fact::PartialResponse { bytes } };
-        Some(evidence(fact, &[event], Weight::Symptom))
+        Some(evidence(fact, &[event], Weight::Fits))
     }
 
     /// How much of the request the upstream's application had not read when its socket closed: unread, received in all.
