@@ -298,6 +298,7 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::OomKilled { .. }
         | Fact::SyscallFailed { .. }
         | Fact::OpenFiles { .. }
+        | Fact::Icmp { .. }
         | Fact::ProcessState { .. }
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
@@ -374,6 +375,9 @@ pub fn fact(of: &Fact) -> String {
         }
         Fact::Signalled { process, signal, sender } => {
             format!("signal {signal} to pid {process} from {}", sent_by(sender.as_ref()))
+        }
+        Fact::Icmp { from, icmp_type, code, v6 } => {
+            format!("{} type {icmp_type} code {code} came from {from}", if *v6 { "ICMPv6" } else { "ICMP" })
         }
         Fact::OomKilled { process } => format!("the OOM killer chose pid {process}"),
         Fact::PeerDisabled { peer, case, cause, before_us } => {

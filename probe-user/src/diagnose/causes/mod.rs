@@ -1,7 +1,12 @@
 //! One file per row of the catalogue.
 
+mod fd_exhausted_nginx;
+mod fd_exhausted_upstream;
 mod keepalive_race;
+mod no_live_upstreams;
 mod premature_close;
+mod read_timeout;
+mod syn_timeout;
 pub(super) mod unknown;
 mod upstream_crashed;
 mod upstream_exited;
@@ -16,6 +21,10 @@ use crate::model::process::Ending;
 /// Every row that has a rule, in the catalogue's order.
 pub(super) const ALL: &[&Cause] = &[
     &upstream_refused::CAUSE,
+    &syn_timeout::CAUSE,
+    &fd_exhausted_nginx::CAUSE,
+    &fd_exhausted_upstream::CAUSE,
+    &no_live_upstreams::CAUSE,
     &keepalive_race::CAUSE,
     &upstream_reset::CAUSE,
     &premature_close::CAUSE,
@@ -23,6 +32,7 @@ pub(super) const ALL: &[&Cause] = &[
     &upstream_killed::CAUSE,
     &upstream_oom_killed::CAUSE,
     &upstream_exited::CAUSE,
+    &read_timeout::CAUSE,
     &unknown::CAUSE,
 ];
 

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 pub(super) use self::{
     ending::Broken,
     host::{Locality, named},
-    process::{Death, Survival},
+    process::{Death, FailedAccept, Survival},
 };
 use crate::model::{
     attempt::{Attempt, Outcome},

@@ -145,6 +145,14 @@ impl Reading<'_> {
             .find_map(|(event, e)| e.socket.tcp.map(|tcp| (tcp.unread(), event.id)))
     }
 
+    /// How many bytes the upstream's application had read from the connection when its end was closed.
+    pub(crate) fn application_read(&self) -> Option<u64> {
+        let flow = self.flow()?;
+        flow.sockets(Side::Upstream)
+            .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
+            .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
+    }
+
     /// The upstream's application had read nothing of the request when its end was closed.
     pub(crate) fn request_never_read(&self) -> Option<EventId> {
         let bytes = self.attempt?.bytes_sent.filter(|bytes| *bytes > 0 && !self.encrypted())?;
