@@ -1,3 +1,7 @@
 //! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
 
+pub mod correlate;
+pub mod diagnose;
+pub mod merge;
 pub mod model;
+pub mod pipeline;

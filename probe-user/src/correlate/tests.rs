@@ -1,0 +1,1 @@
+//! The correlator's own tests.
