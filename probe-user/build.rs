@@ -60,7 +60,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     let linker = find(&search, "bpf-linker").ok_or("bpf-linker is not installed; run `cargo xtask setup`")?;
     println!("cargo::rerun-if-changed={}", linker.display());
     let compiler = compiler()?;
-    let object = build(&workspace, &out.join("kernel"), &compiler, &search)?;
+    let kernel = out.join("kernel");
+    if is_newer(&linker, &out.join(OBJECT)) {
+        // The nested cargo does not know what its linker depends on.
+        fs::remove_dir_all(&kernel).or_else(|error| if kernel.exists() { Err(error) } else { Ok(()) })?;
+    }
+    let object = build(&workspace, &kernel, &compiler, &search)?;
     fs::copy(&object, out.join(OBJECT))
         .map_err(|error| format!("copying {} to OUT_DIR failed: {error}", object.display()))?;
     Ok(())
@@ -147,6 +152,12 @@ fn search_path() -> Result<OsString, Box<dyn Error>> {
         env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let listed = env::var_os("PATH").unwrap_or_default();
     Ok(env::join_paths(env::split_paths(&listed).chain(cargo_home.map(|home| home.join("bin"))))?)
+}
+
+/// Whether the first file changed after the second; not, if either cannot be asked.
+fn is_newer(this: &Path, that: &Path) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    matches!((changed(this), changed(that)), (Some(this), Some(that)) if this > that)
 }
 
 fn find(search: &OsStr, program: &str) -> Option<PathBuf> {

@@ -74,7 +74,7 @@ pub(crate) fn all(workspace: &Workspace, missing: Missing) -> Result<Vec<Check>>
         println!("lint: {name}");
         command::succeeds(command).map(|passed| Check::new(name, passed))
     };
-    let mut checks = vec![pass("fmt", &mut cargo(&["fmt", "--all", "--check"]))?];
+    let mut checks = vec![pass("fmt", &mut cargo(&["fmt", "--all", "--", "--check", "--color=never"]))?];
     println!("lint: tidy");
     checks.push(Check::new("tidy", tidy::run(workspace)?));
     // Everything but `live` builds without aya, tokio and nix: the proof that the middle is pure.
@@ -85,7 +85,7 @@ pub(crate) fn all(workspace: &Workspace, missing: Missing) -> Result<Vec<Check>>
     let clippy = ["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "-Dwarnings"];
     checks.push(pass("clippy", &mut cargo(&clippy))?);
     checks.push(match setup::kernel_side(workspace)? {
-        Kernel::Lintable => pass("clippy for the kernel", &mut kernel_clippy(workspace))?,
+        Kernel::Lintable => pass("clippy for the kernel", &mut kernel_clippy(workspace)?)?,
         Kernel::OnlyBuildable => Check {
             name: "clippy for the kernel",
             verdict: Verdict::Skipped("rust-src is not installed for the toolchain that has clippy".to_owned()),
@@ -100,12 +100,16 @@ pub(crate) fn all(workspace: &Workspace, missing: Missing) -> Result<Vec<Check>>
 }
 
 /// Clippy over the programs themselves, which the host's clippy leaves out: they compile only for BPF.
-fn kernel_clippy(workspace: &Workspace) -> Command {
+fn kernel_clippy(workspace: &Workspace) -> Result<Command> {
     let mut cargo = workspace.cargo();
     cargo
         .args(["clippy", "--quiet", "--locked", "--package=probe-ebpf", "--bin=probe", "--features=kernel"])
-        .args(["--target=bpfel-unknown-none", "-Zbuild-std=core", "--", "-Dwarnings"])
+        .args(["--target=bpfel-unknown-none", "-Zbuild-std=core"])
+        // Build scripts run again when this variable changes; in the common directory everything would be built twice.
+        .arg("--target-dir")
+        .arg(workspace.target_dir()?.join("kernel-lint"))
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH));
-    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
+        .args(["--", "-Dwarnings"]);
+    Ok(cargo)
 }

@@ -117,11 +117,11 @@ impl Suite {
         Ok(ended)
     }
 
-    /// How many tests there are, run or not.
-    pub(crate) fn count(&self) -> Result<usize> {
+    /// How many tests there are that the filter leaves, run or not.
+    pub(crate) fn count(&self, filter: Option<&str>) -> Result<usize> {
         let mut all = 0;
         for program in &self.programs {
-            let list = command::read(self.command(program).args(["--list", "--format=terse"]))?;
+            let list = command::read(self.command(program).args(["--list", "--format=terse"]).args(filter))?;
             all += list.lines().filter(|line| line.ends_with(": test")).count();
         }
         Ok(all)
