@@ -57,11 +57,13 @@ pub struct AttemptExpectation {
 
 impl AttemptExpectation {
     /// An attempt on a fresh connection with one right outcome and errno.
+    #[must_use]
     pub fn fresh(upstream: SocketAddr, outcome: &'static [Outcome], errno: &'static [Option<&'static str>]) -> Self {
         Self { upstream: upstream.to_string(), outcome, errno, reused: Some(false) }
     }
 
     /// The same on a connection that served before.
+    #[must_use]
     pub fn reused(upstream: SocketAddr, outcome: &'static [Outcome], errno: &'static [Option<&'static str>]) -> Self {
         Self { reused: Some(true), ..Self::fresh(upstream, outcome, errno) }
     }

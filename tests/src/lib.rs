@@ -28,4 +28,5 @@ pub mod probe;
 pub mod process;
 pub mod server;
 pub mod site;
+pub mod trial;
 pub mod upstream;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,6 +27,13 @@ pub fn binary() -> Result<PathBuf> {
     )?;
     let path = PathBuf::from(path);
     path.canonicalize().with_context(|| format!("PROBE502_BIN={}", path.display()))
+}
+
+/// Runs a command of the probe that ends by itself.
+pub fn output(arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(binary()?);
+    command.args(arguments).stdin(Stdio::null());
+    command.output().with_context(|| format!("run probe502 {}", arguments.join(" ")))
 }
 
 /// A line and when it came.

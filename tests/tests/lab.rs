@@ -1,5 +1,7 @@
 //! The lab itself: every fault really yields the status, the attempts and the error-log line it claims, without any probe.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -105,5 +107,57 @@ fn on_the_loopback_everything_works_in_one_namespace() -> Result<()> {
             check_logs(&site, &witness)?;
         }
     }
+    Ok(())
+}
+
+/// The load of `mixed_load.rs` can be had on this machine at all.
+#[test]
+fn two_thousand_healthy_requests_a_second() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::start(&lab, &[])?;
+    let load = site.healthy("/ok", 2_000, 20)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let tally = load.stop()?;
+    ensure!(tally.all_ok(), "{tally:?}");
+    ensure!(tally.sent() >= 3 * 2_000 * 95 / 100, "{tally:?}");
+    Ok(())
+}
+
+/// A lab whose process is gone is removed by the next one, with everything that still runs in it.
+#[test]
+fn what_a_lost_lab_left_is_swept() -> Result<()> {
+    // Pids end at 4194304: nobody is this one.
+    let lost = "p502-4194399-0-proxy";
+    let ip = |arguments: &[&str]| Command::new("ip").args(arguments).stdin(Stdio::null()).output();
+    ensure!(ip(&["netns", "add", lost])?.status.success());
+    let directory = std::env::temp_dir().join("p502-4194399-0-x");
+    std::fs::create_dir(&directory)?;
+    let mut orphan = Command::new("ip").args(["netns", "exec", lost, "sleep", "60"]).spawn()?;
+    wait_until("the orphan runs", Duration::from_secs(5), || Ok(!ip(&["netns", "pids", lost])?.stdout.is_empty()))?;
+    let _lab = Lab::new()?;
+    let ended = orphan.wait()?;
+    ensure!(!ended.success(), "the orphan was killed, not left to its end");
+    ensure!(!Path::new("/run/netns").join(lost).exists() && !directory.exists());
+    Ok(())
+}
+
+/// The lab leaves nothing behind, also when a test panics in the middle of it.
+#[test]
+fn a_panic_leaves_nothing_behind() -> Result<()> {
+    let seen = std::sync::Mutex::new((Vec::new(), std::path::PathBuf::new()));
+    let result = std::panic::catch_unwind(|| {
+        let lab = Lab::new().unwrap();
+        let _site = Site::start(&lab, &[]).unwrap();
+        let names = [lab.client(), lab.proxy(), lab.app()].map(|namespace| namespace.name().to_owned());
+        *seen.lock().unwrap() = (names.to_vec(), lab.directory().to_owned());
+        std::panic::resume_unwind(Box::new("on purpose"));
+    });
+    ensure!(result.is_err());
+    let (names, directory) = seen.into_inner()?;
+    assert_eq!(names.len(), 3);
+    for name in names {
+        ensure!(!Path::new("/run/netns").join(&name).exists(), "{name} is left");
+    }
+    ensure!(!directory.exists());
     Ok(())
 }
