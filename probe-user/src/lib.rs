@@ -1,3 +1,4 @@
 //! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
 
+pub mod decode;
 pub mod model;
