@@ -237,7 +237,7 @@ impl Flows {
         Tuple { local, upstream, zone }
     }
 
-    fn place_socket(&self, socket: &Socket, change: &SocketChange) -> Option<(Tuple, Beginning, bool)> {
+    fn place_socket(&mut self, socket: &Socket, change: &SocketChange) -> Option<(Tuple, Beginning, bool)> {
         let (mut local, mut remote) = (socket.local, socket.remote);
         if let (true, SocketChange::ResetSent { answered: Some(answered), .. }) = (local.is_none(), change) {
             // No socket: the RST goes back where the packet came from.
@@ -258,6 +258,12 @@ impl Flows {
             }
             _ => Beginning::No,
         };
+        // The kernel side follows the workers' connects itself and may know an upstream before anybody told us: whoever opens a
+        // connection that it records is on nginx's side.
+        let opener = matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
+        if opener && !self.upstreams.contains(&local) {
+            self.upstreams.insert(remote);
+        }
         if self.upstreams.contains(&remote) {
             Some((self.tuple(local, remote, socket.netns), beginning, true))
         } else if self.upstreams.contains(&local) {
