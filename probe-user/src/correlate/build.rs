@@ -160,7 +160,8 @@ fn host(
     let mut questions = BTreeSet::new();
     questions.extend(worker.map(Question::OpenFiles));
     for attempt in list {
-        questions.extend(attempt.upstream.as_ref().and_then(Address::ip).map(Question::Listeners));
+        let upstream = attempt.upstream.as_ref().and_then(Address::ip);
+        questions.extend(upstream.map(|upstream| correlator.host.listeners(upstream, worker)));
         let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
     }

@@ -18,7 +18,12 @@ use crate::model::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Question {
     /// Who listens on this upstream address?
-    Listeners(SocketAddr),
+    Listeners {
+        /// The address.
+        upstream: SocketAddr,
+        /// nginx's network namespace, where the address is a loopback address: each namespace has its own.
+        netns: Option<u32>,
+    },
     /// How many files has this process open?
     OpenFiles(Pid),
     /// What is this process doing?
@@ -64,7 +69,7 @@ impl Host {
                 self.add_upstream(*upstream);
                 return;
             }
-            HostFact::Listeners { upstream, .. } => Question::Listeners(*upstream),
+            HostFact::Listeners { upstream, netns, .. } => Question::Listeners { upstream: *upstream, netns: *netns },
             HostFact::OpenFiles { pid, .. } => Question::OpenFiles(*pid),
             HostFact::ProcessState { pid, .. } => Question::ProcessState(*pid),
         };
@@ -97,6 +102,12 @@ impl Host {
     pub(super) fn instance_of(&self, worker: Pid) -> Option<&NginxInstance> {
         let master = self.masters.get(&worker)?;
         self.instances.get(master).map(|(_, _, instance)| instance)
+    }
+
+    /// The question about an upstream of this worker.
+    pub(super) fn listeners(&self, upstream: SocketAddr, worker: Option<Pid>) -> Question {
+        let netns = worker.and_then(|worker| self.instance_of(worker)).and_then(|instance| instance.netns);
+        Question::Listeners { upstream, netns: netns.filter(|_| upstream.ip().is_loopback()) }
     }
 
     pub(super) fn ask(&mut self, question: Question, now: Moment) {

@@ -280,7 +280,7 @@ impl Correlator {
             _ => {}
         }
         if let Some(upstream) = upstream {
-            self.host.ask(Question::Listeners(upstream), self.now);
+            self.host.ask(self.host.listeners(upstream, Some(log.worker)), self.now);
         }
         if message == Message::TimedOut && phase != Phase::Connecting {
             let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());

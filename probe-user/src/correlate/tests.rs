@@ -292,7 +292,7 @@ fn the_host_is_asked_who_listens_there() {
         );
     }
     let asked: Vec<_> = std::iter::from_fn(|| world.correlator.poll_question()).collect();
-    assert_eq!(asked, [Question::Listeners(address("127.0.0.1:8000"))], "asked once");
+    assert_eq!(asked, [Question::Listeners { upstream: address("127.0.0.1:8000"), netns: Some(7) }], "asked once");
 }
 
 #[test]
