@@ -1,6 +1,7 @@
 //! What a process has attached in the kernel, and whether it is gone.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -21,10 +22,10 @@ pub struct Attached {
 impl Attached {
     /// What the process holds now; an error when it holds nothing, since then nothing could be proved later.
     pub fn of(pid: u32) -> Result<Self> {
-        let programs = held("prog", pid)?;
-        let links = held("link", pid)?;
+        let programs = held("prog_id", pid)?;
+        let links = held("link_id", pid)?;
         if programs.is_empty() {
-            bail!("bpftool shows no program of pid {pid}");
+            bail!("pid {pid} holds no eBPF program");
         }
         Ok(Self { programs, links })
     }
@@ -56,13 +57,18 @@ fn all(kind: &str) -> Result<Vec<Value>> {
     serde_json::from_str(&text).with_context(|| format!("read what `bpftool -j {kind} show` says"))
 }
 
-/// The ids of a kind that a process holds.
-fn held(kind: &str, pid: u32) -> Result<BTreeSet<u64>> {
-    let holds = |entry: &Value| {
-        let holders = entry.get("pids").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        holders.iter().any(|holder| holder.get("pid").and_then(Value::as_u64) == Some(pid.into()))
-    };
-    Ok(all(kind)?.iter().filter(|entry| holds(entry)).filter_map(id).collect())
+/// The numbers that stand behind `field:` in what /proc says of a process's descriptors. (bpftool names the holders of an object only
+/// where it was built with BPF skeletons, which Debian 12's is not.)
+fn held(field: &str, pid: u32) -> Result<BTreeSet<u64>> {
+    let directory = format!("/proc/{pid}/fdinfo");
+    let mut ids = BTreeSet::new();
+    for entry in fs::read_dir(&directory).with_context(|| format!("list {directory}"))? {
+        // A descriptor may be closed between the listing and the reading.
+        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let values = text.lines().filter_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        ids.extend(values.filter_map(|value| value.trim().parse::<u64>().ok()));
+    }
+    Ok(ids)
 }
 
 /// An object's id.
