@@ -1,0 +1,3 @@
+//! What touches the world.
+
+pub mod ebpf;
