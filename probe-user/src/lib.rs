@@ -3,6 +3,9 @@
 pub mod correlate;
 pub mod decode;
 pub mod diagnose;
+#[cfg(feature = "live")]
+pub mod live;
 pub mod merge;
 pub mod model;
 pub mod pipeline;
+pub mod report;
