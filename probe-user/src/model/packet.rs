@@ -29,6 +29,18 @@ impl LinkType {
     pub const LINUX_SLL2: Self = Self(276);
 }
 
+/// Which way a packet went past the capturing interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// Into this host (or namespace).
+    Inbound,
+    /// Out of it.
+    Outbound,
+    /// The capture does not say.
+    #[default]
+    Unknown,
+}
+
 /// The part of a TCP header that decides fates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpHeader {

@@ -11,6 +11,7 @@ fn line(text: &str) -> ErrorLine {
     decode(text.as_bytes()).unwrap().line
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what the fields hold")]
 fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
