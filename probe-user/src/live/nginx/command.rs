@@ -59,12 +59,12 @@ pub enum CommandError {
 }
 
 /// What `nginx -V` prints: version and configure arguments.
-pub fn version(master: &Master) -> Result<String, CommandError> {
+pub(super) fn version(master: &Master) -> Result<String, CommandError> {
     run(master, "-V", &[]).map(|(_, stderr)| stderr)
 }
 
 /// What `nginx -T` prints: the configuration with everything included. nginx opens its logs for this as `nginx -t` does.
-pub fn dump(master: &Master) -> Result<String, CommandError> {
+pub(super) fn dump(master: &Master) -> Result<String, CommandError> {
     let mut arguments = Vec::new();
     for option in ["-c", "-p", "-e"] {
         if let Some(value) = master.argument(option) {

@@ -8,6 +8,7 @@ mod resolve;
 use std::path::PathBuf;
 
 pub use command::CommandError;
+pub(crate) use connections::plain;
 pub use connections::open_connections;
 pub use processes::{Master, masters};
 
