@@ -50,6 +50,13 @@ pub enum Fact {
         /// The address.
         upstream: SocketAddr,
     },
+    /// Somebody does listen there.
+    ListensThere {
+        /// Where.
+        address: SocketAddr,
+        /// Who.
+        process: Option<(Option<Pid>, String)>,
+    },
     /// Something listens nearby.
     ListensNearby {
         /// Where.
