@@ -1,6 +1,6 @@
 //! The newest captured packets, kept for the incidents that will need them.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use super::capture::CapturedPacket;
 use crate::model::packet::PacketRef;
@@ -8,7 +8,8 @@ use crate::model::packet::PacketRef;
 /// Packets in the order they were captured, bounded in bytes.
 #[derive(Debug)]
 pub struct PacketStore {
-    packets: VecDeque<(PacketRef, CapturedPacket)>,
+    /// Several captures share the numbers, so that neighbours can come in a different order.
+    packets: BTreeMap<u64, CapturedPacket>,
     bytes: usize,
     limit: usize,
 }
@@ -17,15 +18,15 @@ impl PacketStore {
     /// Keeps at most so many captured bytes.
     #[must_use]
     pub const fn new(limit: usize) -> Self {
-        Self { packets: VecDeque::new(), bytes: 0, limit }
+        Self { packets: BTreeMap::new(), bytes: 0, limit }
     }
 
     /// Keeps a packet; the oldest go.
-    pub fn push(&mut self, reference: PacketRef, packet: CapturedPacket) {
+    pub fn push(&mut self, packet: CapturedPacket) {
         self.bytes += packet.bytes.len();
-        self.packets.push_back((reference, packet));
+        self.packets.insert(packet.number, packet);
         while self.bytes > self.limit {
-            let Some((_, oldest)) = self.packets.pop_front() else { break };
+            let Some((_, oldest)) = self.packets.pop_first() else { break };
             self.bytes -= oldest.bytes.len();
         }
     }
@@ -33,7 +34,6 @@ impl PacketStore {
     /// The packet with this reference, if it is still kept.
     #[must_use]
     pub fn get(&self, reference: PacketRef) -> Option<&CapturedPacket> {
-        let index = self.packets.binary_search_by_key(&reference, |(reference, _)| *reference).ok()?;
-        self.packets.get(index).map(|(_, packet)| packet)
+        self.packets.get(&reference.0)
     }
 }

@@ -16,13 +16,13 @@ use super::{
 use crate::{
     correlate::{Question, Settings},
     merge::Arrival,
-    model::{case::CaseKind, event::Body, packet::{PacketEvent, PacketRef}},
+    model::case::CaseKind,
     pipeline::{Judged, Pipeline},
 };
 
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,
-/// the capture delivers within 25 ms, log lines come through inotify.
-const LAG_NS: u64 = 60_000_000;
+/// the capture holds packets back for at most 20 ms, log lines come through inotify. Twice that, and room for the scheduler.
+const LAG_NS: u64 = 80_000_000;
 
 /// How often the thread thinks when nothing arrives.
 const TURN: Duration = Duration::from_millis(10);
@@ -38,7 +38,7 @@ const PACKET_BYTES: usize = 16 << 20;
 pub enum Delivery {
     /// Events.
     Arrivals(Vec<Arrival>),
-    /// A packet that decodes to an event; the thread numbers it.
+    /// A packet that decodes to an event.
     Packet(Box<(Arrival, CapturedPacket)>),
     /// No more will come.
     End,
@@ -87,7 +87,7 @@ impl Intake {
 /// Starts the thread.
 pub fn start(settings: Settings, sink: Box<dyn Sink>, said: UnboundedSender<Said>) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
-    let thinker = Thinker { pipeline: Pipeline::new(settings), packets: PacketStore::new(PACKET_BYTES), last_packet: 0, sink, said };
+    let thinker = Thinker { pipeline: Pipeline::new(settings), packets: PacketStore::new(PACKET_BYTES), sink, said };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
     Ok((Intake(sender), handle))
 }
@@ -95,7 +95,6 @@ pub fn start(settings: Settings, sink: Box<dyn Sink>, said: UnboundedSender<Said
 struct Thinker {
     pipeline: Pipeline,
     packets: PacketStore,
-    last_packet: u64,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
 }
@@ -133,13 +132,8 @@ impl Thinker {
         match delivery {
             Delivery::Arrivals(arrivals) => arrivals.into_iter().for_each(|arrival| self.pipeline.push(arrival)),
             Delivery::Packet(both) => {
-                let (mut arrival, packet) = *both;
-                self.last_packet += 1;
-                let reference = PacketRef(self.last_packet);
-                if let Body::Packet(PacketEvent { reference: place, .. }) = &mut arrival.body {
-                    *place = reference;
-                }
-                self.packets.push(reference, packet);
+                let (arrival, packet) = *both;
+                self.packets.push(packet);
                 self.pipeline.push(arrival);
             }
             Delivery::End => return true,
