@@ -160,9 +160,9 @@ pub(crate) fn retransmit(context: &RawTracePointContext) -> Option<()> {
 #[inline(always)]
 pub(crate) fn error_report(context: &RawTracePointContext) -> Option<()> {
     let sock = Probed(context.arg(0));
-    // A failed connect() ends with a report of no error.
+    // `tcp_disconnect` reports as well, with no error or after the addresses are gone; that tells nothing.
     // https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp.c (tcp_disconnect)
-    if sock.read::<u32>(offset!(sock_err))? == 0 {
+    if sock.read::<u32>(offset!(sock_err))? == 0 || sock.read::<u16>(offset!(sock_dport))? == 0 {
         return Some(());
     }
     tell(Kind::ErrorReport, sock, 0)
