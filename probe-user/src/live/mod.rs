@@ -1,0 +1,4 @@
+//! The only part that touches the world.
+
+pub mod capture;
+pub mod tail;
