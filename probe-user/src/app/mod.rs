@@ -4,6 +4,8 @@
 pub mod doctor;
 pub mod explain;
 #[cfg(feature = "live")]
+pub mod output;
+#[cfg(feature = "live")]
 pub mod watch;
 
 use std::process::ExitCode;

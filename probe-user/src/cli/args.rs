@@ -7,8 +7,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 /// Says why nginx answered 502 (500, 503, 504): the packet, system call or process exit behind each one.
 #[derive(Debug, Parser)]
 #[command(name = "probe502", version, about, max_term_width = 100)]
-#[command(after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 2 bad usage or unreadable input, \
-                        3 this host does not allow it.")]
+#[command(
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 2 bad usage or unreadable input, \
+                        3 this host does not allow it."
+)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

@@ -76,11 +76,7 @@ pub struct Watch {
 
 impl From<&args::Output> for Output {
     fn from(typed: &args::Output) -> Self {
-        Self {
-            json: typed.json || typed.format == args::Format::Json,
-            quiet: typed.quiet,
-            verbosity: typed.verbose,
-        }
+        Self { json: typed.json || typed.format == args::Format::Json, quiet: typed.quiet, verbosity: typed.verbose }
     }
 }
 
@@ -146,7 +142,9 @@ mod tests {
 
     fn watch(line: &str) -> Result<Watch, PlanError> {
         let words = ["probe502", "watch"].into_iter().chain(line.split_whitespace());
-        let args::Command::Watch(typed) = args::Arguments::try_parse_from(words).unwrap().command else { panic!("not watch") };
+        let args::Command::Watch(typed) = args::Arguments::try_parse_from(words).unwrap().command else {
+            panic!("not watch")
+        };
         Watch::try_from(typed)
     }
 
@@ -155,7 +153,9 @@ mod tests {
         let plan = watch("").unwrap();
         assert_eq!(plan.statuses, [500, 502, 503, 504]);
         assert_eq!(plan.depth, Depth::Standard);
-        assert!(plan.interfaces.is_empty() && plan.pids.is_empty() && !plan.output.json && plan.uprobes && plan.packets);
+        assert!(
+            plan.interfaces.is_empty() && plan.pids.is_empty() && !plan.output.json && plan.uprobes && plan.packets
+        );
     }
 
     #[test]

@@ -260,7 +260,8 @@ impl Flows {
         };
         // The kernel side follows the workers' connects itself and may know an upstream before anybody told us: whoever opens a
         // connection that it records is on nginx's side.
-        let opener = matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
+        let opener =
+            matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
         if opener && !self.upstreams.contains(&local) {
             self.upstreams.insert(remote);
         }

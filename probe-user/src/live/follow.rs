@@ -76,7 +76,13 @@ pub struct Followers {
 impl Followers {
     /// Watches nothing yet.
     #[must_use]
-    pub fn new(plan: Watch, kernel: Option<Kernel>, kernel_problem: Option<String>, intake: Intake, counts: Arc<Counts>) -> Self {
+    pub fn new(
+        plan: Watch,
+        kernel: Option<Kernel>,
+        kernel_problem: Option<String>,
+        intake: Intake,
+        counts: Arc<Counts>,
+    ) -> Self {
         Self {
             counts,
             plan,
@@ -182,8 +188,7 @@ impl Followers {
         let instance = found.instance.clone();
         self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
         self.tell_open_connections(&now, &upstreams);
-        self.followed
-            .insert(master.pid, Followed { master: now, found, captures, captured, tails, attachments });
+        self.followed.insert(master.pid, Followed { master: now, found, captures, captured, tails, attachments });
         Ok(instance)
     }
 
@@ -246,7 +251,10 @@ impl Followers {
             return off(format!("nginx {}: {error}", master.pid));
         }
         if found.build.is_none() {
-            return off(format!("nginx {}: its version is not known, and so not how its memory is laid out", master.pid));
+            return off(format!(
+                "nginx {}: its version is not known, and so not how its memory is laid out",
+                master.pid
+            ));
         }
         kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
     }
@@ -280,7 +288,8 @@ impl Followers {
                     tracing::warn!("upstream {address} is not watched: {error}");
                 }
             }
-            let nginx: BTreeSet<u32> = nginx::masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
+            let nginx: BTreeSet<u32> =
+                nginx::masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
             for pid in servers.iter().filter(|pid| !nginx.contains(&pid.0)) {
                 let watched = Watched { role: role::UPSTREAM, layout: 0, master: pid.0, reserved: 0 };
                 if let Err(error) = kernel.watch_process(pid.0, watched) {
@@ -378,7 +387,7 @@ impl Followers {
             &self.plan,
         );
         let mut news = Vec::new();
-        for (sensor, (sight, why)) in now {
+        for (sensor, sight, why) in now {
             if self.told.get(&sensor) != Some(&(sight, why.clone())) {
                 news.push(Body::Coverage(Coverage::Sensor { sensor, sight, why: why.clone() }));
                 self.told.insert(sensor, (sight, why));

@@ -79,7 +79,8 @@ impl Lookup {
 
     fn listener(&mut self, address: SocketAddr, netns: u32, inode: u64) -> Listener {
         let owner = self.owner(netns, inode);
-        let command = owner.and_then(|pid| Process::new(pid).ok()).and_then(|process| process.stat().ok()).map(|stat| stat.comm);
+        let command =
+            owner.and_then(|pid| Process::new(pid).ok()).and_then(|process| process.stat().ok()).map(|stat| stat.comm);
         let pid = owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid);
         Listener { address, netns: Some(netns), pid, command, accept_queue: None }
     }
@@ -226,7 +227,8 @@ fn process_state(pid: Pid) -> Option<HostFact> {
     let process = process(pid)?;
     let stat = process.stat().ok()?;
     // "0" says that it runs, or that we may not know.
-    let wait_channel = process.wchan().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty() && name != "0");
+    let wait_channel =
+        process.wchan().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty() && name != "0");
     Some(HostFact::ProcessState { pid, command: stat.comm, state: stat.state, wait_channel })
 }
 
@@ -241,7 +243,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let netns = namespaces::inode(std::process::id(), "net");
-        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else { panic!() };
+        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else {
+            panic!()
+        };
         assert!(local);
         assert_eq!(listeners.len(), 1);
         assert_eq!(listeners[0].pid, Some(Pid(std::process::id())));
@@ -251,14 +255,17 @@ mod tests {
     fn nobody_listens_on_a_port_just_left() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let netns = namespaces::inode(std::process::id(), "net");
-        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else { panic!() };
+        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else {
+            panic!()
+        };
         assert!(local && listeners.is_empty());
     }
 
     #[test]
     fn a_foreign_address_is_not_local() {
         // TEST-NET-3: nobody has it.
-        let HostFact::Listeners { local, .. } = Lookup::default().listeners("203.0.113.9:80".parse().unwrap(), None) else {
+        let HostFact::Listeners { local, .. } = Lookup::default().listeners("203.0.113.9:80".parse().unwrap(), None)
+        else {
             panic!()
         };
         assert!(!local);

@@ -87,14 +87,7 @@ impl RingReader {
     }
 }
 
-fn read_ring(
-    mut ring: Ring,
-    names: &Names,
-    intake: &Intake,
-    counts: &Counts,
-    processes: &Notify,
-    stop: &AtomicBool,
-) {
+fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, processes: &Notify, stop: &AtomicBool) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         let mut batch = Vec::with_capacity(BATCH);
@@ -196,16 +189,7 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
         tails.start(path.clone(), sink);
     }
     for (path, format) in found.access_logs.iter().filter(|_| access) {
-        let pattern = match format {
-            None => Pattern::combined(),
-            Some(text) => match Pattern::compile(text) {
-                Ok(pattern) => pattern,
-                Err(error) => {
-                    tails.problems.push(format!("{}: its log_format cannot be read back: {error}", path.display()));
-                    continue;
-                }
-            },
-        };
+        let pattern = Pattern::compile(format.as_deref().unwrap_or(access_log::COMBINED));
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
             let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
@@ -303,10 +287,13 @@ pub(super) fn sensors<'a>(
         (true, Some(why)) => (Sensor::Packets, Sight::Degraded, Some(why.to_owned())),
         (false, why) => (Sensor::Packets, Sight::Off, why.map(str::to_owned)),
     });
-    list.push(logs(Sensor::ErrorLog, nginx.iter().map(|(_, found, tails)| {
-        let problems = found.unreadable_logs.iter().chain(&tails.problems).cloned().collect::<Vec<_>>();
-        (found.error_logs.len(), problems)
-    })));
+    list.push(logs(
+        Sensor::ErrorLog,
+        nginx.iter().map(|(_, found, tails)| {
+            let problems = found.unreadable_logs.iter().chain(&tails.problems).cloned().collect::<Vec<_>>();
+            (found.error_logs.len(), problems)
+        }),
+    ));
     let wanted = follows_access_log(plan, sight);
     list.push(if wanted {
         logs(Sensor::AccessLog, nginx.iter().map(|(_, found, _)| (found.access_logs.len(), Vec::new())))
@@ -337,7 +324,16 @@ fn of_hooks(attached: &[Attachment], names: &[&str]) -> (Sight, Option<String>) 
         .iter()
         .filter_map(|name| attached.iter().find(|attachment| attachment.name == *name))
         .map(|attachment| {
-            let why = || Some([attachment.why.as_str(), attachment.lost].iter().filter(|s| !s.is_empty()).copied().collect::<Vec<_>>().join("; "));
+            let why = || {
+                Some(
+                    [attachment.why.as_str(), attachment.lost]
+                        .iter()
+                        .filter(|s| !s.is_empty())
+                        .copied()
+                        .collect::<Vec<_>>()
+                        .join("; "),
+                )
+            };
             match attachment.state {
                 State::On => (Sight::On, None),
                 State::Degraded => (Sight::Degraded, why()),

@@ -8,11 +8,7 @@ use std::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{
-    capture::CapturedPacket,
-    clock,
-    packets::PacketStore,
-};
+use super::{capture::CapturedPacket, clock, packets::PacketStore};
 use crate::{
     correlate::{Question, Settings},
     merge::Arrival,
@@ -85,7 +81,11 @@ impl Intake {
 }
 
 /// Starts the thread.
-pub fn start(settings: Settings, sink: Box<dyn Sink>, said: UnboundedSender<Said>) -> std::io::Result<(Intake, JoinHandle<u64>)> {
+pub fn start(
+    settings: Settings,
+    sink: Box<dyn Sink>,
+    said: UnboundedSender<Said>,
+) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let thinker = Thinker { pipeline: Pipeline::new(settings), packets: PacketStore::new(PACKET_BYTES), sink, said };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;

@@ -28,6 +28,19 @@ impl Ring {
         self.ring.next().map(|item| read(&item))
     }
 
+    /// Waits at most `patience` for a record that asks to be read at once. Records may also be there without.
+    pub fn wait(&self, patience: Duration) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        // SAFETY: the ring owns this descriptor and outlives the borrow.
+        let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        match poll(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// For a tokio runtime; must be called inside one.
     pub fn into_async(self) -> io::Result<AsyncRing> {
         // SAFETY: the ring owns the descriptor of its map and reports that same one for as long as it lives.

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use procfs::{net::TcpState, process::{FDTarget, Process}};
+use procfs::{
+    net::TcpState,
+    process::{FDTarget, Process},
+};
 
 /// A worker's open connection: worker, its side, the upstream.
 pub type OpenConnection = (u32, SocketAddr, SocketAddr);
@@ -19,8 +22,11 @@ pub fn open_connections(workers: &[u32], upstreams: &BTreeSet<SocketAddr>) -> Ve
         return Vec::new();
     };
     let entries: Vec<_> = [process.tcp(), process.tcp6()].into_iter().flatten().flatten().collect();
-    let listening: BTreeSet<u16> =
-        entries.iter().filter(|entry| entry.state == TcpState::Listen).map(|entry| entry.local_address.port()).collect();
+    let listening: BTreeSet<u16> = entries
+        .iter()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| entry.local_address.port())
+        .collect();
     let mut wanted: BTreeMap<u64, (SocketAddr, SocketAddr)> = BTreeMap::new();
     for entry in entries.iter().filter(|entry| matches!(entry.state, TcpState::Established | TcpState::CloseWait)) {
         let (local, remote) = (plain(entry.local_address), plain(entry.remote_address));

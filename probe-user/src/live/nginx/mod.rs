@@ -8,8 +8,8 @@ mod resolve;
 use std::path::PathBuf;
 
 pub use command::CommandError;
-pub(crate) use connections::plain;
 pub use connections::open_connections;
+pub(crate) use connections::plain;
 pub use processes::{Master, masters};
 
 use super::namespaces;
@@ -46,9 +46,10 @@ pub fn examine(master: &Master) -> Found {
             None
         }
     };
-    let decoded = match command::dump(master).map_err(|error| error.to_string()).and_then(|text| {
-        config::decode(&text).map_err(|error| format!("its configuration cannot be read: {error}"))
-    }) {
+    let decoded = match command::dump(master)
+        .map_err(|error| error.to_string())
+        .and_then(|text| config::decode(&text).map_err(|error| format!("its configuration cannot be read: {error}")))
+    {
         Ok(decoded) => Some(decoded),
         Err(error) => {
             gaps.push(format!("its configuration: {error}"));
@@ -145,7 +146,13 @@ fn configured<'a>(build: &'a str, name: &str) -> Option<&'a str> {
 /// Upstream addresses that the configuration names.
 #[must_use]
 pub fn upstream_addresses(found: &Found) -> Vec<std::net::SocketAddr> {
-    found.instance.configuration.iter().flat_map(|configuration| &configuration.upstreams).filter_map(Address::ip).collect()
+    found
+        .instance
+        .configuration
+        .iter()
+        .flat_map(|configuration| &configuration.upstreams)
+        .filter_map(Address::ip)
+        .collect()
 }
 
 #[cfg(test)]

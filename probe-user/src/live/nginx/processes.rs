@@ -55,9 +55,11 @@ pub fn masters() -> Vec<Master> {
     }
     let mut found = Vec::new();
     for (pid, (stat, title)) in &nginx {
-        let children = || nginx.iter().filter(|(_, (child, _))| u32::try_from(child.ppid).is_ok_and(|parent| parent == *pid));
-        let (workers, others): (Vec<_>, Vec<_>) =
-            children().filter(|(_, (_, title))| !title.contains(": master process")).partition(|(_, (_, title))| title.contains(": worker process"));
+        let children =
+            || nginx.iter().filter(|(_, (child, _))| u32::try_from(child.ppid).is_ok_and(|parent| parent == *pid));
+        let (workers, others): (Vec<_>, Vec<_>) = children()
+            .filter(|(_, (_, title))| !title.contains(": master process"))
+            .partition(|(_, (_, title))| title.contains(": worker process"));
         let numbers = |list: Vec<(&u32, &(Stat, String))>| list.into_iter().map(|(pid, _)| *pid).collect::<Vec<u32>>();
         if let Some((_, command_line)) = title.split_once(": master process") {
             found.push(Master {

@@ -30,7 +30,8 @@ pub(super) fn names(pid: u32, names: &[(String, u16)], configuration: &mut Confi
             return;
         }
         for (name, port) in wanted {
-            let addresses: Vec<SocketAddr> = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+            let addresses: Vec<SocketAddr> =
+                (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
             if sender.send((name, port, addresses)).is_err() {
                 return;
             }
