@@ -69,12 +69,17 @@ fn one(
     let failed_at = complaint.map(|(event, ..)| event.at.latest);
     let peer_name = state.and_then(|s| s.peer.clone()).or_else(|| log.and_then(|log| log.peer.clone()));
     let upstream = peer_name.as_deref().and_then(Address::parse);
-    let flow = socket.as_ref().and_then(|socket| flow_of(socket, flows)).or_else(|| {
+    let by_socket = socket.as_ref().and_then(|socket| flow_of(socket, flows));
+    let by_connect = || {
         let worker = request.key.worker;
         connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none())
-    });
-    let requests = upstream_connection.and_then(|connection| connection.requests);
-    let reused = requests.map(|n| n > 1).or_else(|| flow.filter(|flow| flow.seen_from_start).and(None));
+    };
+    let made_for_it = if by_socket.is_none() { by_connect() } else { None };
+    let flow = by_socket.or(made_for_it);
+    // A connection that was made for this request is fresh; else nginx's own count of requests on it tells.
+    let requests =
+        upstream_connection.and_then(|connection| connection.requests).or_else(|| made_for_it.is_some().then_some(1));
+    let reused = requests.map(|n| n > 1);
     let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
     let end = failed_at.unwrap_or(decided);
     let started = match (reused, flow) {
