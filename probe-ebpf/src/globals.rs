@@ -37,6 +37,7 @@ offsets! {
     sock_err_soft: "sock.sk_err_soft",
     sock_shutdown: "sock.sk_shutdown",
     sock_protocol: "sock.sk_protocol",
+    sock_owned: "sock.sk_lock.owned",
     sock_ack_backlog: "sock.sk_ack_backlog",
     sock_max_ack_backlog: "sock.sk_max_ack_backlog",
     inet_sport: "inet_sock.inet_sport",
@@ -105,4 +106,19 @@ pub struct Settings {
     pub own_tgid: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
     pub syscall_numbers: [u32; 5],
+}
+
+impl Settings {
+    /// Everything off, nothing wanted.
+    pub const NONE: Self = Self {
+        has_reset_reason: 0,
+        has_drop_reason: 0,
+        has_drop_socket: 0,
+        has_group_dead: 0,
+        victim_is_task: 0,
+        drop_reasons: [0; 8],
+        statuses: [0; 8],
+        own_tgid: 0,
+        syscall_numbers: [0; 5],
+    };
 }

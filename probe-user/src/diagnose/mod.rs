@@ -13,6 +13,7 @@ use self::{
     reading::Reading,
 };
 use crate::model::{
+    attempt::Outcome,
     case::Case,
     coverage::{Sensor, Sight},
     evidence::{Evidence, Weight},
@@ -41,6 +42,31 @@ pub fn judge(case: &Case) -> Verdict {
         .filter_map(|cause| (cause.rule)(&reading).map(|finding| (*cause, explain(cause, finding, tie))))
         .collect();
     choose(candidates).unwrap_or_else(|| unexplained(&reading))
+}
+
+/// The cause of each failed attempt: the last one's is the verdict's, each of the others is judged as if it had been the last.
+/// Blackouts (`no live upstreams`) are blamed on these.
+#[must_use]
+pub fn attempt_causes(case: &Case, verdict: &Verdict) -> Vec<(String, &'static str)> {
+    let mut causes = Vec::new();
+    for (index, attempt) in case.attempts.iter().enumerate().filter(|(_, attempt)| attempt.outcome != Outcome::Ok) {
+        let Some(peer) = attempt.peer_name.clone() else { continue };
+        if index + 1 == case.attempts.len() {
+            causes.push((peer, cause_of(verdict)));
+        } else {
+            let mut until_then = case.clone();
+            until_then.attempts.truncate(index + 1);
+            causes.push((peer, cause_of(&judge(&until_then))));
+        }
+    }
+    causes
+}
+
+fn cause_of(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Explained(explanation) => explanation.cause,
+        Verdict::Contested(_) | Verdict::Unexplained { .. } => causes::unknown::CAUSE.id,
+    }
 }
 
 /// A finding with its confidence.

@@ -6,6 +6,41 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PacketRef(pub u64);
 
+/// What a captured packet begins with: a number of <https://www.tcpdump.org/linktypes.html>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkType(pub u16);
+
+impl LinkType {
+    /// Four bytes of address family in the capturing host's byte order (BSD loopback).
+    pub const NULL: Self = Self(0);
+    /// Ethernet.
+    pub const ETHERNET: Self = Self(1);
+    /// An IP packet without anything before it.
+    pub const RAW: Self = Self(101);
+    /// Four bytes of address family in network order.
+    pub const LOOP: Self = Self(108);
+    /// Linux "cooked", version 1.
+    pub const LINUX_SLL: Self = Self(113);
+    /// An IPv4 packet.
+    pub const IPV4: Self = Self(228);
+    /// An IPv6 packet.
+    pub const IPV6: Self = Self(229);
+    /// Linux "cooked", version 2.
+    pub const LINUX_SLL2: Self = Self(276);
+}
+
+/// Which way a packet went past the capturing interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// Into this host (or namespace).
+    Inbound,
+    /// Out of it.
+    Outbound,
+    /// The capture does not say.
+    #[default]
+    Unknown,
+}
+
 /// The part of a TCP header that decides fates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpHeader {
@@ -64,6 +99,8 @@ impl TcpFlags {
 pub struct PacketEvent {
     /// Where it is kept.
     pub reference: PacketRef,
+    /// The network namespace it was captured in (inode number).
+    pub netns: Option<u32>,
     /// What it is.
     pub body: PacketBody,
 }

@@ -1,7 +1,8 @@
-//! Verdicts as people and programs read them. Pure: values in, text out.
+//! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
 pub mod explain;
 pub mod json;
+pub mod pcapng;
 pub mod redact;
 pub mod text;
 pub mod timeline;

@@ -236,7 +236,7 @@ fn width(text: &str) -> usize {
 }
 
 /// Breaks text at spaces into lines of at most so many columns; a word that is longer is broken where it must.
-pub(super) fn wrap(text: &str, most: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, most: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut line = String::new();
     let mut used = 0;

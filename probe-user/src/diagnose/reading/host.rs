@@ -43,7 +43,7 @@ impl<'a> Reading<'a> {
     fn look_ups(&self) -> impl DoubleEndedIterator<Item = LookUp<'a>> {
         let wanted = self.upstream();
         self.case.host.iter().filter_map(move |(event, at, fact)| match fact {
-            HostFact::Listeners { upstream, local, listeners, nearby } if Some(*upstream) == wanted => {
+            HostFact::Listeners { upstream, local, listeners, nearby, .. } if Some(*upstream) == wanted => {
                 Some(LookUp { event: *event, at: *at, local: *local, listeners, nearby })
             }
             _ => None,

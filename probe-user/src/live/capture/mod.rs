@@ -1,0 +1,383 @@
+//! Packets by libpcap, in nginx's network namespace.
+//!
+//! A thread of its own enters the namespace, opens the interface and reads; what it reads goes into a sink that never blocks.
+
+pub mod filter;
+pub mod interfaces;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
+};
+use pcap::Active;
+use thiserror::Error;
+
+use crate::model::packet::{Direction, LinkType};
+
+/// How long the kernel may hold a packet back to hand over several at once, milliseconds.
+const HOLD_MS: i32 = 20;
+/// How long the reader sleeps at most, so that it sees a wish to stop and reads the loss counters.
+const NAP_MS: u16 = 50;
+/// How often the kernel is asked for its loss counters while packets come without a pause.
+const STATISTICS_EVERY: Duration = Duration::from_millis(100);
+/// Ethernet, a VLAN tag, IPv6, TCP with all options, and 256 bytes of payload.
+pub const SNAP_LENGTH: u32 = 14 + 4 + 40 + 60 + 256;
+/// The kernel's buffer: at 400 bytes a packet, a second of 80,000 packets.
+const BUFFER: i32 = 32 << 20;
+
+/// A packet as it was captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturedPacket {
+    /// Running number over all captures of the run, from 1. A packet lost on its way into the sink leaves a gap.
+    pub number: u64,
+    /// [`Options::index`] of the capture.
+    pub interface: u32,
+    /// What it begins with.
+    pub link: LinkType,
+    /// Nanoseconds since 1970-01-01T00:00:00Z, by the kernel.
+    pub unix_ns: u64,
+    /// Bytes on the wire.
+    pub wire_length: u32,
+    /// Bytes captured.
+    pub bytes: Vec<u8>,
+    /// Which way, where the interface tells.
+    pub direction: Direction,
+}
+
+/// Takes a packet; `false` when it had no room. Must not block.
+pub type Sink = Box<dyn FnMut(CapturedPacket) -> bool + Send>;
+
+/// What to capture.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The interface's name, or `any`.
+    pub interface: String,
+    /// The number its packets carry.
+    pub index: u32,
+    /// An open `/proc/PID/ns/net`; `None`: the namespace the probe is in.
+    pub netns: Option<Arc<File>>,
+    /// The filter, in libpcap's language.
+    pub filter: String,
+    /// Bytes kept of a packet.
+    pub snap_length: u32,
+    /// The run's packet counter.
+    pub numbers: Arc<AtomicU64>,
+}
+
+/// Why packets could not be captured.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CaptureError {
+    /// A name that does not exist.
+    #[error("there is no interface {name:?} in nginx's network namespace; these exist: {}, any", existing.join(", "))]
+    NoSuchInterface {
+        /// The name.
+        name: String,
+        /// The interfaces there are.
+        existing: Vec<String>,
+    },
+    /// It exists and could not be opened.
+    #[error(
+        "cannot capture packets on {interface}: {why}; run as root (CAP_NET_RAW, and CAP_SYS_ADMIN for nginx in a container)"
+    )]
+    Open {
+        /// The interface.
+        interface: String,
+        /// libpcap's or the kernel's words.
+        why: String,
+    },
+    /// The filter was refused.
+    #[error("libpcap refuses the filter for {interface}: {why}; the filter is: {filter}")]
+    Filter {
+        /// The interface.
+        interface: String,
+        /// The filter.
+        filter: String,
+        /// libpcap's words.
+        why: String,
+    },
+    /// The namespace could not be looked into.
+    #[error("cannot look at the interfaces of nginx's network namespace: {0}; run as root")]
+    Namespace(String),
+}
+
+/// Counters of a capture since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Packets that passed the filter, as the kernel counts them.
+    pub received: u64,
+    /// Packets the kernel had no room for.
+    pub dropped_by_kernel: u64,
+    /// Packets the interface or its driver lost.
+    pub dropped_by_interface: u64,
+    /// Packets the sink had no room for.
+    pub dropped_by_sink: u64,
+}
+
+impl Statistics {
+    /// Everything lost.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.dropped_by_kernel + self.dropped_by_interface + self.dropped_by_sink
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    statistics: Statistics,
+    ended: Option<String>,
+}
+
+impl Shared {
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A running capture. Stops when dropped.
+#[derive(Debug)]
+pub struct Capture {
+    /// What it captures.
+    pub options: Options,
+    /// What its packets begin with.
+    pub link: LinkType,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Opens the interface and begins to read. Returns when the filter is in place: a packet sent afterwards is captured.
+    pub fn start(options: Options, sink: Sink) -> Result<Self, CaptureError> {
+        let shared = Arc::new(Shared::default());
+        let (opened_sender, opened) = mpsc::channel();
+        let (thread_shared, thread_options) = (Arc::clone(&shared), options.clone());
+        let failed = |why: String| CaptureError::Open { interface: options.interface.clone(), why };
+        let thread = std::thread::Builder::new()
+            .name("packets".to_owned())
+            .spawn(move || match open(&thread_options) {
+                Ok(reader) => {
+                    let _ = opened_sender.send(Ok(reader.link));
+                    reader.run(&thread_options, &thread_shared, sink);
+                }
+                Err(error) => {
+                    let _ = opened_sender.send(Err(error));
+                }
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        let link = opened.recv().map_err(|_| failed("its thread ended early".to_owned()))??;
+        Ok(Self { options, link, shared, thread: Some(thread) })
+    }
+
+    /// The counters, at most [`STATISTICS_EVERY`] old.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).statistics
+    }
+
+    /// Why it ended by itself (the interface went away), if it did.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
+    }
+
+    /// Stops reading and gives the last counters. What the kernel still held is read first.
+    pub fn stop(mut self) -> Statistics {
+        self.end();
+        self.statistics()
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Moves this thread into a network namespace.
+pub(crate) fn enter(netns: Option<&Arc<File>>) -> Result<(), nix::Error> {
+    netns.map_or(Ok(()), |netns| setns(netns.as_fd(), CloneFlags::CLONE_NEWNET))
+}
+
+/// Runs a function on a thread in a network namespace, and leaves the caller's where it is.
+pub(crate) fn inside<T: Send>(netns: Option<&Arc<File>>, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| enter(netns).map(|()| work()).map_err(|errno| errno.desc().to_owned()));
+        thread.join().unwrap_or_else(|_| Err("its thread ended early".to_owned()))
+    })
+}
+
+struct Reader {
+    capture: pcap::Capture<Active>,
+    link: LinkType,
+    hardware_address: Option<[u8; 6]>,
+}
+
+fn open(options: &Options) -> Result<Reader, CaptureError> {
+    let failed = |why: String| CaptureError::Open { interface: options.interface.clone(), why };
+    enter(options.netns.as_ref()).map_err(|errno| CaptureError::Namespace(errno.desc().to_owned()))?;
+    let existing = interfaces::here().map_err(CaptureError::Namespace)?;
+    let own = existing.iter().find(|interface| interface.name == options.interface);
+    if own.is_none() && options.interface != "any" {
+        let existing = existing.into_iter().map(|interface| interface.name).collect();
+        return Err(CaptureError::NoSuchInterface { name: options.interface.clone(), existing });
+    }
+    let hardware_address = own.and_then(|interface| interface.hardware_address);
+    let snap_length = i32::try_from(options.snap_length).unwrap_or(i32::MAX);
+    let mut capture = pcap::Capture::from_device(options.interface.as_str())
+        .and_then(|inactive| {
+            // Immediate mode would wake us for every packet; the kernel gathers them for a moment instead.
+            let inactive = inactive.promisc(false).snaplen(snap_length).timeout(HOLD_MS).buffer_size(BUFFER);
+            inactive.precision(pcap::Precision::Nano).open()
+        })
+        .and_then(pcap::Capture::setnonblock)
+        .map_err(|error| failed(error.to_string()))?;
+    capture.filter(&options.filter, true).map_err(|error| CaptureError::Filter {
+        interface: options.interface.clone(),
+        filter: options.filter.clone(),
+        why: error.to_string(),
+    })?;
+    let link = link_type(capture.get_datalink()).ok_or_else(|| failed("its link type is not known".to_owned()))?;
+    Ok(Reader { capture, link, hardware_address })
+}
+
+/// libpcap's own numbers into those of files: they differ for raw IP (`DLT_RAW` is 12 on Linux).
+fn link_type(datalink: pcap::Linktype) -> Option<LinkType> {
+    match datalink.0 {
+        12 | 14 => Some(LinkType::RAW),
+        number => u16::try_from(number).ok().map(LinkType),
+    }
+}
+
+impl Reader {
+    fn run(mut self, options: &Options, shared: &Shared, mut sink: Sink) {
+        let mut lost = 0;
+        let mut asked = Instant::now();
+        let ended = loop {
+            let stopping = shared.stop.load(Ordering::Relaxed);
+            let read = self.drain(options, &mut sink, &mut lost, shared);
+            if asked.elapsed() >= STATISTICS_EVERY || stopping {
+                asked = Instant::now();
+                self.count(lost, shared);
+            }
+            match read {
+                Ok(()) if stopping => break None,
+                Ok(()) => self.sleep(),
+                Err(error) => break Some(error.to_string()),
+            }
+        };
+        self.count(lost, shared);
+        shared.update(|state| state.ended = ended);
+    }
+
+    /// Reads what is there.
+    fn drain(
+        &mut self,
+        options: &Options,
+        sink: &mut Sink,
+        lost: &mut u64,
+        shared: &Shared,
+    ) -> Result<(), pcap::Error> {
+        let (link, own) = (self.link, self.hardware_address);
+        // Bounded, so that a flood does not keep the counters from being read.
+        for _ in 0..4096 {
+            let packet = match self.capture.next_packet() {
+                Ok(packet) => packet,
+                Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => break,
+                Err(error) => return Err(error),
+            };
+            let captured = CapturedPacket {
+                number: options.numbers.fetch_add(1, Ordering::Relaxed) + 1,
+                interface: options.index,
+                link,
+                unix_ns: unix_ns(packet.header.ts),
+                wire_length: packet.header.len,
+                bytes: packet.data.to_vec(),
+                direction: direction(link, packet.data, own),
+            };
+            if !sink(captured) {
+                *lost += 1;
+                shared.update(|state| state.statistics.dropped_by_sink = *lost);
+            }
+        }
+        Ok(())
+    }
+
+    fn sleep(&self) {
+        // SAFETY: the descriptor belongs to `self.capture`, which outlives this call and is not closed meanwhile.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.capture.as_raw_fd()) };
+        // An interruption is a short nap.
+        let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(NAP_MS));
+    }
+
+    fn count(&mut self, dropped_by_sink: u64, shared: &Shared) {
+        let Ok(kernel) = self.capture.stats() else { return };
+        shared.update(|state| {
+            let before = state.statistics;
+            // 32-bit counters that wrap.
+            let grown = |before: u64, now: u32| {
+                #[expect(clippy::cast_possible_truncation, reason = "the low half is what the kernel's counter shows")]
+                let low = before as u32;
+                before + u64::from(now.wrapping_sub(low))
+            };
+            state.statistics = Statistics {
+                received: grown(before.received, kernel.received),
+                dropped_by_kernel: grown(before.dropped_by_kernel, kernel.dropped),
+                dropped_by_interface: grown(before.dropped_by_interface, kernel.if_dropped),
+                dropped_by_sink,
+            };
+        });
+    }
+}
+
+/// With nanosecond precision libpcap keeps nanoseconds in the field for microseconds.
+fn unix_ns(time: libc::timeval) -> u64 {
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(time.tv_usec))
+}
+
+fn direction(link: LinkType, bytes: &[u8], own: Option<[u8; 6]>) -> Direction {
+    // Packet types of `linux/if_packet.h`: 0 to us, 4 from us.
+    let cooked = |kind: Option<&u8>| match kind {
+        Some(0) => Direction::Inbound,
+        Some(4) => Direction::Outbound,
+        _ => Direction::Unknown,
+    };
+    match link {
+        LinkType::LINUX_SLL => cooked(bytes.get(1)),
+        LinkType::LINUX_SLL2 => cooked(bytes.get(10)),
+        LinkType::ETHERNET => match (own, bytes.get(..6), bytes.get(6..12)) {
+            // Loopback has no address, and every packet goes both ways.
+            (Some([0, 0, 0, 0, 0, 0]), ..) => Direction::Unknown,
+            (Some(own), _, Some(source)) if source == own => Direction::Outbound,
+            (Some(own), Some(destination), _) if destination == own => Direction::Inbound,
+            _ => Direction::Unknown,
+        },
+        _ => Direction::Unknown,
+    }
+}

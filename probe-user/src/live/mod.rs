@@ -1,0 +1,13 @@
+//! What touches the world.
+
+pub mod capture;
+pub mod clock;
+pub mod ebpf;
+pub mod follow;
+pub mod host;
+pub mod namespaces;
+pub mod nginx;
+pub mod packets;
+pub mod sources;
+pub mod tail;
+pub mod thinker;

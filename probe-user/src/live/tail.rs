@@ -1,0 +1,265 @@
+//! Follows a log file: through rotation by renaming, through truncation, and through times when there is none.
+//!
+//! nginx may live in another mount namespace, so a path usually begins with `/proc/PID/root`, or is `/proc/PID/fd/N` where the
+//! file has no name any more. A wake-up comes from inotify, and ten times a second without one (network file systems, a
+//! file that is not there yet).
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+    time::{ClockId, clock_gettime},
+};
+use thiserror::Error;
+
+use self::file::{Followed, Growth};
+use crate::model::time::Moment;
+
+/// How long nothing can go unnoticed without inotify, milliseconds.
+const NAP_MS: u16 = 100;
+/// How long a renamed file is still read: nginx writes to it until it is told to open its logs again.
+const RETIRED_FOR: Duration = Duration::from_secs(30);
+/// Renamed files read at the same time.
+const RETIRED: usize = 4;
+
+/// A line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// When it was read: not before it was written.
+    pub arrived: Moment,
+    /// Without its end.
+    pub bytes: Vec<u8>,
+    /// It was longer than [`file::LONGEST`] and lost its rest.
+    pub cut: bool,
+}
+
+/// Takes a line; `false` when it had no room. Must not block.
+pub type Sink = Box<dyn FnMut(Line) -> bool + Send>;
+
+/// Why a log cannot be followed.
+#[derive(Debug, Error)]
+pub enum TailError {
+    /// A pipe, a socket or a terminal: reading would take the lines away from who reads them now.
+    #[error(
+        "{path} is not a regular file but {kind}; its lines are only heard inside nginx (uprobes), or log to a file as well"
+    )]
+    NotAFile {
+        /// Where.
+        path: String,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// No thread or no inotify.
+    #[error("cannot follow {path}: {why}")]
+    Start {
+        /// Where.
+        path: String,
+        /// Why.
+        why: io::Error,
+    },
+}
+
+/// What a tail has been through since it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Lines handed over.
+    pub lines: u64,
+    /// Lines cut.
+    pub cut: u64,
+    /// Lines the sink had no room for.
+    pub lost: u64,
+    /// Times another file took the name.
+    pub rotations: u64,
+    /// Times the file became shorter: what was written in between may be lost.
+    pub truncations: u64,
+    /// Why nothing can be read now; `None` while a file is followed.
+    pub trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    statistics: Mutex<Statistics>,
+}
+
+impl Shared {
+    fn update(&self, change: impl FnOnce(&mut Statistics)) {
+        change(&mut self.statistics.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A log that is followed. Stops when dropped.
+#[derive(Debug)]
+pub struct Tail {
+    /// The file's path as the probe sees it.
+    pub path: PathBuf,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tail {
+    /// Begins at the end of the file as it is now; a file that appears later is read from its beginning. When this returns, no
+    /// line written afterwards is missed.
+    pub fn start(path: PathBuf, sink: Sink) -> Result<Self, TailError> {
+        let started = |why: io::Error| TailError::Start { path: path.display().to_string(), why };
+        let current = match Followed::open(&path, true) {
+            Ok(file) => Some(file),
+            Err(error) => match file::kind_of(&error) {
+                Some(kind) => return Err(TailError::NotAFile { path: path.display().to_string(), kind }),
+                None => None,
+            },
+        };
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        let shared = Arc::new(Shared::default());
+        let mut reader = Reader {
+            path: path.clone(),
+            current: None,
+            retired: Vec::new(),
+            inotify,
+            shared: Arc::clone(&shared),
+            sink,
+        };
+        reader.follow(current);
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || reader.run()).map_err(started)?;
+        Ok(Self { path, shared, thread: Some(thread) })
+    }
+
+    /// What it has been through.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.shared.statistics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads what is there, then stops.
+    pub fn stop(mut self) -> Statistics {
+        self.end();
+        self.statistics()
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Reader {
+    path: PathBuf,
+    current: Option<Followed>,
+    retired: Vec<(Followed, Instant)>,
+    inotify: Option<Inotify>,
+    shared: Arc<Shared>,
+    sink: Sink,
+}
+
+impl Reader {
+    fn run(mut self) {
+        loop {
+            let stopping = self.shared.stop.load(Ordering::Relaxed);
+            self.look();
+            if stopping {
+                return;
+            }
+            self.sleep();
+        }
+    }
+
+    fn follow(&mut self, file: Option<Followed>) {
+        if let (Some(inotify), Some(file)) = (&self.inotify, &file) {
+            // Without the watch the nap finds everything, later.
+            let _ = inotify.add_watch(&file.own_path(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF);
+        }
+        self.current = file;
+    }
+
+    fn sleep(&self) {
+        let Some(inotify) = &self.inotify else {
+            return std::thread::sleep(Duration::from_millis(u64::from(NAP_MS)));
+        };
+        let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], PollTimeout::from(NAP_MS));
+        // Only that there was something counts.
+        while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+
+    /// Reads everything new, and sees whether the path still leads to the same file.
+    fn look(&mut self) {
+        // The old files first: their lines are older.
+        for at in 0..self.retired.len() {
+            let (sink, shared) = (&mut self.sink, &self.shared);
+            read(&mut self.retired[at].0, sink, shared);
+        }
+        self.retired.retain(|(_, since)| since.elapsed() < RETIRED_FOR);
+        if let Some(current) = &mut self.current {
+            read(current, &mut self.sink, &self.shared);
+        }
+        match Followed::open(&self.path, false) {
+            Ok(file) if self.current.as_ref().is_some_and(|current| current.identity == file.identity) => {}
+            Ok(file) => {
+                if let Some(mut old) = self.current.take() {
+                    read(&mut old, &mut self.sink, &self.shared);
+                    if self.retired.len() == RETIRED {
+                        self.retired.remove(0);
+                    }
+                    self.retired.push((old, Instant::now()));
+                    self.shared.update(|statistics| statistics.rotations += 1);
+                }
+                self.shared.update(|statistics| statistics.trouble = None);
+                self.follow(Some(file));
+                if let Some(current) = &mut self.current {
+                    read(current, &mut self.sink, &self.shared);
+                }
+            }
+            // Renamed or deleted, and nothing in its place yet: nginx may still write to the one we have.
+            Err(_) if self.current.is_some() => {}
+            Err(error) => self.shared.update(|statistics| statistics.trouble = Some(error.to_string())),
+        }
+    }
+}
+
+fn read(file: &mut Followed, sink: &mut Sink, shared: &Shared) {
+    let mut lines: u64 = 0;
+    let mut lost: u64 = 0;
+    let mut cut_lines: u64 = 0;
+    let outcome = file.read(|bytes, cut| {
+        cut_lines += u64::from(cut);
+        if sink(Line { arrived: now(), bytes, cut }) { lines += 1 } else { lost += 1 }
+    });
+    shared.update(|statistics| {
+        statistics.lines += lines;
+        statistics.lost += lost;
+        statistics.cut += cut_lines;
+        match outcome {
+            Ok(Growth::Longer) => {}
+            Ok(Growth::Truncated) => statistics.truncations += 1,
+            Err(error) => statistics.trouble = Some(error.to_string()),
+        }
+    });
+}
+
+/// Nanoseconds since boot.
+fn now() -> Moment {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    Moment(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
