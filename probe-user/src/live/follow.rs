@@ -381,6 +381,7 @@ impl Followers {
         let now = sources::sensors(
             self.kernel.as_ref().map(Kernel::attachments),
             self.kernel_problem.as_deref(),
+            self.kernel.as_ref().and_then(Kernel::btf_problem),
             self.followed.values().map(|followed| (followed.attachments.as_slice(), &followed.found, &followed.tails)),
             self.followed.values().any(|followed| !followed.captures.is_empty()),
             self.capture_problem.as_deref(),
