@@ -245,7 +245,8 @@ impl States {
     fn of(layout: &Layout, request: &Request) -> Option<Self> {
         let array: u64 = read::user_member(request.address, layout.request_upstream_states)?;
         if array == 0 {
-            return None;
+            // No upstream was asked: that is known, not unknown.
+            return Some(Self { first: 0, count: 0, stride: 0 });
         }
         let [first, count, stride]: [u64; 3] = read::user(array)?;
         // One `ngx_http_upstream_state_t` is 72 to 160 bytes in every version and fork looked at.
