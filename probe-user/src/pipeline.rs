@@ -57,7 +57,7 @@ impl Pipeline {
     pub fn poll_case(&mut self) -> Option<Judged> {
         let case = self.correlator.poll_case()?;
         let verdict = diagnose::judge(&case);
-        for (peer, cause) in diagnose::attempt_causes(&case, &verdict) {
+        for (peer, cause) in diagnose::attempt_causes(&case) {
             self.correlator.judged(&case.id, &peer, cause);
         }
         Some(Judged { case, verdict })

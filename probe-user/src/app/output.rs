@@ -110,7 +110,7 @@ impl Sink for Printer {
             }
             *tally.by_cause.entry(report::cause(verdict)).or_default() += 1;
         });
-        let mut incident = json::incident(case, verdict, &self.clock);
+        let mut incident = json::incident(case, verdict, self.clock);
         let frames = if self.folder.is_some() { frames(case, packets) } else { BTreeMap::new() };
         refer(&mut incident, &frames);
         if let Some(folder) = &self.folder {
@@ -125,7 +125,7 @@ impl Sink for Printer {
         if self.form.json {
             print(&json::line(&incident))
         } else {
-            print(&text::incident(case, verdict, &self.clock, self.form.style))
+            print(&text::incident(case, verdict, self.clock, self.form.style))
         }
     }
 }

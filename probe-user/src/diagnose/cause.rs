@@ -1,5 +1,7 @@
 //! A row of the catalogue: what it is called, what `explain` prints, and the rule that recognises it.
 
+use std::fmt::{self, Write as _};
+
 use super::reading::Reading;
 use crate::model::{evidence::Evidence, verdict::Need};
 
@@ -117,6 +119,12 @@ impl Finding {
             self.missing.push(need());
         }
         present
+    }
+
+    /// Adds to the summary.
+    pub(super) fn say(&mut self, words: fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.summary.write_fmt(words);
     }
 
     /// Names causes that are not excluded.

@@ -13,10 +13,11 @@ use self::{
     reading::Reading,
 };
 use crate::model::{
-    attempt::Outcome,
+    attempt::{Attempt, Joined, Outcome},
     case::Case,
     coverage::{Sensor, Sight},
     evidence::{Evidence, Weight},
+    flow::Flow,
     verdict::{Confidence, Explanation, Need, Verdict},
 };
 
@@ -32,41 +33,67 @@ pub fn find(id: &str) -> Option<&'static Cause> {
     catalogue().iter().copied().find(|cause| cause.id == id)
 }
 
-/// Judges a case: the verdict is about its last attempt, which made the status.
+/// Judges a case: the verdict is about what made the status, the last attempt or the failure to find one to make.
 #[must_use]
 pub fn judge(case: &Case) -> Verdict {
-    let reading = Reading::of(case);
-    let tie = confidence::tie(&reading);
-    let candidates: Vec<(&'static Cause, Explanation)> = catalogue()
-        .iter()
-        .filter_map(|cause| (cause.rule)(&reading).map(|finding| (*cause, explain(cause, finding, tie))))
-        .collect();
-    choose(candidates).unwrap_or_else(|| unexplained(&reading))
+    judge_reading(&Reading::of(case))
 }
 
-/// The cause of each failed attempt: the last one's is the verdict's, each of the others is judged as if it had been the last.
-/// Blackouts (`no live upstreams`) are blamed on these.
+/// The cause of each failed attempt, by the peer's name. Blackouts (`no live upstreams`) are blamed on these.
 #[must_use]
-pub fn attempt_causes(case: &Case, verdict: &Verdict) -> Vec<(String, &'static str)> {
-    let mut causes = Vec::new();
-    for (index, attempt) in case.attempts.iter().enumerate().filter(|(_, attempt)| attempt.outcome != Outcome::Ok) {
-        let Some(peer) = attempt.peer_name.clone() else { continue };
-        if index + 1 == case.attempts.len() {
-            causes.push((peer, cause_of(verdict)));
-        } else {
-            let mut until_then = case.clone();
-            until_then.attempts.truncate(index + 1);
-            causes.push((peer, cause_of(&judge(&until_then))));
-        }
-    }
-    causes
+pub fn attempt_causes(case: &Case) -> Vec<(String, &'static str)> {
+    case.attempts
+        .iter()
+        .filter(|attempt| attempt.outcome != Outcome::Ok)
+        .filter_map(|attempt| Some((attempt.peer_name.clone()?, cause_of_attempt(case, attempt))))
+        .collect()
 }
 
-fn cause_of(verdict: &Verdict) -> &'static str {
-    match verdict {
+/// The cause of one attempt, as if it had made the status.
+fn cause_of_attempt(case: &Case, attempt: &Attempt) -> &'static str {
+    match judge_reading(&Reading::of_attempt(case, attempt)) {
         Verdict::Explained(explanation) => explanation.cause,
         Verdict::Contested(_) | Verdict::Unexplained { .. } => causes::unknown::CAUSE.id,
     }
+}
+
+fn judge_reading(reading: &Reading<'_>) -> Verdict {
+    if let Some(attempt) = reading.attempt
+        && let Joined::Several(candidates) = &attempt.flow
+        && let Some(verdict) = each_alike(reading, attempt, candidates)
+    {
+        return verdict;
+    }
+    let tie = confidence::tie(reading);
+    let candidates: Vec<(&'static Cause, Explanation)> = catalogue()
+        .iter()
+        .filter_map(|cause| (cause.rule)(reading).map(|finding| (*cause, explain(cause, finding, tie))))
+        .collect();
+    choose(candidates).unwrap_or_else(|| unexplained(reading))
+}
+
+/// Where several connections can be the attempt's, each is judged as if it were the one. If all tell the same, it does not matter
+/// which it was, and the least sure of them is the verdict; if they do not, none of them is taken.
+fn each_alike(reading: &Reading<'_>, attempt: &Attempt, candidates: &[Flow]) -> Option<Verdict> {
+    let mut least: Option<Explanation> = None;
+    for candidate in candidates {
+        let one = Attempt { flow: Joined::One(candidate.clone()), ..attempt.clone() };
+        let Verdict::Explained(explanation) = judge_reading(&Reading { attempt: Some(&one), ..*reading }) else {
+            return None;
+        };
+        least = match least {
+            Some(least) if least.cause != explanation.cause => return None,
+            Some(least) if least.confidence <= explanation.confidence => Some(least),
+            _ => Some(explanation),
+        };
+    }
+    let mut least = least?;
+    least.summary.push_str(" One of ");
+    least.summary.push_str(&candidates.len().to_string());
+    least
+        .summary
+        .push_str(" connections that fit this request, all of which ended like this; what is shown is of one of them.");
+    Some(Verdict::Explained(least))
 }
 
 /// A finding with its confidence.

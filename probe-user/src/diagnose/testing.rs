@@ -238,7 +238,11 @@ impl World {
         let header = TcpHeader { source, destination, sequence, acknowledgement, flags: TcpFlags(flags), ttl: 64 };
         let tcp = TcpPacket { header, payload_length, window: 512, ip_id: None, content };
         let reference = PacketRef(self.next);
-        self.of_flow(us, Source::Packet, Body::Packet(PacketEvent { reference, body: PacketBody::Tcp(tcp) }))
+        self.of_flow(
+            us,
+            Source::Packet,
+            Body::Packet(PacketEvent { reference, netns: None, body: PacketBody::Tcp(tcp) }),
+        )
     }
 
     /// nginx complains, heard inside it.
@@ -313,7 +317,7 @@ impl World {
 
     /// A look at the host found these listeners on the upstream's address.
     pub(crate) fn look_up(&mut self, local: bool, listeners: Vec<Listener>, nearby: Vec<Listener>) {
-        let fact = HostFact::Listeners { upstream: self.upstream, local, listeners, nearby };
+        let fact = HostFact::Listeners { upstream: self.upstream, netns: None, local, listeners, nearby };
         self.host(2_000, fact);
     }
 

@@ -1,5 +1,7 @@
 //! The pages of `explain`.
 
+use std::fmt::{self, Write as _};
+
 use super::text::{COLUMNS, wrap};
 use crate::diagnose::cause::{Cause, Family};
 
@@ -22,7 +24,7 @@ pub fn list(catalogue: &[&Cause]) -> String {
         out.push_str(heading);
         out.push('\n');
         for cause in rows {
-            out.push_str(&format!("  {:<widest$}  {:<13}  {}\n", cause.id, statuses(cause), cause.title));
+            say(&mut out, format_args!("  {:<widest$}  {:<13}  {}\n", cause.id, statuses(cause), cause.title));
         }
         out.push('\n');
     }
@@ -36,16 +38,16 @@ pub fn list(catalogue: &[&Cause]) -> String {
 #[must_use]
 pub fn page(cause: &Cause) -> String {
     let mut out = format!("{}: {}\n", cause.id, cause.title);
-    out.push_str(&format!("family {}, status {}\n", cause.family.name(), statuses(cause)));
+    say(&mut out, format_args!("family {}, status {}\n", cause.family.name(), statuses(cause)));
     let sections = [
         ("What happened", cause.page.happened),
         ("How it is proved", cause.page.proof),
         ("What would refute it", cause.page.refuted),
     ];
     for (heading, text) in sections {
-        out.push_str(&format!("\n{heading}\n"));
+        say(&mut out, format_args!("\n{heading}\n"));
         for line in wrap(text, COLUMNS - 2) {
-            out.push_str(&format!("  {line}\n"));
+            say(&mut out, format_args!("  {line}\n"));
         }
     }
     out.push_str("\nWhat to do\n");
@@ -53,7 +55,7 @@ pub fn page(cause: &Cause) -> String {
     for (who, what) in cause.page.remedies {
         let mut label = (*who).to_owned();
         for line in wrap(what, COLUMNS - 2 - widest) {
-            out.push_str(&format!("  {label:<widest$}{line}\n"));
+            say(&mut out, format_args!("  {label:<widest$}{line}\n"));
             label.clear();
         }
     }
@@ -65,4 +67,9 @@ fn statuses(cause: &Cause) -> String {
         return "any".to_owned();
     }
     cause.statuses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn say(out: &mut String, words: fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = out.write_fmt(words);
 }

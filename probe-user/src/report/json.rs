@@ -8,7 +8,7 @@ use super::{redact, timeline};
 use crate::model::{
     attempt::Attempt,
     case::{Case, CaseKind},
-    coverage::Sight,
+    coverage::{Sensor, Sight},
     evidence::{Fact, Weight},
     host::NginxInstance,
     time::{Moment, WallClock},
@@ -267,7 +267,7 @@ pub struct Losses {
 
 /// A case and its verdict as the contract's `incident` or `near_miss`.
 #[must_use]
-pub fn incident(case: &Case, verdict: &Verdict, clock: &WallClock) -> Incident {
+pub fn incident(case: &Case, verdict: &Verdict, clock: WallClock) -> Incident {
     let request = &case.request;
     let clean = |text: &Option<String>| text.as_deref().map(redact::text);
     Incident {
@@ -311,11 +311,11 @@ pub fn incident(case: &Case, verdict: &Verdict, clock: &WallClock) -> Incident {
 
 /// A moment as RFC 3339 in UTC with nanoseconds; `None` outside the years that form can say.
 #[must_use]
-pub fn rfc3339(clock: &WallClock, moment: Moment) -> Option<String> {
+pub fn rfc3339(clock: WallClock, moment: Moment) -> Option<String> {
     jiff::Timestamp::from_nanosecond(clock.unix_ns(moment)).ok().map(|time| format!("{time:.9}"))
 }
 
-fn attempt_line(attempt: &Attempt, clock: &WallClock) -> AttemptLine {
+fn attempt_line(attempt: &Attempt, clock: WallClock) -> AttemptLine {
     AttemptLine {
         upstream: attempt.upstream.as_ref().map(|upstream| redact::text(&upstream.to_string())),
         local: attempt.flow.one().and_then(|flow| flow.local).map(|local| local.to_string()),
@@ -386,10 +386,7 @@ fn clean(texts: &[String]) -> Vec<String> {
 }
 
 fn missing(needs: &[Need]) -> Vec<Missing> {
-    needs
-        .iter()
-        .map(|need| Missing { sensor: need.sensor.map(|sensor| sensor.name()), what: redact::text(&need.what) })
-        .collect()
+    needs.iter().map(|need| Missing { sensor: need.sensor.map(Sensor::name), what: redact::text(&need.what) }).collect()
 }
 
 fn blamed(explanation: &Explanation) -> Vec<String> {
@@ -420,7 +417,7 @@ mod tests {
         let mut world = World::new(502);
         world.packet_from_upstream(-85, 0x14, 0);
         world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ECONNREFUSED), "connect() failed");
-        let line = line(&incident(&world.case, &world.judge(), &CLOCK));
+        let line = line(&incident(&world.case, &world.judge(), CLOCK));
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         let has = |value: &serde_json::Value, keys: &[&str]| {
             for key in keys {

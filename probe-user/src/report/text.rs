@@ -47,7 +47,7 @@ impl Style {
 
 /// An incident or near miss as text: several lines, with a line end after the last.
 #[must_use]
-pub fn incident(case: &Case, verdict: &Verdict, clock: &WallClock, style: Style) -> String {
+pub fn incident(case: &Case, verdict: &Verdict, clock: WallClock, style: Style) -> String {
     let mut page = Page { out: String::new(), style };
     head(&mut page, case, verdict, clock);
     request(&mut page, case);
@@ -104,13 +104,13 @@ impl Page {
     }
 }
 
-fn head(page: &mut Page, case: &Case, verdict: &Verdict, clock: &WallClock) {
+fn head(page: &mut Page, case: &Case, verdict: &Verdict, clock: WallClock) {
     let kind = match case.kind {
         CaseKind::Incident => "",
         CaseKind::NearMiss => "near miss, client saw ",
     };
     let status = case.status.map_or_else(|| "?".to_owned(), |status| status.to_string());
-    let (cause, certainty, ink) = match verdict {
+    let (id, certainty, ink) = match verdict {
         Verdict::Explained(explanation) => {
             let ink = if explanation.confidence == Confidence::Confirmed { Ink::Bad } else { Ink::Unsure };
             (explanation.cause.to_owned(), format!(" ({})", explanation.confidence.name()), ink)
@@ -119,7 +119,7 @@ fn head(page: &mut Page, case: &Case, verdict: &Verdict, clock: &WallClock) {
         Verdict::Unexplained { .. } => (super::UNKNOWN.to_owned(), String::new(), Ink::Unsure),
     };
     let time = super::json::rfc3339(clock, timeline::origin(case)).unwrap_or_else(|| "time unknown".to_owned());
-    let title = page.style.paint(ink, &format!("{kind}{status} {cause}{certainty}"));
+    let title = page.style.paint(ink, &format!("{kind}{status} {id}{certainty}"));
     let time = page.style.paint(Ink::Quiet, &time);
     page.line(&format!("{title}  {time}"));
     let summary = match verdict {
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn the_verdict_comes_first_and_nothing_is_too_wide() {
         let world = refused();
-        let text = incident(&world.case, &world.judge(), &CLOCK, Style::default());
+        let text = incident(&world.case, &world.judge(), CLOCK, Style::default());
         assert!(text.starts_with("502 upstream-refused (confirmed)"), "{text}");
         assert!(text.lines().all(|line| width(line) <= COLUMNS), "{text}");
         assert!(text.contains("-90"), "{text}");
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn colour_only_when_asked() {
         let world = refused();
-        assert!(incident(&world.case, &world.judge(), &CLOCK, Style { color: true }).contains("\u{1b}[1;31m"));
+        assert!(incident(&world.case, &world.judge(), CLOCK, Style { color: true }).contains("\u{1b}[1;31m"));
     }
 
     proptest! {
@@ -314,7 +314,7 @@ mod tests {
             let mut world = refused();
             world.case.request.uri = Some(uri);
             world.case.request.host = Some(host);
-            let text = incident(&world.case, &world.judge(), &CLOCK, Style::default());
+            let text = incident(&world.case, &world.judge(), CLOCK, Style::default());
             prop_assert!(text.lines().all(|line| width(line) <= COLUMNS));
             prop_assert!(!text.chars().any(|c| c.is_control() && c != '\n'));
         }

@@ -148,8 +148,7 @@ fn matters(event: &Event, case: &Case) -> bool {
                 PacketBody::Icmp(_) => true,
             },
             Body::Socket(socket) => !matches!(socket.change, SocketChange::SynAckRetransmitted),
-            Body::Drop(_) => true,
-            Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
+            Body::Drop(_) | Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
             Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) => false,
         }
 }

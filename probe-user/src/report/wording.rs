@@ -203,18 +203,16 @@ fn tcp_packet(packet: &TcpPacket) -> String {
     }
     let mut out = format!("{} {}", words.join("-"), ends(Some(packet.header.source), Some(packet.header.destination)));
     if packet.payload_length > 0 {
-        out.push_str(&format!(", {} bytes", packet.payload_length));
+        out += &[", ", &packet.payload_length.to_string(), " bytes"].concat();
     }
-    match &packet.content {
-        Content::HttpStatus { line, .. } => out.push_str(&format!(": {}", redact::text(line))),
-        Content::HttpRequest { line, .. } => out.push_str(&format!(": {}", redact::request_line(line))),
-        Content::Tls { alert: Some((level, description)), .. } => {
-            out.push_str(&format!(": TLS alert {description} (level {level})"));
-        }
-        Content::Tls { .. } => out.push_str(": TLS"),
-        Content::Empty | Content::Other | Content::NotCaptured => {}
-    }
-    out
+    let content = match &packet.content {
+        Content::HttpStatus { line, .. } => redact::text(line),
+        Content::HttpRequest { line, .. } => redact::request_line(line),
+        Content::Tls { alert: Some((level, description)), .. } => format!("TLS alert {description} (level {level})"),
+        Content::Tls { .. } => "TLS".to_owned(),
+        Content::Empty | Content::Other | Content::NotCaptured => return out,
+    };
+    out + ": " + &content
 }
 
 fn icmp_packet(packet: &IcmpPacket) -> String {
@@ -303,10 +301,10 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
         | Fact::ListensNearby { .. }
-        | Fact::UpstreamStatus { .. } => None,
-        Fact::FinReceived { acknowledged_request: None } => None,
-        Fact::ResetReceived { after_request_us: None } => None,
-        Fact::UpstreamKernelReset { unread: None | Some(0), .. } => None,
+        | Fact::UpstreamStatus { .. }
+        | Fact::FinReceived { acknowledged_request: None }
+        | Fact::ResetReceived { after_request_us: None }
+        | Fact::UpstreamKernelReset { unread: None | Some(0), .. } => None,
         other => Some(fact(other)),
     }
 }

@@ -141,7 +141,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, crossed: bool) {
         if reading.group().is_some_and(|group| group.keepalive_timeout_ms.is_some()) { "" } else { " by default" };
     match (timeout, idle) {
         (Some(seconds), _) => {
-            finding.summary.push_str(&format!(" The idle time points to an idle timeout of {seconds} s there."));
+            finding.say(format_args!(" The idle time points to an idle timeout of {seconds} s there."));
             finding.fix.push(format!(
                 "Upstream closes after {seconds}.0 s idle; nginx keeps {keeps}{given}: set `keepalive_timeout {}` in the upstream \
                  block, so that nginx closes first, or raise the server's idle timeout above nginx's.",

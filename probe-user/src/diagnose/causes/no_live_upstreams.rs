@@ -2,6 +2,7 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
+    cause_of_attempt,
     reading::{Reading, duration, evidence, need},
 };
 use crate::model::{
@@ -9,9 +10,10 @@ use crate::model::{
     case::EarlierFailure,
     complaint::Message,
     coverage::Sensor,
-    event::Source,
+    event::{Body, Source},
     evidence::{Evidence, Fact, Weight},
     host::{UpstreamGroup, UpstreamServer},
+    nginx::NginxEvent,
     verdict::Need,
 };
 
@@ -55,24 +57,16 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let weight = if event.source == Source::Kernel { Weight::Direct } else { Weight::Fits };
     let said = Fact::Complained { text: complaint.text.clone(), errno: complaint.errno };
     finding.support(Some(evidence(said, &[event.id], weight)));
-    let tried = reading.attempt.is_some_and(|attempt| attempt.flow.one().is_some() || !attempt.syscalls.is_empty());
-    if tried && reading.complains_of(&[Message::NoLiveUpstreams]) {
-        finding.missing.push(need(Sensor::NginxFunctions, "which attempt the message is about: something was tried"));
-    } else {
-        finding.support(Some(evidence(Fact::NothingTried, &[event.id], Weight::Fits)));
-    }
+    finding.support(Some(evidence(Fact::NothingTried, &[event.id], Weight::Fits)));
     let group = group(reading);
     let mut blamed: Vec<Blamed<'_>> = Vec::new();
-    match group {
-        Some(group) => every_server(&mut finding, reading, group, &mut blamed),
-        None => {
-            finding.missing.push(need(Sensor::Configuration, "which servers the group has"));
-            blamed.extend(reading.case.earlier.iter().map(Blamed::Earlier));
-            if blamed.is_empty() {
-                finding
-                    .missing
-                    .push(unseen("the failures that took the servers out: they were before the probe looked"));
-            }
+    if let Some(group) = group {
+        every_server(&mut finding, reading, group, &mut blamed);
+    } else {
+        finding.missing.push(need(Sensor::Configuration, "which servers the group has"));
+        blamed.extend(others(reading).map(Blamed::Earlier));
+        if blamed.is_empty() {
+            finding.missing.push(unseen("the failures that took the servers out: they were before the probe looked"));
         }
     }
     for blame in blamed.iter().take(SHOWN) {
@@ -107,7 +101,7 @@ impl Blamed<'_> {
                 let fact = Fact::PeerDisabled {
                     peer: name_of(attempt),
                     case: reading.case.id.0.clone(),
-                    cause: None,
+                    cause: Some(cause_of_attempt(reading.case, attempt)),
                     before_us: attempt
                         .complaint
                         .as_ref()
@@ -127,7 +121,7 @@ impl Blamed<'_> {
                 format!("{} ({cause} {before} before, case {})", failure.peer, failure.case.0)
             }
             Self::SameRequest(attempt) => {
-                format!("{} ({} in this very request)", name_of(attempt), attempt.outcome.name())
+                format!("{} ({} in this very request)", name_of(attempt), cause_of_attempt(reading.case, attempt))
             }
         }
     }
@@ -142,12 +136,19 @@ fn unseen(what: &str) -> Need {
     Need { sensor: None, what: what.to_owned() }
 }
 
+/// Failures of other requests; this one's own are among its attempts.
+fn others<'a>(reading: &Reading<'a>) -> impl Iterator<Item = &'a EarlierFailure> {
+    let case = reading.case;
+    case.earlier.iter().filter(|failure| failure.case != case.id)
+}
+
 /// The group nginx names: where no peer was taken, its name stands for the peer's.
 fn group<'a>(reading: &Reading<'a>) -> Option<&'a UpstreamGroup> {
     let groups = &reading.case.configuration.as_ref()?.groups;
     let by_name = reading
         .attempt
-        .and_then(|attempt| attempt.peer_name.as_deref())
+        .and_then(|attempt| attempt.peer_name.clone())
+        .or_else(|| group_name(reading))
         .and_then(|name| groups.iter().find(|group| group.name == name));
     let has =
         |group: &UpstreamGroup, failure: &EarlierFailure| group.servers.iter().any(|server| is(server, &failure.peer));
@@ -156,6 +157,20 @@ fn group<'a>(reading: &Reading<'a>) -> Option<&'a UpstreamGroup> {
         let mut fitting = groups.iter().filter(|group| failures.iter().any(|failure| has(group, failure)));
         fitting.next().filter(|_| fitting.next().is_none())
     })
+}
+
+/// The group's name as nginx gives it with the message.
+fn group_name(reading: &Reading<'_>) -> Option<String> {
+    let (event, _) = reading.complained(Message::NoLiveUpstreams)?;
+    match &event.body {
+        Body::Nginx(NginxEvent::Log(log)) => log.peer.clone(),
+        Body::ErrorLine(line) => {
+            let address = line.upstream.as_deref()?;
+            let peer = address.split_once("://").map_or(address, |(_, rest)| rest);
+            Some(peer.split('/').next().unwrap_or(peer).to_owned())
+        }
+        _ => None,
+    }
 }
 
 fn is(server: &UpstreamServer, peer: &str) -> bool {
@@ -181,10 +196,7 @@ fn every_server<'a>(finding: &mut Finding, reading: &Reading<'a>, group: &Upstre
                 blamed.push(Blamed::SameRequest(attempt));
                 continue;
             }
-            let of_server: Vec<&EarlierFailure> = reading
-                .case
-                .earlier
-                .iter()
+            let of_server: Vec<&EarlierFailure> = others(reading)
                 .filter(|f| f.peer == name || f.peer == server.name)
                 .filter(|f| {
                     f.at <= reading.case.decided.latest && reading.case.decided.latest.since_ns(f.at) <= span_ns
@@ -216,7 +228,7 @@ fn every_server<'a>(finding: &mut Finding, reading: &Reading<'a>, group: &Upstre
 }
 
 fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&UpstreamGroup>, blamed: &[Blamed<'_>]) {
-    let name = group.map(|group| group.name.as_str()).or_else(|| reading.attempt.and_then(|a| a.peer_name.as_deref()));
+    let name = group.map(|group| group.name.clone()).or_else(|| group_name(reading));
     let name = name.map(|name| format!(" `{name}`")).unwrap_or_default();
     finding.summary = format!("Every server of the upstream group{name} was out of rotation, so nginx tried none.");
     if blamed.is_empty() {
@@ -228,12 +240,12 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&Upstrea
         let list: Vec<String> = blamed.iter().take(SHOWN).map(|blame| blame.words(reading)).collect();
         let more = blamed.len().saturating_sub(SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        finding.summary.push_str(&format!(" What took them out: {}{more}.", list.join("; ")));
+        finding.say(format_args!(" What took them out: {}{more}.", list.join("; ")));
         let mut causes: Vec<&str> = blamed
             .iter()
             .filter_map(|blame| match blame {
                 Blamed::Earlier(failure) => failure.cause,
-                Blamed::SameRequest(_) => None,
+                Blamed::SameRequest(attempt) => Some(cause_of_attempt(reading.case, attempt)),
             })
             .collect();
         causes.sort_unstable();
@@ -261,8 +273,10 @@ mod tests {
             attempt::{Joined, Outcome},
             case::{CaseId, EarlierFailure},
             complaint::{Message, Phase},
+            event::Body,
             host::{Configuration, UpstreamGroup, UpstreamServer},
-            net::Address,
+            net::{Address, Errno},
+            nginx::NginxEvent,
             process::Pid,
             verdict::Confidence,
         },
@@ -323,16 +337,38 @@ mod tests {
         let mut world = blackout();
         let mut first = world.case.attempts[0].clone();
         first.upstream = Address::parse("127.0.0.1:8002");
-        first.complaint = None;
+        first.peer_name = Some("127.0.0.1:8002".to_owned());
         first.outcome = Outcome::Refused;
+        if let Some((_, complaint)) = &mut first.complaint {
+            complaint.message = Message::ConnectFailed;
+            complaint.errno = Some(Errno::ECONNREFUSED);
+        }
         world.case.attempts.insert(0, first);
         world.case.earlier.pop();
         let explanation = world.expect("no-live-upstreams", Confidence::Confirmed);
         assert!(
-            explanation.summary.contains("127.0.0.1:8002 (refused in this very request)"),
+            explanation.summary.contains("127.0.0.1:8002 (upstream-refused in this very request)"),
             "{}",
             explanation.summary
         );
+    }
+
+    #[test]
+    fn the_message_after_the_last_attempt_makes_the_status() {
+        let mut world = blackout();
+        let mut attempt = world.case.attempts.pop().unwrap();
+        let (mut event, complaint) = attempt.complaint.take().unwrap();
+        if let Body::Nginx(NginxEvent::Log(log)) = &mut event.body {
+            log.peer = Some("app".to_owned());
+        }
+        world.case.complaints.push((event, complaint));
+        attempt.upstream = Address::parse("127.0.0.1:8002");
+        attempt.peer_name = Some("127.0.0.1:8002".to_owned());
+        attempt.outcome = Outcome::Refused;
+        attempt.errno = Some(Errno::ECONNREFUSED);
+        world.case.attempts.push(attempt);
+        world.case.earlier.pop();
+        world.expect("no-live-upstreams", Confidence::Confirmed);
     }
 
     #[test]

@@ -101,13 +101,18 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
     };
     finding.summary = format!("{upstream} closed the connection in order (FIN){after}, {answer}.");
     let who = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
-    finding.fix.push(match who {
+    let look = match who {
         Some((pid, command)) => {
-            finding.summary.push_str(&format!(" {command} (pid {pid}) held it, and closed it."));
-            format!("Look into the log of {command} (pid {pid}) at the time above: it closed this request's connection unanswered.")
+            finding.say(format_args!(" {command} (pid {pid}) held it, and closed it."));
+            format!(
+                "Look into the log of {command} (pid {pid}) at the time above: it closed this request's connection unanswered."
+            )
         }
-        None => format!("Look into the log of the server at {upstream} at the time above: it closed this request's connection unanswered."),
-    });
+        None => format!(
+            "Look into the log of the server at {upstream} at the time above: it closed this request's connection unanswered."
+        ),
+    };
+    finding.fix.push(look);
     finding.fix.extend(server_advice(&CAUSE, reading));
 }
 

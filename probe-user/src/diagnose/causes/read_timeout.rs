@@ -150,7 +150,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             Some((_, Some(channel))) => format!(", and sleeps in {channel}"),
             _ => String::new(),
         };
-        finding.summary.push_str(&format!(" {command} (pid {pid}) has the request{doing}."));
+        finding.say(format_args!(" {command} (pid {pid}) has the request{doing}."));
         finding
             .fix
             .push(format!("Find out what {command} (pid {pid}) waits for: take its stack while a request hangs."));
@@ -237,6 +237,7 @@ mod tests {
         world.expect("read-timeout", Confidence::Confirmed);
         let socket = world.attempt().socket_at_failure.as_mut().unwrap();
         socket.tcp.as_mut().unwrap().bytes_received = 500;
+        world.attempt().reused = Some(true);
         world.expect("read-timeout", Confidence::Likely);
         let mut world = silent_here();
         world.flow().accepted_by = None;

@@ -10,8 +10,9 @@ use crate::model::{
     coverage::Sensor,
     event::EventId,
     evidence::{Evidence, Fact, Weight},
+    flow::Side,
     net::Errno,
-    socket::TcpState,
+    socket::{SocketChange, TcpState},
 };
 
 /// The row.
@@ -104,7 +105,14 @@ fn unanswered(
     let waiting = reading.socket_at_failure().filter(|(socket, _)| socket.state == TcpState::SynSent);
     let retransmits = waiting.map_or(retransmits, |(socket, _)| retransmits.max(u32::from(socket.retransmits)));
     events.extend(waiting.map(|(_, event)| event));
-    let still_silent = waiting.is_some() || told_by_kernel;
+    // nginx closed it while it still waited: without an error, straight from SYN_SENT.
+    let given_up = reading.flow().and_then(|flow| {
+        flow.entered(Side::Nginx, TcpState::Closed).find(|(_, e)| {
+            matches!(e.change, SocketChange::State { from: TcpState::SynSent }) && e.socket.error.is_none()
+        })
+    });
+    events.extend(given_up.map(|(event, _)| event.id));
+    let still_silent = waiting.is_some() || given_up.is_some() || told_by_kernel;
     if retransmits == 0 {
         let what =
             "a repetition of the SYN: nginx's timeout is shorter than the kernel's first second, or it was not seen";

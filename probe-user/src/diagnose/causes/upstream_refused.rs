@@ -156,7 +156,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, locality: Locality, ne
     for fact in nearby {
         if let Fact::ListensNearby { address, process } = fact {
             let who = named(*address, process.as_ref());
-            finding.summary.push_str(&format!(" Nearby {who} does listen."));
+            finding.say(format_args!(" Nearby {who} does listen."));
             finding.fix.push(format!(
                 "If {who} is the one that is meant: name that address in nginx's proxy_pass or upstream block."
             ));

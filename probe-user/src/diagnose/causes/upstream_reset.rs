@@ -167,7 +167,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
             _ => None,
         };
         if let Some(words) = words {
-            finding.summary.push_str(&format!(" On the upstream's end {words}."));
+            finding.say(format_args!(" On the upstream's end {words}."));
         }
     }
     let when = "the time above";

@@ -2,7 +2,7 @@
 
 use super::{
     Reading, evidence,
-    request::{Span, at_or_before},
+    request::{ONE_TICK_US, Span, at_or_before},
 };
 use crate::model::{
     attempt::Outcome,
@@ -12,8 +12,7 @@ use crate::model::{
     flow::Side,
     net::Errno,
     packet::TcpHeader,
-    process::Pid,
-    socket::{SocketChange, TcpState},
+    socket::{SocketChange, TcpCounters, TcpState},
     time::Moment,
 };
 
@@ -42,8 +41,6 @@ pub(crate) struct Close {
     pub(crate) at: Moment,
     /// Before or after the request.
     pub(crate) order: Order,
-    /// The process that closed it, where the kernel's context proves it.
-    pub(crate) by: Option<Pid>,
 }
 
 /// A reset by the upstream's side.
@@ -125,14 +122,12 @@ impl Reading<'_> {
         let span = self.request_span();
         let mut seen: Vec<(&Event, Order)> = Vec::new();
         for (event, e) in flow.entered(Side::Nginx, TcpState::CloseWait) {
-            seen.push((event, e.socket.tcp.map_or(Order::Unknown, |tcp| order_of(tcp.snd_una, span))));
+            seen.push((event, e.socket.tcp.as_ref().map_or(Order::Unknown, |tcp| order_at_close(tcp, span))));
         }
         for (event, packet) in flow.packets_from_upstream().filter(|(_, p)| p.header.flags.fin()) {
             seen.push((event, order_of(packet.header.acknowledgement, span)));
         }
-        let mut by = None;
-        for (event, e) in flow.entered(Side::Upstream, TcpState::FinWait1) {
-            by = by.or(e.by);
+        for (event, _) in flow.entered(Side::Upstream, TcpState::FinWait1) {
             seen.push((event, Order::Unknown));
         }
         let at = seen.iter().map(|(event, _)| event.at.earliest).min()?;
@@ -142,7 +137,7 @@ impl Reading<'_> {
         let mut events: Vec<EventId> = seen.iter().map(|(event, _)| event.id).collect();
         events.sort_unstable();
         events.dedup();
-        Some(Close { events, at, order, by })
+        Some(Close { events, at, order })
     }
 
     /// The reset from the upstream's side, after connecting.
@@ -251,6 +246,21 @@ impl Reading<'_> {
 /// Reasons of resets that answer a segment for a socket which is closed already.
 pub(crate) fn answers_a_closed_end(reason: Option<&str>) -> bool {
     matches!(reason, Some("NO_SOCKET" | "TCP_TIMEWAIT_SOCKET" | "TCP_ABORT_ON_DATA" | "TCP_CLOSE"))
+}
+
+/// Where a FIN lies that left nginx's socket with these counters.
+fn order_at_close(tcp: &TcpCounters, span: Option<Span>) -> Order {
+    let order = order_of(tcp.snd_una, span);
+    if order != Order::Unknown {
+        return order;
+    }
+    // The last thing that happened before it was the answer to an earlier request: nothing had been asked since.
+    match (tcp.since_sent_us, tcp.since_received_us) {
+        (Some(sent), Some(received)) if tcp.unacknowledged() == 0 && sent > received.saturating_add(ONE_TICK_US) => {
+            Order::Crossed
+        }
+        _ => Order::Unknown,
+    }
 }
 
 /// Where an ending with this acknowledgement lies.

@@ -51,7 +51,7 @@ impl Reading<'_> {
             .collect();
         events.extend(flow.packets_from_upstream().filter(|(_, p)| p.header.flags.rst()).map(|(event, _)| event.id));
         events.sort_unstable();
-        (!events.is_empty()).then(|| Evidence {
+        (!events.is_empty()).then_some(Evidence {
             fact: Fact::SynReset { upstream: flow.upstream },
             events,
             weight: Weight::Symptom,
@@ -76,7 +76,7 @@ impl Reading<'_> {
             _ => None,
         }));
         events.sort_unstable();
-        (!events.is_empty()).then(|| Evidence {
+        (!events.is_empty()).then_some(Evidence {
             fact: Fact::NoListener { upstream: flow.upstream },
             events,
             weight: Weight::Direct,

@@ -10,7 +10,6 @@ use crate::model::{
     flow::Side,
     host::{HostFact, Listener},
     process::{Pid, ProcessEvent},
-    time::At,
 };
 
 /// Where the upstream is.
@@ -28,8 +27,6 @@ pub(crate) enum Locality {
 pub(crate) struct LookUp<'a> {
     /// The look-up.
     pub(crate) event: EventId,
-    /// When.
-    pub(crate) at: At,
     /// The address belongs to this host.
     pub(crate) local: bool,
     /// Who would take a SYN to it.
@@ -42,9 +39,9 @@ impl<'a> Reading<'a> {
     /// Every look-up of the upstream's address, in order.
     fn look_ups(&self) -> impl DoubleEndedIterator<Item = LookUp<'a>> {
         let wanted = self.upstream();
-        self.case.host.iter().filter_map(move |(event, at, fact)| match fact {
+        self.case.host.iter().filter_map(move |(event, _, fact)| match fact {
             HostFact::Listeners { upstream, local, listeners, nearby, .. } if Some(*upstream) == wanted => {
-                Some(LookUp { event: *event, at: *at, local: *local, listeners, nearby })
+                Some(LookUp { event: *event, local: *local, listeners, nearby })
             }
             _ => None,
         })

@@ -14,16 +14,16 @@ pub(super) use self::{
     process::{Death, FailedAccept, Survival},
 };
 use crate::model::{
-    attempt::{Attempt, Outcome},
-    case::Case,
+    attempt::{Attempt, Link, Outcome},
+    case::{Case, CaseKind},
     complaint::{Complaint, Message, Phase},
     coverage::Sensor,
     event::{Event, EventId, Source},
     evidence::{Evidence, Fact, Weight},
-    flow::Flow,
+    flow::{Flow, Side},
     host::UpstreamGroup,
     net::{Address, Errno},
-    socket::{Socket, TcpCounters},
+    socket::{Socket, TcpCounters, TcpState},
     time::Moment,
     verdict::Need,
 };
@@ -32,11 +32,14 @@ use crate::model::{
 const UNKNOWN: &str = "an address that was not seen";
 
 /// A case, and the attempt the verdict is about.
+#[derive(Clone, Copy)]
 pub(super) struct Reading<'a> {
     /// The case.
     pub(super) case: &'a Case,
     /// The attempt under judgement; `None`: nothing was tried.
     pub(super) attempt: Option<&'a Attempt>,
+    /// The verdict is about the request as a whole: what nginx complained of beside the attempts counts.
+    pub(super) whole: bool,
 }
 
 /// Evidence in one line.
@@ -50,16 +53,26 @@ pub(super) fn need(sensor: Sensor, what: &str) -> Need {
 }
 
 impl<'a> Reading<'a> {
-    /// Reads the attempt that made the status: the last; of a near miss the last that failed.
+    /// Reads what made the status: the last attempt; of a near miss the last that failed; nothing where nginx found no server to try.
     pub(super) fn of(case: &'a Case) -> Self {
-        let failed = |attempt: &&Attempt| attempt.outcome != Outcome::Ok;
         let attempt = match case.kind {
-            crate::model::case::CaseKind::Incident => case.attempts.last(),
-            crate::model::case::CaseKind::NearMiss => {
+            CaseKind::Incident => case.attempts.last(),
+            CaseKind::NearMiss => {
+                let failed = |attempt: &&Attempt| attempt.outcome != Outcome::Ok;
                 case.attempts.iter().rev().find(failed).or_else(|| case.attempts.last())
             }
         };
-        Self { case, attempt }
+        let said = attempt.and_then(|attempt| attempt.complaint.as_ref()).map(|(event, _)| event.id);
+        let later_blackout = case.complaints.iter().any(|(event, complaint)| {
+            complaint.message == Message::NoLiveUpstreams && said.is_none_or(|id| id < event.id)
+        });
+        let answered = attempt.is_some_and(|attempt| attempt.outcome == Outcome::Ok);
+        Self { case, attempt: attempt.filter(|_| !later_blackout || answered), whole: true }
+    }
+
+    /// Reads one attempt for itself.
+    pub(super) const fn of_attempt(case: &'a Case, attempt: &'a Attempt) -> Self {
+        Self { case, attempt: Some(attempt), whole: false }
     }
 
     /// Its connection, where there is exactly one candidate.
@@ -109,7 +122,7 @@ impl<'a> Reading<'a> {
     pub(super) fn complained(&self, message: Message) -> Option<(&'a Event, &'a Complaint)> {
         self.complaint()
             .into_iter()
-            .chain(self.case.complaints.iter().map(|(event, complaint)| (event, complaint)))
+            .chain(self.case.complaints.iter().filter(|_| self.whole).map(|(event, complaint)| (event, complaint)))
             .find(|(_, complaint)| complaint.message == message)
     }
 
@@ -162,7 +175,20 @@ impl<'a> Reading<'a> {
 
     /// Its counters.
     pub(super) fn counters_at_failure(&self) -> Option<(&'a TcpCounters, EventId)> {
-        self.socket_at_failure().and_then(|(socket, event)| socket.tcp.as_ref().map(|tcp| (tcp, event)))
+        let at_complaint = self.socket_at_failure().and_then(|(s, event)| s.tcp.as_ref().map(|tcp| (tcp, event)));
+        if self.attempt.is_none_or(|attempt| attempt.link > Link::Inferred) {
+            return at_complaint;
+        }
+        // Known from the log only, the last snapshot is one after nginx's own close, whose FIN takes a sequence number too. The change of
+        // state that began that close came right after the failure, and before its FIN was counted.
+        let closing = self.flow().and_then(|flow| {
+            let states = [TcpState::FinWait1, TcpState::LastAck];
+            states.iter().find_map(|state| {
+                flow.entered(Side::Nginx, *state)
+                    .find_map(|(event, e)| e.socket.tcp.as_ref().map(|tcp| (tcp, event.id)))
+            })
+        });
+        closing.or(at_complaint)
     }
 
     /// Whether this sensor's silence is evidence.

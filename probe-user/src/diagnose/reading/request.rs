@@ -14,6 +14,9 @@ const CLOCK_SLACK_NS: u64 = 5_000_000;
 /// The kernel's tick is at most 10 ms (`CONFIG_HZ=100`); counters of "how long ago" are that coarse at both ends.
 const TICK_SLACK_US: u64 = 20_000;
 
+/// The tick as [`TICK_SLACK_US`], for comparisons of two such counters read at the same moment.
+pub(crate) const ONE_TICK_US: u64 = 10_000;
+
 /// The sequence numbers a request occupies: from its first byte to the one after its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -113,20 +116,27 @@ impl Reading<'_> {
         self.counters_at_failure().map(|(tcp, event)| (tcp.unacknowledged(), event))
     }
 
+    /// Payload that nginx's socket had received in its life, and the event that shows it. A FIN counts one in the kernel's counter.
+    fn payload_received(&self) -> Option<(u64, EventId)> {
+        let (tcp, event) = self.counters_at_failure()?;
+        let fin = u64::from(self.close().is_some());
+        Some((tcp.bytes_received.saturating_sub(fin), event))
+    }
+
     /// How many bytes of an answer came.
     pub(crate) fn response_bytes(&self) -> Option<u64> {
         let attempt = self.attempt?;
         if attempt.bytes_received.is_some() {
             return attempt.bytes_received;
         }
+        let (received, _) = self.payload_received()?;
+        if received == 0 || self.reused() == Some(false) {
+            return Some(received);
+        }
         // Nothing came since before the request began: then nothing came for it.
         let (tcp, _) = self.counters_at_failure()?;
         let lasted_us = self.failed_at().since_ns(attempt.started?) / 1_000;
-        match tcp.since_received_us {
-            None if tcp.bytes_received == 0 => Some(0),
-            Some(ago) if ago > lasted_us.saturating_add(TICK_SLACK_US) => Some(0),
-            _ => None,
-        }
+        tcp.since_received_us.filter(|ago| *ago > lasted_us.saturating_add(TICK_SLACK_US)).map(|_| 0)
     }
 
     /// Evidence that no answer began, or how far it got.
@@ -164,7 +174,7 @@ impl Reading<'_> {
     pub(crate) fn taken_by_application(&self) -> Option<bool> {
         let flow = self.flow()?;
         let answered = self.reused() == Some(true)
-            || self.counters_at_failure().is_some_and(|(tcp, _)| tcp.bytes_received > 0)
+            || self.payload_received().is_some_and(|(bytes, _)| bytes > 0)
             || self.response_bytes().is_some_and(|bytes| bytes > 0);
         (flow.accepted_by.is_some() || answered).then_some(true)
     }
