@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::client::Connection;
 use crate::config::Config;
 use crate::lab::Lab;
-use crate::process::{Process, Start, send, wait_until};
+use crate::process::{Process, Start, Stopped, send, stat, wait_until};
 
 /// nginx starts, reloads and stops well within this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -104,13 +104,7 @@ impl Nginx {
 
     /// Stops every worker (SIGSTOP) while `work` runs: what arrives meanwhile, nginx finds in one batch, in its order.
     pub fn while_stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let stopped = Stopped { workers: self.workers()? };
-        for worker in &stopped.workers {
-            send(*worker, Signal::SIGSTOP)?;
-        }
-        for worker in &stopped.workers {
-            wait_until("the worker stands still", PATIENCE, || Ok(stat(*worker)?.0 == 'T'))?;
-        }
+        let _stopped = Stopped::new(self.workers()?)?;
         work()
     }
 
@@ -152,19 +146,6 @@ impl Drop for Nginx {
     }
 }
 
-/// Workers that go on when this is dropped.
-struct Stopped {
-    workers: Vec<u32>,
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        for worker in &self.workers {
-            let _ = send(*worker, Signal::SIGCONT);
-        }
-    }
-}
-
 /// The children of a process, in order of their pids.
 pub fn children_of(parent: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
@@ -178,15 +159,4 @@ pub fn children_of(parent: u32) -> Result<Vec<u32>> {
     }
     children.sort_unstable();
     Ok(children)
-}
-
-/// State and parent of a process.
-fn stat(pid: u32) -> Result<(char, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the state of {pid}"))?;
-    // The name stands in parentheses and may contain anything, also parentheses.
-    let rest = text.rsplit_once(") ").context("a name in parentheses")?.1;
-    let mut fields = rest.split(' ');
-    let state = fields.next().and_then(|field| field.chars().next()).context("a state")?;
-    let parent = fields.next().context("a parent")?.parse().context("the parent's pid")?;
-    Ok((state, parent))
 }
