@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::client::Connection;
+use crate::client::{Connection, find};
 use crate::config::Config;
 use crate::lab::Lab;
 use crate::process::{Process, Start, Stopped, send, stat, wait_until};
@@ -78,16 +78,34 @@ impl Nginx {
         &self.directory
     }
 
-    /// `nginx -s reload`: waits until new workers run; old ones may still be finishing. Gives the new ones.
+    /// `nginx -s reload`: waits until new workers run and the old ones take no more connections, though they may still be finishing
+    /// what they have. Gives the new ones.
     pub fn reload(&self) -> Result<Vec<u32>> {
         let before = self.workers()?;
         self.master.signal(Signal::SIGHUP)?;
         let mut new = Vec::new();
         wait_until("new workers run", PATIENCE, || {
-            new = self.workers()?.into_iter().filter(|pid| !before.contains(pid)).collect();
-            Ok(new.len() >= before.len())
+            let (old, fresh) = self.workers()?.into_iter().partition(|pid| before.contains(pid));
+            new = fresh;
+            let (old, wanted): (Vec<u32>, usize) = (old, before.len());
+            Ok(new.len() >= wanted && old.into_iter().all(is_leaving))
         })?;
         Ok(new)
+    }
+
+    /// Rotates the error log as logrotate does: renames it, then USR1. Waits until nginx has opened the new one.
+    pub fn rotate_error_log(&self) -> Result<()> {
+        let path = self.directory.join("error.log");
+        fs::rename(&path, self.directory.join("error.log.1")).context("rename the error log")?;
+        self.master.signal(Signal::SIGUSR1)?;
+        let workers = self.workers()?;
+        wait_until("every worker has opened the new error log", PATIENCE, || {
+            let mut open = path.exists();
+            for worker in &workers {
+                open &= has_open(*worker, &path)?;
+            }
+            Ok(open)
+        })
     }
 
     /// Kills a worker with SIGKILL and waits for the one the master starts instead, which it gives.
@@ -144,6 +162,19 @@ impl Drop for Nginx {
             }
         }
     }
+}
+
+/// Whether a worker takes no more connections: it says so in its title before it closes its listeners in the same turn, and it may be
+/// gone altogether.
+fn is_leaving(worker: u32) -> bool {
+    fs::read(format!("/proc/{worker}/cmdline")).map_or(true, |title| find(&title, b"shutting down").is_some())
+}
+
+/// Whether a process has a file open, by its present name.
+fn has_open(pid: u32, path: &Path) -> Result<bool> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&directory).with_context(|| format!("list {directory}"))?;
+    Ok(entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path)))
 }
 
 /// The children of a process, in order of their pids.
