@@ -166,6 +166,8 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
     differ("reported as", kind == expected.report, &kind, &expected.report);
     differ("schema", incident.schema == 1, &incident.schema, &1);
     differ("status", incident.status == expected.status, &incident.status, &expected.status);
+    let dated = incident.time.as_deref().is_some_and(|time| time.contains('T') && time.ends_with('Z'));
+    differ("time", dated, &incident.time, &"a time in UTC");
     let client = exchange.local.to_string();
     let request = &incident.request;
     differ("client", request.client.as_ref() == Some(&client), &request.client, &client);
