@@ -159,7 +159,7 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
 /// A status record and the attempts behind it.
 #[inline(always)]
 fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
-    let states = States::of(layout, request);
+    let attempts = States::of(layout, request);
     emit::record(kind, Wake::Now, |record: &mut Status| {
         let identity = request.identity(layout);
         record.request = request.address;
@@ -179,7 +179,7 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
         if read::user_member::<u64>(request.address, layout.request_upstream).is_some_and(|upstream| upstream != 0) {
             record.found |= found::UPSTREAM;
         }
-        if let Some(states) = states {
+        if let Some(states) = attempts {
             record.attempts = states.count;
             record.found |= found::ATTEMPTS;
         }
@@ -189,7 +189,7 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
         // No Host header is possible, and needs no bit: the length is zero then.
         let _host = host(record, layout, request.address);
     });
-    if let Some(states) = states {
+    if let Some(states) = attempts {
         let mut index = 0;
         while index < ATTEMPTS {
             if index >= states.count {

@@ -161,6 +161,12 @@ impl Kernel {
         &self.facts.reset_reasons
     }
 
+    /// The switches the programs were loaded with.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.facts.settings
+    }
+
     /// Jiffies in a second: the coarse clock ticks with them.
     #[must_use]
     pub fn hz() -> u32 {
@@ -195,13 +201,17 @@ impl Kernel {
 
     fn attach_hooks(&mut self, btf: Option<&aya::Btf>) {
         let (wanted, rest): (Vec<&Hook>, Vec<&Hook>) = HOOKS.iter().partition(|hook| hook.depth <= self.depth);
-        let classic = |hook: &&Hook| hook.alternatives.iter().any(|way| matches!(way.way, Way::Classic(..)));
-        let (calls, others): (Vec<&Hook>, Vec<&Hook>) = wanted.into_iter().partition(classic);
         let Self { ebpf, facts, attachments, .. } = self;
+        // Those of which a classic tracepoint will be tried.
+        let classic = |hook: &&Hook| {
+            let first = hook.alternatives.iter().find(|alternative| alternative.needs.unmet(facts).is_none());
+            first.is_some_and(|alternative| matches!(alternative.way, Way::Classic(..)))
+        };
+        let (calls, others): (Vec<&Hook>, Vec<&Hook>) = wanted.into_iter().partition(classic);
         attachments.extend(others.iter().map(|hook| attach(ebpf, facts, btf, hook, None)));
         if !calls.is_empty() {
-            let all = |tracefs: Option<&str>, ebpf: &mut Ebpf| -> Vec<Attachment> {
-                calls.iter().map(|hook| attach(ebpf, facts, btf, hook, tracefs)).collect()
+            let all = |no_tracefs: Option<&str>, ebpf: &mut Ebpf| -> Vec<Attachment> {
+                calls.iter().map(|hook| attach(ebpf, facts, btf, hook, no_tracefs)).collect()
             };
             match with_tracefs(|| all(None, ebpf)) {
                 Ok(done) => attachments.extend(done),
@@ -218,11 +228,11 @@ impl Kernel {
 }
 
 fn load_object(facts: &Facts, ring_bytes: u32, btf: Option<&aya::Btf>) -> Result<Ebpf, LoadError> {
-    // SAFETY-free: both are plain words, promised to aya below.
     EbpfLoader::new()
         .btf(btf)
         .override_global(names::global::OFFSETS, &Pod(facts.offsets), true)
         .override_global(names::global::SETTINGS, &Pod(facts.settings), true)
+        .override_global(names::global::RECORDS, &Pod(facts.records), true)
         .map_max_entries(names::map::EVENTS, ring_bytes)
         .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
         .load(OBJECT)
@@ -237,12 +247,12 @@ pub(super) struct Pod<T>(pub(super) T);
 // SAFETY: zerocopy proves that every byte of `T` may be read and that any bytes are a valid `T`.
 unsafe impl<T: zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + Copy + 'static> aya::Pod for Pod<T> {}
 
-fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, tracefs: Option<&str>) -> Attachment {
+fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, no_tracefs: Option<&str>) -> Attachment {
     let mut why = Vec::new();
     for (index, alternative) in hook.alternatives.iter().enumerate() {
-        let done = match (alternative.needs.unmet(facts), alternative.way, tracefs) {
+        let done = match (alternative.needs.unmet(facts), alternative.way, no_tracefs) {
             (Some(unmet), _, _) => Err(unmet),
-            (None, Way::Classic(..), Some(no_tracefs)) => Err(no_tracefs.to_owned()),
+            (None, Way::Classic(..), Some(why)) => Err(why.to_owned()),
             (None, _, _) => start(ebpf, btf, alternative),
         };
         match done {
@@ -330,11 +340,151 @@ fn reason_name(names: &BTreeMap<u32, String>, reason: u32) -> String {
     names.get(&reason).cloned().unwrap_or_else(|| format!("reason {reason:#x}"))
 }
 
-/// The switches the programs were loaded with.
-impl Kernel {
-    /// The switches the programs were loaded with.
-    #[must_use]
-    pub const fn settings(&self) -> &Settings {
-        &self.facts.settings
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        io::{Read as _, Write as _},
+        net::{Ipv4Addr, TcpListener, TcpStream},
+        time::{Duration, Instant},
+    };
+
+    use object::{Object as _, ObjectSymbol as _};
+    use probe_abi::{
+        Endpoint, Header, Kind,
+        endpoint::FAMILY_INET,
+        socket::{SocketEvent, StateChange, present, state},
+    };
+    use zerocopy::FromBytes as _;
+
+    use super::*;
+
+    #[test]
+    fn the_object_holds_what_the_names_say() {
+        let file =
+            object::File::parse(OBJECT).expect("this test needs the kernel programs: build without AYA_BUILD_SKIP");
+        let symbols: BTreeSet<&str> =
+            file.symbols().filter(|symbol| symbol.is_global()).filter_map(|symbol| symbol.name().ok()).collect();
+        let maps = ["EVENTS", "PROCESSES", "UPSTREAMS", "PORTS", "LAYOUTS", "LOSSES", "COUNTERS"];
+        let globals = [names::global::OFFSETS, names::global::SETTINGS, names::global::RECORDS];
+        for name in names::program::ALL.iter().chain(&maps).chain(&globals) {
+            assert!(symbols.contains(name), "the object has no {name}");
+        }
+    }
+
+    fn loopback(port: u16) -> Endpoint {
+        let mut endpoint = Endpoint { family: FAMILY_INET, port: port.to_be_bytes(), address: [0; 16] };
+        endpoint.address[..4].copy_from_slice(&Ipv4Addr::LOCALHOST.octets());
+        endpoint
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn every_program_passes_the_verifier_alone() {
+        // The verifier gives up at a million.
+        const LIMIT: u32 = 200_000;
+        let btf = Btf::running_kernel().unwrap();
+        let mut facts = Facts::of(Some(&btf));
+        facts.records = super::super::records::formats().unwrap();
+        let aya_btf = aya::Btf::from_sys_fs().unwrap();
+        let mut ebpf = load_object(&facts, 1 << 20, Some(&aya_btf)).unwrap();
+        let done = with_tracefs(|| {
+            for alternative in HOOKS.iter().chain(FUNCTIONS).flat_map(|hook| hook.alternatives) {
+                let name = alternative.program;
+                if let Way::Function(_) = alternative.way {
+                    program::<UProbe>(&mut ebpf, name).unwrap().load().unwrap();
+                } else if alternative.needs.unmet(&facts).is_none() {
+                    assert_eq!(start(&mut ebpf, Some(&aya_btf), alternative), Ok(()), "{name}");
+                }
+            }
+        });
+        assert_eq!(done, Ok(()));
+        for (name, program) in ebpf.programs() {
+            let count = program.info().unwrap().verified_instruction_count().unwrap_or(0);
+            assert!(count < LIMIT, "{name}: {count} instructions");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn what_is_not_attached_says_why_and_what_that_costs() {
+        for (hide_btf, depth) in [(false, Depth::Standard), (false, Depth::Light), (true, Depth::Standard)] {
+            let kernel = Kernel::load(&LoadOptions { hide_btf, depth, ..LoadOptions::default() }).unwrap();
+            assert_eq!(kernel.btf_problem().is_some(), hide_btf);
+            let names: BTreeSet<&str> = kernel.attachments().iter().map(|attachment| attachment.name).collect();
+            assert_eq!(names.len(), HOOKS.len());
+            for attachment in kernel.attachments() {
+                let on = attachment.state == State::On;
+                assert_eq!((on, on), (attachment.why.is_empty(), attachment.lost.is_empty()), "{attachment:?}");
+            }
+            let state = |name: &str| kernel.attachments().iter().find(|one| one.name == name).unwrap().state;
+            assert_eq!(state("inet_sock_set_state"), if hide_btf { State::Degraded } else { State::On });
+            assert_eq!(state("sys_exit_connect"), if depth == Depth::Light { State::Off } else { State::On });
+        }
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_reset_connection_is_told_from_both_sides() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut kernel = Kernel::load(&LoadOptions { depth: Depth::Light, ..LoadOptions::default() }).unwrap();
+        kernel.watch_upstream(loopback(port)).unwrap();
+        assert_eq!(kernel.upstreams().unwrap(), [loopback(port)]);
+
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        client.write_all(b"unread").unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        server.peek(&mut byte).unwrap();
+        // Closing with data unread makes the kernel send a RST.
+        drop(server);
+        assert_eq!(client.read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        let here = loopback(client.local_addr().unwrap().port());
+
+        let mut changes = Vec::new();
+        let mut resets = Vec::new();
+        let mut ring = kernel.take_ring().unwrap();
+        let end = Instant::now() + Duration::from_secs(5);
+        while resets.len() < 2 && Instant::now() < end {
+            ring.next(|bytes| match Kind::from_number(Header::read_from_prefix(bytes).unwrap().0.kind) {
+                Some(Kind::StateChange) => changes.push(StateChange::read_from_bytes(bytes).unwrap()),
+                Some(Kind::ResetSent | Kind::ResetReceived) => {
+                    resets.push(SocketEvent::read_from_bytes(bytes).unwrap())
+                }
+                _ => {}
+            });
+        }
+        let client_end =
+            changes.iter().find(|change| change.socket.local == here && change.socket.state == state::CLOSE);
+        let socket = client_end.expect("the client's socket closed").socket;
+        assert_eq!((socket.old_state, socket.error, socket.bytes_sent), (state::ESTABLISHED, 104, 6));
+        assert_eq!(socket.present & (present::TUPLE | present::TCP), present::TUPLE | present::TCP);
+        let server_end =
+            changes.iter().find(|change| change.socket.remote == here && change.socket.state == state::CLOSE);
+        let server_end = server_end.expect("the server's socket closed");
+        assert_eq!((server_end.in_task, server_end.header.tgid), (1, std::process::id()));
+        let received = resets.iter().find(|event| event.header.kind == Kind::ResetReceived as u16);
+        assert_eq!(received.expect("the reset was received").socket.local, here);
+        let sent = resets.iter().find(|event| event.header.kind == Kind::ResetSent as u16);
+        let sent = sent.expect("the reset was sent");
+        assert_eq!(sent.socket.remote, here);
+        if kernel.settings().has_reset_reason != 0 {
+            assert_eq!(kernel.reset_reason_name(sent.value), "TCP_ABORT_ON_CLOSE");
+        }
+        assert_eq!(kernel.losses().unwrap(), super::super::Losses::default());
+    }
+
+    #[test]
+    fn the_tick_is_a_sane_number() {
+        assert!((24..=1200).contains(&Kernel::hz()), "{}", Kernel::hz());
+    }
+
+    #[test]
+    fn reasons_without_a_name_are_shown_as_numbers() {
+        let names = BTreeMap::from([(3, "NO_SOCKET".to_owned())]);
+        assert_eq!(reason_name(&names, 3), "NO_SOCKET");
+        assert_eq!(reason_name(&names, 0x3_0001), "reason 0x30001");
+        assert_eq!(reason_name(&names, NO_REASON), "not given");
     }
 }

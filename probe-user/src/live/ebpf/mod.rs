@@ -9,6 +9,7 @@ pub mod btf;
 pub mod layout;
 pub mod load;
 pub mod offsets;
+mod records;
 pub mod ring;
 pub mod symbols;
 mod tracefs;
