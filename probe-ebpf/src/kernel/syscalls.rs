@@ -83,26 +83,33 @@ pub(crate) fn any(context: &RawTracePointContext) -> Option<()> {
 }
 
 /// `connect(fd, address, length)`: every result of nginx's workers, the failures of the others.
+///
+/// Where the kernel's types are known, only of TCP and unix sockets: a resolver connects as well, over UDP.
 #[inline(always)]
 pub(crate) fn connect(exit: &Exit) -> Option<()> {
     let process = target::watched(exit.tgid)?;
-    if process.role == role::UPSTREAM && (exit.result == 0 || exit.result == IN_PROGRESS) {
+    let ordinary = exit.result == 0 || exit.result == IN_PROGRESS;
+    if process.role == role::UPSTREAM && ordinary {
         return Some(());
     }
     let descriptor = exit.argument_0()? as i32;
     let address = exit.argument_1()?;
     let length = exit.argument_2()?;
-    let wake = if exit.result == 0 || exit.result == IN_PROGRESS { Wake::Later } else { Wake::Now };
+    let sock = descriptor::socket(descriptor);
+    let found = sock.and_then(internet);
+    if let (Some(sock), Some(_)) = (sock, found)
+        && Probed(sock).read::<u16>(offset!(sock_protocol)).is_some_and(|protocol| protocol != TCP)
+    {
+        return Some(());
+    }
+    let wake = if ordinary { Wake::Later } else { Wake::Now };
     emit::record(Kind::Connect, wake, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
         if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
             path(record, address, length);
         }
-        if let Some(sock) = descriptor::socket(descriptor)
-            && Probed(sock).read::<u16>(offset!(sock_protocol)) == Some(TCP)
-            && let Some((ends, state)) = internet(sock)
-        {
+        if let (Some(sock), Some((ends, state))) = (sock, found) {
             describe(&mut record.socket, Probed(sock), &ends, state);
         }
     });
