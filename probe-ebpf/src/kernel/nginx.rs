@@ -44,7 +44,7 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
         record.upstream_fd = -1;
         record.client_fd = -1;
         let action: u64 = read::user_member(log, layout.log_action).unwrap_or(0);
-        if !read::user_string(&mut record.format, format) {
+        if read::user_string(&mut record.format, format).is_none() {
             emit::lost(reason::READ_FAILED);
         }
         if action != 0 {

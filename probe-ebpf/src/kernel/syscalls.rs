@@ -116,17 +116,21 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
     Some(())
 }
 
-/// `sun_path` behind the family.
+/// `sun_path` behind the family: a string, or, of an abstract socket, bytes that begin with a NUL.
 #[inline(always)]
 fn path(record: &mut Connect, address: u64, length: u64) {
     const FAMILY: u64 = 2;
+    let from = address.wrapping_add(FAMILY);
     let wanted = length.saturating_sub(FAMILY).min(PATH as u64);
-    let to = (&raw mut record.path).cast::<[u8; 128]>();
-    // SAFETY: `path` is 108 bytes long, and no more than that is copied; the 128 are for the verifier, whose bound is
-    // a mask, and lie inside the record.
-    let readable = unsafe { read::user_bytes(&mut *to, address.wrapping_add(FAMILY), wanted) };
-    if readable {
-        record.path_length = wanted as u32;
+    if read::user::<u8>(from) == Some(0) {
+        let to = (&raw mut record.path).cast::<[u8; 128]>();
+        // SAFETY: `path` is 108 bytes long, and no more than that is copied; the 128 are for the verifier, whose bound
+        // is a mask, and lie inside the record.
+        if unsafe { read::user_bytes(&mut *to, from, wanted) } {
+            record.path_length = wanted as u32;
+        }
+    } else if let Some(read) = read::user_string(&mut record.path, from) {
+        record.path_length = read;
     }
 }
 

@@ -23,7 +23,7 @@ use super::*;
 fn the_object_holds_what_the_names_say() {
     let file = object::File::parse(OBJECT).expect("this test needs the kernel programs: build without AYA_BUILD_SKIP");
     let symbols: BTreeSet<&str> =
-        file.symbols().filter(|symbol| symbol.is_global()).filter_map(|symbol| symbol.name().ok()).collect();
+        file.symbols().filter(object::ObjectSymbol::is_global).filter_map(|symbol| symbol.name().ok()).collect();
     let maps = ["EVENTS", "PROCESSES", "UPSTREAMS", "PORTS", "LAYOUTS", "LOSSES", "COUNTERS"];
     let globals = [names::global::OFFSETS, names::global::SETTINGS, names::global::RECORDS];
     for name in names::program::ALL.iter().chain(&maps).chain(&globals) {
@@ -68,7 +68,7 @@ fn every_program_passes_the_verifier_alone() {
 #[ignore = "needs root"]
 fn what_is_not_attached_says_why_and_what_that_costs() {
     for (hide_btf, depth) in [(false, Depth::Standard), (false, Depth::Light), (true, Depth::Standard)] {
-        let kernel = Kernel::load(&LoadOptions { hide_btf, depth, ..LoadOptions::default() }).unwrap();
+        let kernel = Kernel::load(&LoadOptions { depth, hide_btf, ..LoadOptions::default() }).unwrap();
         assert_eq!(kernel.btf_problem().is_some(), hide_btf);
         let names: BTreeSet<&str> = kernel.attachments().iter().map(|attachment| attachment.name).collect();
         assert_eq!(names.len(), HOOKS.len());

@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod btf;
+pub mod calibrate;
 pub mod layout;
 pub mod load;
 pub mod offsets;

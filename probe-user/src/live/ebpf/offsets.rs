@@ -195,7 +195,7 @@ mod tests {
         let Ok(btf) = Btf::running_kernel() else {
             return assert!(!std::path::Path::new(super::super::btf::RUNNING_KERNEL).exists());
         };
-        let wide = |member: &str| btf.member(member).map(|member| member.size).unwrap_or(0);
+        let wide = |member: &str| btf.member(member).map_or(0, |member| member.size);
         for member in
             ["tcp_sock.bytes_acked", "tcp_sock.bytes_received", "tcp_sock.bytes_sent", "sock.__sk_common.skc_cookie"]
         {
