@@ -335,8 +335,8 @@ fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flo
     let chosen = if of_worker.is_empty() { fitting } else { of_worker };
     match chosen.as_slice() {
         [] => Joined::None,
-        [only] => Joined::One((*only).clone()),
-        several => Joined::Several(several.iter().map(|flow| (*flow).clone()).collect()),
+        [only] => Joined::One(exact::as_of(only, line.event.at.latest)),
+        several => Joined::Several(several.iter().map(|flow| exact::as_of(flow, line.event.at.latest)).collect()),
     }
 }
 

@@ -63,6 +63,17 @@ struct Decided {
     from_lines: Option<lines::LineGroup>,
 }
 
+/// nginx's list of attempts follows the status it belongs to, record by record.
+#[derive(Clone, Copy, Debug)]
+struct Telling {
+    /// The request as the records name it.
+    told: RequestKey,
+    /// The main request they count for.
+    main: RequestKey,
+    /// It has just been decided; else it is still open. (The same pointer may name a request decided a moment ago.)
+    decided: bool,
+}
+
 /// The state.
 #[derive(Debug)]
 pub struct Correlator {
@@ -77,8 +88,8 @@ pub struct Correlator {
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
-    /// The request whose attempts are being told, and the main request they count for.
-    telling: Option<(RequestKey, RequestKey)>,
+    /// Whose attempts are being told.
+    telling: Option<Telling>,
     last_case: u64,
     next_sweep: Moment,
 }
@@ -297,7 +308,7 @@ impl Correlator {
     fn status(&mut self, event: &Event, status: &NginxStatus) {
         let identity = (status.number, status.client_requests);
         let main = status.parent.unwrap_or(status.request);
-        self.telling = Some((status.request, main));
+        self.telling = Some(Telling { told: status.request, main, decided: false });
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
@@ -341,6 +352,9 @@ impl Correlator {
             request.attempts.clear();
             request.attempts_known = true;
         }
+        if let Some(telling) = &mut self.telling {
+            telling.decided = true;
+        }
         // The attempts follow in the next records; whether this is a case at all is decided when it closes.
         self.decide(
             event.clone(),
@@ -353,18 +367,15 @@ impl Correlator {
     }
 
     fn attempt(&mut self, attempt: &NginxAttempt) {
-        let Some((told, main)) = self.telling else { return };
+        let Some(Telling { told, main, decided }) = self.telling else { return };
         if told != attempt.request {
             return;
         }
-        let target = self
-            .decided
-            .iter_mut()
-            .rev()
-            .find(|decided| decided.request.key == main)
-            .map(|decided| &mut decided.request)
-            .filter(|request| request.attempts_known)
-            .or_else(|| self.requests.get_mut(main));
+        let target = if decided {
+            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
+        } else {
+            self.requests.get_mut(main)
+        };
         let Some(target) = target else { return };
         if attempt.index == 0 {
             target.attempts.clear();

@@ -4,6 +4,8 @@ pub mod cause;
 mod causes;
 mod confidence;
 mod departure;
+#[cfg(test)]
+mod laws;
 mod reading;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -94,6 +94,7 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
         while batch.len() < BATCH {
             match ring.next(|record| kernel::decode(record, names)) {
                 Some(Ok(decoded)) => {
+                    tracing::trace!(?decoded, "record");
                     if concerns_nginx(&decoded.body) {
                         processes.notify_one();
                     }

@@ -116,7 +116,7 @@ fn failed_socket(reading: &Reading<'_>, wanted: Errno) -> Option<Evidence> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{WORKER, World},
         model::{
@@ -130,7 +130,7 @@ mod tests {
         },
     };
 
-    fn exhausted(errno: Errno) -> World {
+    pub(crate) fn exhausted(errno: Errno) -> World {
         let mut world = World::new(500);
         world.attempt().flow = Joined::None;
         world.attempt().upstream = None;

@@ -168,7 +168,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, last: &FailedAccept<'_
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{LENGTH, SERVER, START, World, counters, moment},
         model::{
@@ -199,7 +199,7 @@ mod tests {
     }
 
     /// Node.js takes the connection with its spare descriptor and closes it at once.
-    fn shed() -> World {
+    pub(crate) fn shed() -> World {
         let mut world = World::new(502);
         world.listening();
         world.accepted();
@@ -214,7 +214,7 @@ mod tests {
         world
     }
 
-    fn waiting() -> World {
+    pub(crate) fn waiting() -> World {
         let mut world = World::new(504);
         world.listening();
         world.attempt().started = Some(moment(-2_000_000));

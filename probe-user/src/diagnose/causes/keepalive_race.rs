@@ -188,7 +188,7 @@ fn shorter(seconds: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         diagnose::testing::{FIN_ACK, LENGTH, RST_ACK, START, World, unread},
@@ -212,7 +212,7 @@ mod tests {
     }
 
     /// nginx's socket got the FIN, acknowledging this much; then the request was answered by a RST.
-    fn crossing_fin(upstream: &str, acknowledged: u32) -> World {
+    pub(crate) fn crossing_fin(upstream: &str, acknowledged: u32) -> World {
         let mut world = World::at(upstream, 502);
         reused(&mut world);
         let tcp = crate::diagnose::testing::counters(START, acknowledged);

@@ -1,19 +1,19 @@
 //! One file per row of the catalogue.
 
-mod fd_exhausted_nginx;
-mod fd_exhausted_upstream;
-mod keepalive_race;
-mod no_live_upstreams;
-mod premature_close;
-mod read_timeout;
-mod syn_timeout;
+pub(crate) mod fd_exhausted_nginx;
+pub(crate) mod fd_exhausted_upstream;
+pub(crate) mod keepalive_race;
+pub(crate) mod no_live_upstreams;
+pub(crate) mod premature_close;
+pub(crate) mod read_timeout;
+pub(crate) mod syn_timeout;
 pub(super) mod unknown;
-mod upstream_crashed;
-mod upstream_exited;
-mod upstream_killed;
-mod upstream_oom_killed;
-mod upstream_refused;
-mod upstream_reset;
+pub(crate) mod upstream_crashed;
+pub(crate) mod upstream_exited;
+pub(crate) mod upstream_killed;
+pub(crate) mod upstream_oom_killed;
+pub(crate) mod upstream_refused;
+pub(crate) mod upstream_reset;
 
 use super::{cause::Cause, reading::Reading};
 use crate::model::process::Ending;

@@ -266,7 +266,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&Upstrea
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{WORKER, World, moment},
         model::{
@@ -303,7 +303,7 @@ mod tests {
         }
     }
 
-    fn blackout() -> World {
+    pub(crate) fn blackout() -> World {
         let mut world = World::new(502);
         let attempt = world.attempt();
         attempt.flow = Joined::None;

@@ -117,7 +117,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{LENGTH, START, World, counters},
         model::{
@@ -142,7 +142,7 @@ mod tests {
         world
     }
 
-    fn closed_here() -> World {
+    pub(crate) fn closed_here() -> World {
         let mut world = closed("127.0.0.1:8000");
         world.listening();
         world.accepted();

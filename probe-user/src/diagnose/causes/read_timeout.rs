@@ -167,7 +167,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{LENGTH, SERVER, START, World, moment},
         model::{
@@ -189,7 +189,7 @@ mod tests {
         world
     }
 
-    fn silent_here() -> World {
+    pub(crate) fn silent_here() -> World {
         let mut world = silent("127.0.0.1:8000");
         world.listening();
         world.accepted();

@@ -186,7 +186,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, moment},
         model::{
@@ -216,7 +216,7 @@ mod tests {
         world
     }
 
-    fn elsewhere() -> World {
+    pub(crate) fn elsewhere() -> World {
         let mut world = silent("10.9.9.9:8000", 2);
         world.look_up(false, Vec::new(), Vec::new());
         world

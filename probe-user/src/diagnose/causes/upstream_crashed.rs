@@ -79,13 +79,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, broken_by_exit},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
-    fn crashed() -> World {
+    pub(crate) fn crashed() -> World {
         let mut world = broken_by_exit(Ending::Signal { signal: 11, core: true });
         world.signal(-130, 11, None);
         world

@@ -74,13 +74,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, broken_by_exit},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
-    fn exited() -> World {
+    pub(crate) fn exited() -> World {
         broken_by_exit(Ending::Exit(1))
     }
 

@@ -94,9 +94,7 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
         } else {
             ""
         };
-        found
-            .summary
-            .push_str(&format!(" The sender is the server's own {} (pid {}).{timeout}", sender.command, sender.pid));
+        found.say(format_args!(" The sender is the server's own {} (pid {}).{timeout}", sender.command, sender.pid));
     }
     found.fix.push(match death.signal.as_ref().and_then(|(_, _, sender)| sender.as_ref()) {
         Some(sender) => format!(
@@ -111,7 +109,7 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, broken_by_exit},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
@@ -119,7 +117,7 @@ mod tests {
 
     const KILLED: Ending = Ending::Signal { signal: 9, core: false };
 
-    fn killed() -> World {
+    pub(crate) fn killed() -> World {
         let mut world = broken_by_exit(KILLED);
         world.signal(-200, 9, Some((1, "systemd")));
         world

@@ -64,13 +64,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, broken_by_exit},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
-    fn taken() -> World {
+    pub(crate) fn taken() -> World {
         let mut world = broken_by_exit(Ending::Signal { signal: 9, core: false });
         world.oom(-300);
         world.signal(-290, 9, None);

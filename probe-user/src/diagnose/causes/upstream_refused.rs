@@ -168,7 +168,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, locality: Locality, ne
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::super::testing::World;
     use crate::{
         diagnose::find,
@@ -185,7 +185,7 @@ mod tests {
 
     const TEXT: &str = "connect() failed (111: Connection refused) while connecting to upstream";
 
-    fn refused(upstream: &str, local: bool) -> World {
+    pub(crate) fn refused(upstream: &str, local: bool) -> World {
         let mut world = World::at(upstream, 502);
         if local {
             world.reset_sent(-90, "NO_SOCKET", None);

@@ -184,7 +184,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use crate::{
         diagnose::testing::{LENGTH, START, World, unread},
         model::{
@@ -198,7 +198,7 @@ mod tests {
         },
     };
 
-    fn reset() -> World {
+    pub(crate) fn reset() -> World {
         let mut world = World::new(502);
         world.listening();
         world.accepted();
