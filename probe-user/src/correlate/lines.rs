@@ -57,6 +57,8 @@ pub struct LineGroup {
     pub at: At,
     /// The event that shows the decision.
     pub decided_by: Event,
+    /// When its lines had had time to arrive.
+    pub due: Moment,
 }
 
 /// What waits to be put together.
@@ -113,6 +115,7 @@ impl Lines {
             return None;
         }
         let first = self.errors.pop_front()?;
+        let due = first.event.at.latest.plus_ns(delay_ns);
         let (pid, number) = (first.line.pid, first.line.number);
         let mut last = first.clone();
         let mut lines = vec![first];
@@ -130,7 +133,7 @@ impl Lines {
             rest.push_back(line);
         }
         self.errors = rest;
-        Some(self.group(lines, &last, statuses))
+        Some(self.group(lines, &last, statuses, due))
     }
 
     /// Whether the request of `lines` was over before `next` was written.
@@ -144,7 +147,7 @@ impl Lines {
         ended || repeated || last.line.request != next.line.request
     }
 
-    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16]) -> LineGroup {
+    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
         let access = self
             .access
             .iter()
@@ -183,6 +186,7 @@ impl Lines {
             client: answer.map(|(.., client)| client),
             at,
             decided_by,
+            due,
             lines,
         }
     }
