@@ -95,5 +95,7 @@ fn census() {
             *census.entry((format!("{:?}", judged.case.kind), truth.causes[0])).or_default().entry(Claim::of(&judged.verdict)).or_default() += 1;
         }
     }
-    eprintln!("{census:#?}");
+    for ((kind, truth), claims) in &census {
+        eprintln!("{kind} {truth}: {claims:?}");
+    }
 }

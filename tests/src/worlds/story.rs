@@ -62,6 +62,10 @@ impl Attempt {
     pub fn sound(self, world: &World) -> Self {
         let place = world.place(self.peer);
         let fate = match (self.fate, place) {
+            // Nothing is lost on the way to oneself: a SYN that is not answered was dropped, or its queue was full.
+            (Fate::Unanswered { lost: Lost::Beyond, by_kernel }, Place::Loopback) => {
+                Fate::Unanswered { lost: Lost::SynHere, by_kernel }
+            }
             (Fate::Rejected(Answer::HostUnreachable), Place::Loopback | Place::Neighbour) => {
                 Fate::Rejected(Answer::Prohibited)
             }
