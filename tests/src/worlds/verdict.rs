@@ -70,7 +70,7 @@ pub fn subjects<'s>(story: &'s Story, case: &Case) -> Vec<&'s Truth> {
         .truths
         .iter()
         .filter(mine)
-        .filter(|truth| truth.decided.is_some_and(|decided| (from..=to).contains(&decided)))
+        .filter(|truth| truth.begun <= to && truth.decided.is_some_and(|decided| decided >= from))
         .collect()
 }
 
