@@ -151,6 +151,7 @@ impl Lines {
             .position(|(event, line)| belongs(line, &last.line) && event.at.latest >= last.event.at.earliest);
         let access = access.and_then(|index| self.access.remove(index));
         let status = access.as_ref().and_then(|(_, line)| line.status);
+        let logged = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
         let window = At::between(last.event.at.earliest, last.event.at.latest.plus_ns(ANSWER_WINDOW_NS));
         let fits = |(event, code, client): &&(Event, u16, std::net::SocketAddr)| {
             event.at.overlaps(&window)
@@ -180,7 +181,7 @@ impl Lines {
             kind,
             origin: Origin::Nginx,
             status,
-            client: answer.map(|(.., client)| client),
+            client: answer.map(|(.., client)| client).or(logged),
             at,
             decided_by,
             lines,
@@ -200,11 +201,20 @@ fn belongs(access: &AccessLine, error: &ErrorLine) -> bool {
         (Some(a), Some(b)) => a == b,
         _ => true,
     };
+    let same_client = match (&access.client, &error.client) {
+        (Some(access), Some(error)) => client_ip(access) == client_ip(error),
+        _ => true,
+    };
     let number = match (access.number, error.number) {
         (Some(a), Some(b)) => a == b,
         _ => true,
     };
-    number && equal(&access.client, &error.client) && equal(&access.request, &error.request)
+    number && same_client && equal(&access.request, &error.request)
+}
+
+/// A client without its port, which only some formats have.
+fn client_ip(text: &str) -> String {
+    text.parse::<std::net::SocketAddr>().map_or_else(|_| text.to_owned(), |client| client.ip().to_string())
 }
 
 /// The peer's name in an error line's `upstream:`.
