@@ -160,7 +160,7 @@ fn connected<'a>(
 }
 
 /// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
-fn idle_us(socket: &Socket) -> Option<u64> {
+pub(super) fn idle_us(socket: &Socket) -> Option<u64> {
     let tcp = socket.tcp.as_ref()?;
     let received = tcp.since_received_us?;
     match tcp.since_sent_us {
