@@ -62,6 +62,8 @@ pub struct LineGroup {
     pub at: At,
     /// The event that shows the decision.
     pub decided_by: Event,
+    /// When its lines had had time to arrive.
+    pub due: Moment,
 }
 
 /// What waits to be put together.
@@ -118,6 +120,7 @@ impl Lines {
             return None;
         }
         let first = self.errors.pop_front()?;
+        let due = first.event.at.latest.plus_ns(delay_ns);
         let (pid, number) = (first.line.pid, first.line.number);
         let mut last = first.clone();
         let mut lines = vec![first];
@@ -135,7 +138,7 @@ impl Lines {
             rest.push_back(line);
         }
         self.errors = rest;
-        Some(self.group(lines, &last, statuses))
+        Some(self.group(lines, &last, statuses, due))
     }
 
     /// Whether the request of `lines` was over before `next` was written.
@@ -149,7 +152,7 @@ impl Lines {
         ended || repeated || last.line.request != next.line.request
     }
 
-    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16]) -> LineGroup {
+    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
         let access = self
             .access
             .iter()
@@ -190,6 +193,7 @@ impl Lines {
             logged: access.as_ref().map(|(_, line)| logged_attempts(line)).unwrap_or_default(),
             at,
             decided_by,
+            due,
             lines,
         }
     }

@@ -35,6 +35,8 @@ use crate::model::{
     time::{At, Moment, WallClock},
 };
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -91,7 +93,9 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
-    next_sweep: Moment,
+    /// The last whole second at whose beginning old things were forgotten.
+    swept: Moment,
+    finished: bool,
 }
 
 impl Correlator {
@@ -113,7 +117,8 @@ impl Correlator {
             failures: VecDeque::new(),
             telling: None,
             last_case: 0,
-            next_sweep: Moment(0),
+            swept: Moment(0),
+            finished: false,
         }
     }
 
@@ -167,17 +172,18 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
-        if self.now >= self.next_sweep {
-            self.next_sweep = self.now.plus_ns(1_000_000_000);
-            self.flows.forget(self.now);
-            self.requests.forget(self.now);
-            self.notable.forget(self.now);
-            self.lines.forget(self.now);
-            let now = self.now;
-            while self.failures.front().is_some_and(|f| now.since_ns(f.at) > FAILURE_LINGER_NS) {
+        self.flows.forget(self.now);
+        // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
+        let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
+        if second > self.swept {
+            self.swept = second;
+            self.requests.forget(second);
+            self.notable.forget(second);
+            self.lines.forget(second);
+            while self.failures.front().is_some_and(|f| second.since_ns(f.at) > FAILURE_LINGER_NS) {
                 self.failures.pop_front();
             }
-            while self.losses.front().is_some_and(|(at, ..)| now.since_ns(at.latest) > FAILURE_LINGER_NS) {
+            while self.losses.front().is_some_and(|(at, ..)| second.since_ns(at.latest) > FAILURE_LINGER_NS) {
                 self.losses.pop_front();
             }
         }
@@ -189,16 +195,14 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
-        for decided in &mut self.decided {
-            decided.close_at = self.now;
-        }
+        self.finished = true;
     }
 
     /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
     /// that may be blamed on it is put together.
     pub fn poll_case(&mut self) -> Option<Case> {
         loop {
-            let due = self.decided.front().is_some_and(|decided| decided.close_at <= self.now);
+            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
             let decided = if due { self.decided.pop_front()? } else { return None };
             if let Some(case) = self.close(decided) {
                 return Some(case);
@@ -419,7 +423,7 @@ impl Correlator {
                 status: group.status,
                 at,
                 by: group.decided_by.clone(),
-                close_at: self.now,
+                close_at: group.due,
                 request,
                 statuses: Vec::new(),
                 from_lines: Some(group),
