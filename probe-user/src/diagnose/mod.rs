@@ -7,6 +7,7 @@ mod departure;
 #[cfg(test)]
 mod laws;
 mod reading;
+mod said;
 #[cfg(test)]
 pub(crate) mod testing;
 

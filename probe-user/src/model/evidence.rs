@@ -160,6 +160,13 @@ pub enum Fact {
         /// `ICMPv6`.
         v6: bool,
     },
+    /// The upstream sent a TLS alert.
+    TlsAlert {
+        /// 1 warning, 2 fatal.
+        level: u8,
+        /// Its number (RFC 8446, section 6).
+        description: u8,
+    },
     /// A process ended.
     ProcessEnded {
         /// Who.

@@ -297,6 +297,7 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::SyscallFailed { .. }
         | Fact::OpenFiles { .. }
         | Fact::Icmp { .. }
+        | Fact::TlsAlert { .. }
         | Fact::ProcessState { .. }
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
@@ -377,6 +378,7 @@ pub fn fact(of: &Fact) -> String {
         Fact::Icmp { from, icmp_type, code, v6 } => {
             format!("{} type {icmp_type} code {code} came from {from}", if *v6 { "ICMPv6" } else { "ICMP" })
         }
+        Fact::TlsAlert { level, description } => format!("the upstream sent TLS alert {description} (level {level})"),
         Fact::OomKilled { process } => format!("the OOM killer chose pid {process}"),
         Fact::PeerDisabled { peer, case, cause, before_us } => {
             let cause = cause.unwrap_or("not yet judged");

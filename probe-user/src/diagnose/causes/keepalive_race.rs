@@ -7,7 +7,7 @@ use super::{
     },
     PROCESS_GONE, server_advice,
 };
-use crate::model::{coverage::Sensor, evidence::Weight};
+use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
 
 /// nginx's own default for idle connections to upstreams (`keepalive_timeout` in an upstream block), milliseconds.
 const NGINX_KEEPS_MS: u64 = 60_000;
@@ -72,6 +72,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.phase() == Some(Phase::TlsHandshake) {
+        return None;
+    }
     reading.broken()?;
     if reading.reused() != Some(true) || reading.response_bytes().is_some_and(|bytes| bytes > 0) {
         return None;

@@ -8,6 +8,7 @@ use super::{
     PROCESS_GONE, server_advice,
 };
 use crate::model::{
+    complaint::Phase,
     coverage::Sensor,
     evidence::{Fact, Weight},
     verdict::Need,
@@ -75,6 +76,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.phase() == Some(Phase::TlsHandshake) {
+        return None;
+    }
     if reading.broken()? != Broken::Reset {
         return None;
     }
