@@ -7,6 +7,7 @@ use super::super::{
 use crate::model::{
     coverage::Sensor,
     evidence::{Fact, Weight},
+    net::Errno,
     packet::IcmpPacket,
 };
 
@@ -95,12 +96,28 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let answered_by_tcp = reading.flow().is_some_and(|flow| flow.resets_sent_by_upstream().next().is_some());
     let silent = reading.locality() == Locality::Here && reading.sees(Sensor::ResetsSent) && !answered_by_tcp;
     if how.is_none() {
-        let listens = reading.somebody_listens()?;
-        let mut reset = reset.filter(|_| silent)?;
-        reset.weight = Weight::Direct;
-        finding.support(Some(reset));
+        let refused = failed.as_ref().map(|(errno, _)| *errno).or_else(|| reading.errno()) == Some(Errno::ECONNREFUSED);
+        let listens = reading.somebody_listens().filter(|_| refused && !answered_by_tcp)?;
         finding.support(Some(listens));
-        how = Some("a RST that this host's TCP did not send, while the listener is alive".to_owned());
+        if let Some(mut reset) = reset {
+            if silent {
+                reset.weight = Weight::Direct;
+            }
+            finding.support(Some(reset));
+        } else {
+            finding.missing.push(need(Sensor::ResetsReceived, "the RST that answered the SYN"));
+        }
+        if silent {
+            how = Some("a RST that this host's TCP did not send, while the listener is alive".to_owned());
+        } else {
+            // The listener may have come just after.
+            finding.missing.push(need(
+                Sensor::ResetsSent,
+                "whether this host's TCP sent the RST itself, for lack of a listener then",
+            ));
+            finding.not_excluded(&["upstream-refused"]);
+            how = Some("a refusal, although somebody listens there".to_owned());
+        }
     }
     finding.support(failed.map(|(_, evidence)| evidence));
     finding.summary =
@@ -109,9 +126,6 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         "Look for a reject rule on the way to {upstream}: `nft list ruleset`, `iptables-save | grep REJECT`{}.",
         if silent { "; it is on this host" } else { "" }
     ));
-    if finding.because.iter().all(|evidence| evidence.weight < Weight::Direct) {
-        finding.missing.push(need(Sensor::Packets, "the answer to the SYN"));
-    }
     Some(finding)
 }
 
@@ -185,9 +199,7 @@ pub(crate) mod tests {
     fn without_the_kernels_silence_it_steps_down() {
         let mut world = rejected();
         world.blind(Sensor::ResetsSent);
-        let explanation = world.explained();
-        assert_eq!(explanation.cause, "upstream-refused");
-        assert!(explanation.confidence < Confidence::Likely, "a listener speaks against it: {explanation:?}");
-        assert!(explanation.rivals.contains(&"firewall-rejected"));
+        let explanation = world.expect("firewall-rejected", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["upstream-refused"]);
     }
 }

@@ -105,6 +105,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         ));
         finding.not_excluded(&["premature-close", "upstream-reset"]);
     }
+    // A FIN is the upstream's; a reset alone can be the word of something between that had forgotten the connection.
+    let upstreams_own = close.is_some()
+        || reset.as_ref().is_some_and(|reset| reset.sent_here.is_some())
+        || reading.aborted_here().is_some();
+    if reset.is_some() && !upstreams_own {
+        finding.missing.push(need(Sensor::ResetsSent, "whether the upstream itself sent the reset"));
+        finding.not_excluded(&["network-reset"]);
+    }
     // Wherever the process runs, a close that crossed the request is one; here it can be known whether a process's end was behind it.
     if let Survival::NotKnown(needed) = survival
         && reading.locality() != Locality::Elsewhere
@@ -276,10 +284,25 @@ pub(crate) mod tests {
     fn a_reset_found_before_anything_was_written() {
         let mut world = World::new(502);
         reused(&mut world);
+        world.reset_sent(-51, "TCP_STATE", None);
         world.reset_received(-50, TcpState::Established);
         world.attempt().bytes_sent = Some(0);
         world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ECONNRESET), "connect() failed");
         world.expect("keepalive-race", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_reset_alone_from_another_host_can_be_a_middleboxs() {
+        let mut world = World::at("10.9.9.9:8000", 502);
+        reused(&mut world);
+        world.flow().accepted_by = None;
+        world.case.host.clear();
+        world.look_up(false, Vec::new(), Vec::new());
+        world.packet_from_upstream(-58, RST_ACK, START);
+        world.sent(TcpState::Closed, START);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        let explanation = world.expect("keepalive-race", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["network-reset"]);
     }
 
     #[test]

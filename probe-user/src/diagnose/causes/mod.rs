@@ -1,7 +1,10 @@
 //! One file per row of the catalogue.
 
+pub(crate) mod accept_queue_overflow;
+pub(crate) mod configured_502;
 pub(crate) mod connect_denied;
 pub(crate) mod dns_failure;
+pub(crate) mod early_response_lost;
 pub(crate) mod ephemeral_ports_exhausted;
 pub(crate) mod fastcgi_error;
 pub(crate) mod fd_exhausted_nginx;
@@ -14,10 +17,14 @@ pub(crate) mod header_too_big;
 pub(crate) mod host_unreachable;
 pub(crate) mod invalid_response;
 pub(crate) mod keepalive_race;
+pub(crate) mod network_reset;
 pub(crate) mod no_live_upstreams;
 pub(crate) mod no_route;
+pub(crate) mod path_stall;
 pub(crate) mod premature_close;
 pub(crate) mod read_timeout;
+pub(crate) mod response_truncated;
+pub(crate) mod send_timeout;
 pub(crate) mod syn_timeout;
 pub(crate) mod tls_certificate_invalid;
 pub(crate) mod tls_handshake_failed;
@@ -32,6 +39,7 @@ pub(crate) mod upstream_killed;
 pub(crate) mod upstream_oom_killed;
 pub(crate) mod upstream_refused;
 pub(crate) mod upstream_reset;
+pub(crate) mod upstream_sent_502;
 pub(crate) mod worker_connections_exhausted;
 
 use super::{cause::Cause, reading::Reading};
@@ -45,6 +53,7 @@ pub(super) const ALL: &[&Cause] = &[
     &no_route::CAUSE,
     &syn_timeout::CAUSE,
     &firewall_dropped::CAUSE,
+    &accept_queue_overflow::CAUSE,
     &ephemeral_ports_exhausted::CAUSE,
     &fd_exhausted_nginx::CAUSE,
     &fd_exhausted_system::CAUSE,
@@ -64,13 +73,20 @@ pub(super) const ALL: &[&Cause] = &[
     &upstream_killed::CAUSE,
     &upstream_oom_killed::CAUSE,
     &upstream_exited::CAUSE,
+    &early_response_lost::CAUSE,
+    &network_reset::CAUSE,
     &read_timeout::CAUSE,
+    &send_timeout::CAUSE,
+    &path_stall::CAUSE,
+    &response_truncated::CAUSE,
     &invalid_response::CAUSE,
     &header_too_big::CAUSE,
     &tls_handshake_failed::CAUSE,
     &tls_certificate_invalid::CAUSE,
     &fastcgi_error::CAUSE,
     &grpc_error::CAUSE,
+    &upstream_sent_502::CAUSE,
+    &configured_502::CAUSE,
     &unknown::CAUSE,
 ];
 
