@@ -122,3 +122,68 @@ impl Settings {
         syscall_numbers: [0; 5],
     };
 }
+
+/// Where the record of a classic tracepoint keeps what, bytes; [`ABSENT`] where it has no such field. For kernels without
+/// BTF: their tracefs describes these records. Addresses are taken from the IPv6 fields, which every IPv4 socket fills
+/// with mapped addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordFormat {
+    /// `skaddr`.
+    pub socket: u32,
+    /// `oldstate`.
+    pub old_state: u32,
+    /// `newstate`, else `state`.
+    pub state: u32,
+    /// `error`.
+    pub error: u32,
+    /// `protocol`, where it has two bytes.
+    pub protocol: u32,
+    /// `sport`, host order.
+    pub local_port: u32,
+    /// `dport`, host order.
+    pub remote_port: u32,
+    /// `saddr_v6`.
+    pub local: u32,
+    /// `daddr_v6`.
+    pub remote: u32,
+}
+
+impl RecordFormat {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self {
+        socket: ABSENT,
+        old_state: ABSENT,
+        state: ABSENT,
+        error: ABSENT,
+        protocol: ABSENT,
+        local_port: ABSENT,
+        remote_port: ABSENT,
+        local: ABSENT,
+        remote: ABSENT,
+    };
+}
+
+/// The records that can stand in for socket members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordFormats {
+    /// `sock:inet_sock_set_state`.
+    pub state_change: RecordFormat,
+    /// `tcp:tcp_receive_reset`.
+    pub reset_received: RecordFormat,
+    /// `tcp:tcp_retransmit_skb`.
+    pub retransmit: RecordFormat,
+    /// `sock:inet_sk_error_report`.
+    pub error_report: RecordFormat,
+}
+
+impl RecordFormats {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self {
+        state_change: RecordFormat::UNKNOWN,
+        reset_received: RecordFormat::UNKNOWN,
+        retransmit: RecordFormat::UNKNOWN,
+        error_report: RecordFormat::UNKNOWN,
+    };
+}

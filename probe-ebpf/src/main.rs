@@ -4,6 +4,14 @@
 //! [`probe_abi::names::program`]; the loader's table says which of two programs for the same tracepoint is tried first.
 #![no_std]
 #![no_main]
+#![expect(clippy::inline_always, reason = "the verifier follows pointers best where there are no calls")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "registers are 64 bits wide whatever the value in them; sizes here are far below 4 GiB"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "the shape of an entry point is given")]
+#![expect(clippy::unnecessary_wraps, reason = "every handler answers alike, so that `?` works in each")]
 
 mod kernel;
 
@@ -11,7 +19,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint, tracepoint, uprobe},
     programs::{BtfTracePointContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
-use kernel::{drops, nginx, process, syscalls, tcp};
+use kernel::{drops, nginx, process, records, syscalls, tcp};
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(context: BtfTracePointContext) -> Option<()> {
@@ -21,6 +29,26 @@ fn inet_sock_set_state(context: BtfTracePointContext) -> Option<()> {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 fn inet_sock_set_state_raw(context: RawTracePointContext) -> Option<()> {
     tcp::state_probed(&context)
+}
+
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+fn inet_sock_set_state_record(context: TracePointContext) -> Option<()> {
+    records::state(&context)
+}
+
+#[tracepoint(category = "tcp", name = "tcp_receive_reset")]
+fn tcp_receive_reset_record(context: TracePointContext) -> Option<()> {
+    records::reset_received(&context)
+}
+
+#[tracepoint(category = "tcp", name = "tcp_retransmit_skb")]
+fn tcp_retransmit_skb_record(context: TracePointContext) -> Option<()> {
+    records::retransmit(&context)
+}
+
+#[tracepoint(category = "sock", name = "inet_sk_error_report")]
+fn inet_sk_error_report_record(context: TracePointContext) -> Option<()> {
+    records::error_report(&context)
 }
 
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]

@@ -24,6 +24,8 @@ pub mod global {
     pub const OFFSETS: &str = "OFFSETS";
     /// [`crate::globals::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
+    /// [`crate::globals::RecordFormats`].
+    pub const RECORDS: &str = "RECORDS";
 }
 
 /// Programs, each called after its event; several may serve one event.
@@ -32,11 +34,15 @@ pub mod program {
     pub const ALL: &[&str] = &[
         "inet_sock_set_state",
         "inet_sock_set_state_raw",
+        "inet_sock_set_state_record",
         "tcp_send_reset",
         "tcp_receive_reset",
+        "tcp_receive_reset_record",
         "tcp_retransmit_skb",
+        "tcp_retransmit_skb_record",
         "tcp_retransmit_synack",
         "inet_sk_error_report",
+        "inet_sk_error_report_record",
         "kfree_skb",
         "sched_process_fork",
         "sched_process_exec",

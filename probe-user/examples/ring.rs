@@ -10,7 +10,7 @@ use probe_abi::{
     process::{Watched, role},
     socket, syscall,
 };
-use probe502::live::ebpf::{Depth, Kernel, LoadOptions, layout::Build};
+use probe502::live::ebpf::{Depth, Kernel, LoadOptions, calibrate::calibrate, layout::Build, symbols::Binary};
 use zerocopy::FromBytes;
 
 fn main() -> Result<()> {
@@ -83,7 +83,8 @@ fn main() -> Result<()> {
 
 fn watch(kernel: &mut Kernel, master: u32) -> Result<()> {
     let output = Command::new(format!("/proc/{master}/exe")).arg("-V").output()?;
-    let build = Build::parse(&String::from_utf8_lossy(&output.stderr))?;
+    let mut build = Build::parse(&String::from_utf8_lossy(&output.stderr))?;
+    eprintln!("{:?} {:?}", build.version, calibrate(&mut build.layout, &Binary::of_process(master)?));
     let index = kernel.add_layout(&build.layout)?;
     for attachment in kernel.attach_nginx(master)? {
         eprintln!("{:36} {:?} {} {}", attachment.name, attachment.state, attachment.why, attachment.lost);

@@ -84,7 +84,8 @@ pub struct Incident {
     /// The incident's name.
     pub id: String,
     /// When nginx decided, RFC 3339.
-    pub time: String,
+    #[serde(deserialize_with = "present")]
+    pub time: Option<String>,
     /// What the client saw.
     #[serde(deserialize_with = "present")]
     pub status: Option<u16>,

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use crate::client::Connection;
+use crate::client::{Connection, find};
 use crate::config::Config;
 use crate::lab::Lab;
-use crate::process::{Process, Start, send, wait_until};
+use crate::process::{Process, Start, Stopped, send, stat, wait_until};
 
 /// nginx starts, reloads and stops well within this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,16 +78,34 @@ impl Nginx {
         &self.directory
     }
 
-    /// `nginx -s reload`: waits until new workers run; old ones may still be finishing. Gives the new ones.
+    /// `nginx -s reload`: waits until new workers run and the old ones take no more connections, though they may still be finishing
+    /// what they have. Gives the new ones.
     pub fn reload(&self) -> Result<Vec<u32>> {
         let before = self.workers()?;
         self.master.signal(Signal::SIGHUP)?;
         let mut new = Vec::new();
         wait_until("new workers run", PATIENCE, || {
-            new = self.workers()?.into_iter().filter(|pid| !before.contains(pid)).collect();
-            Ok(new.len() >= before.len())
+            let (old, fresh) = self.workers()?.into_iter().partition(|pid| before.contains(pid));
+            new = fresh;
+            let (old, wanted): (Vec<u32>, usize) = (old, before.len());
+            Ok(new.len() >= wanted && old.into_iter().all(is_leaving))
         })?;
         Ok(new)
+    }
+
+    /// Rotates the error log as logrotate does: renames it, then USR1. Waits until nginx has opened the new one.
+    pub fn rotate_error_log(&self) -> Result<()> {
+        let path = self.directory.join("error.log");
+        fs::rename(&path, self.directory.join("error.log.1")).context("rename the error log")?;
+        self.master.signal(Signal::SIGUSR1)?;
+        let workers = self.workers()?;
+        wait_until("every worker has opened the new error log", PATIENCE, || {
+            let mut open = path.exists();
+            for worker in &workers {
+                open &= has_open(*worker, &path)?;
+            }
+            Ok(open)
+        })
     }
 
     /// Kills a worker with SIGKILL and waits for the one the master starts instead, which it gives.
@@ -104,13 +122,7 @@ impl Nginx {
 
     /// Stops every worker (SIGSTOP) while `work` runs: what arrives meanwhile, nginx finds in one batch, in its order.
     pub fn while_stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let stopped = Stopped { workers: self.workers()? };
-        for worker in &stopped.workers {
-            send(*worker, Signal::SIGSTOP)?;
-        }
-        for worker in &stopped.workers {
-            wait_until("the worker stands still", PATIENCE, || Ok(stat(*worker)?.0 == 'T'))?;
-        }
+        let _stopped = Stopped::new(self.workers()?)?;
         work()
     }
 
@@ -152,17 +164,17 @@ impl Drop for Nginx {
     }
 }
 
-/// Workers that go on when this is dropped.
-struct Stopped {
-    workers: Vec<u32>,
+/// Whether a worker takes no more connections: it says so in its title before it closes its listeners in the same turn, and it may be
+/// gone altogether.
+fn is_leaving(worker: u32) -> bool {
+    fs::read(format!("/proc/{worker}/cmdline")).map_or(true, |title| find(&title, b"shutting down").is_some())
 }
 
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        for worker in &self.workers {
-            let _ = send(*worker, Signal::SIGCONT);
-        }
-    }
+/// Whether a process has a file open, by its present name.
+fn has_open(pid: u32, path: &Path) -> Result<bool> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&directory).with_context(|| format!("list {directory}"))?;
+    Ok(entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path)))
 }
 
 /// The children of a process, in order of their pids.
@@ -178,15 +190,4 @@ pub fn children_of(parent: u32) -> Result<Vec<u32>> {
     }
     children.sort_unstable();
     Ok(children)
-}
-
-/// State and parent of a process.
-fn stat(pid: u32) -> Result<(char, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the state of {pid}"))?;
-    // The name stands in parentheses and may contain anything, also parentheses.
-    let rest = text.rsplit_once(") ").context("a name in parentheses")?.1;
-    let mut fields = rest.split(' ');
-    let state = fields.next().and_then(|field| field.chars().next()).context("a state")?;
-    let parent = fields.next().context("a parent")?.parse().context("the parent's pid")?;
-    Ok((state, parent))
 }

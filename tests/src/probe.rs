@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,11 +29,37 @@ pub fn binary() -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("PROBE502_BIN={}", path.display()))
 }
 
-/// Runs a command of the probe that ends by itself.
-pub fn output(arguments: &[&str]) -> Result<Output> {
+/// What a command that ends by itself has printed.
+#[derive(Debug)]
+pub struct Printed {
+    /// The exit status.
+    pub status: ExitStatus,
+    /// The data.
+    pub stdout: String,
+    /// What was said beside.
+    pub stderr: String,
+}
+
+/// Runs a command of the probe that ends by itself; one that does not is killed, which is an error.
+pub fn output(arguments: &[&str]) -> Result<Printed> {
     let mut command = Command::new(binary()?);
-    command.args(arguments).stdin(Stdio::null());
-    command.output().with_context(|| format!("run probe502 {}", arguments.join(" ")))
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = Process::spawn("probe502", command, Start::default())?;
+    let stdout = process.child().stdout.take().context("the probe's stdout")?;
+    let stderr = process.child().stderr.take().context("the probe's stderr")?;
+    let readers = [std::thread::spawn(move || slurp(stdout)), std::thread::spawn(move || slurp(stderr))];
+    let status = process.wait(END).with_context(|| format!("probe502 {}", arguments.join(" ")));
+    drop(process);
+    let [stdout, stderr] = readers.map(|reader| reader.join().unwrap_or_default());
+    Ok(Printed { status: status?, stdout, stderr })
+}
+
+/// Everything there is to read.
+fn slurp(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    // What was read before an error is what there is to show.
+    let _ = pipe.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A line and when it came.

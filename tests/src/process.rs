@@ -105,11 +105,51 @@ pub fn wait_until(what: &str, timeout: Duration, mut done: impl FnMut() -> Resul
     Ok(())
 }
 
+/// Processes that stand still (SIGSTOP) until this is dropped.
+#[derive(Debug)]
+pub struct Stopped {
+    pids: Vec<u32>,
+}
+
+impl Stopped {
+    /// Stops them and waits until they stand.
+    pub fn new(pids: Vec<u32>) -> Result<Self> {
+        let stopped = Self { pids };
+        for pid in &stopped.pids {
+            send(*pid, Signal::SIGSTOP)?;
+        }
+        for pid in &stopped.pids {
+            wait_until("the process stands still", Duration::from_secs(5), || Ok(stat(*pid)?.0 == 'T'))?;
+        }
+        Ok(stopped)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.pids {
+            let _ = send(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
 /// The number of files a process has open.
 pub fn open_files(pid: u32) -> Result<u64> {
     let path = Path::new("/proc").join(pid.to_string()).join("fd");
     let entries = std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))?;
     Ok(entries.count() as u64)
+}
+
+/// State and parent of a process.
+pub(crate) fn stat(pid: u32) -> Result<(char, u32)> {
+    let text =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the state of {pid}"))?;
+    // The name stands in parentheses and may contain anything, also parentheses.
+    let rest = text.rsplit_once(") ").context("a name in parentheses")?.1;
+    let mut fields = rest.split(' ');
+    let state = fields.next().and_then(|field| field.chars().next()).context("a state")?;
+    let parent = fields.next().context("a parent")?.parse().context("the parent's pid")?;
+    Ok((state, parent))
 }
 
 /// Runs in the child before exec.

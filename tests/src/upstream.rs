@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::client::Connection;
 use crate::lab::Lab;
-use crate::process::{Process, Start, open_files, wait_until};
+use crate::process::{Process, Start, Stopped, open_files, wait_until};
 
 /// Servers start well within this, Node.js on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,6 +126,29 @@ impl Upstream {
         };
         let answer = Connection::open(lab.app(), control)?.get(command)?;
         String::from_utf8_lossy(&answer.body).trim().parse().with_context(|| format!("the answer to {command}"))
+    }
+
+    /// Stops the server (SIGSTOP) while `work` runs.
+    pub fn while_stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _stopped = Stopped::new(vec![self.pid()])?;
+        work()
+    }
+
+    /// Bytes that wait unread in the receive queues of its connections.
+    pub fn unread_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/net/tcp", self.pid());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let port = format!(":{:04X}", self.address()?.port());
+        let mut sum = 0;
+        for line in text.lines().skip(1) {
+            let mut fields = line.split_whitespace().skip(1);
+            let (local, state) = (fields.next(), fields.nth(1));
+            if state == Some("01") && local.is_some_and(|local| local.ends_with(&port)) {
+                let queue = fields.next().and_then(|queues| queues.split_once(':')).context("the queues")?.1;
+                sum += u64::from_str_radix(queue, 16).with_context(|| format!("the receive queue {queue}"))?;
+            }
+        }
+        Ok(sum)
     }
 
     /// Opens connections to the server, from beside it, until it has no descriptor left for another one. The connections are

@@ -35,6 +35,7 @@ each_fault! {
     keepalive_race_post => "keepalive-race-post",
     keepalive_race_get => "keepalive-race-get",
     keepalive_race_reset => "keepalive-race-reset",
+    keepalive_race_unread => "keepalive-race-unread",
     read_timeout => "read-timeout",
     header_too_big => "header-too-big",
     fd_exhausted_nginx => "fd-exhausted-nginx",

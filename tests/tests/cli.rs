@@ -1,7 +1,7 @@
 //! The commands and flags of the contract, as typed.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,14 +26,6 @@ const CAUSES: [&str; 10] = [
     "unknown",
 ];
 
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[test]
 fn bad_usage_exits_2_with_a_word_on_stderr() -> Result<()> {
     let wrong: [&[&str]; 8] = [
@@ -48,9 +40,9 @@ fn bad_usage_exits_2_with_a_word_on_stderr() -> Result<()> {
     ];
     for arguments in wrong {
         let output = output(arguments)?;
-        ensure!(output.status.code() == Some(2), "{arguments:?} exits {}: {}", output.status, stderr(&output));
+        ensure!(output.status.code() == Some(2), "{arguments:?} exits {}: {}", output.status, output.stderr);
         ensure!(!output.stderr.is_empty(), "{arguments:?} says nothing");
-        ensure!(output.stdout.is_empty(), "{arguments:?} prints data: {}", stdout(&output));
+        ensure!(output.stdout.is_empty(), "{arguments:?} prints data: {}", output.stdout);
     }
     Ok(())
 }
@@ -59,7 +51,7 @@ fn bad_usage_exits_2_with_a_word_on_stderr() -> Result<()> {
 fn help_and_version_are_no_errors() -> Result<()> {
     for arguments in [&["--help"][..], &["--version"], &["watch", "--help"], &["doctor", "--help"]] {
         let output = output(arguments)?;
-        ensure!(output.status.code() == Some(0), "{arguments:?} exits {}: {}", output.status, stderr(&output));
+        ensure!(output.status.code() == Some(0), "{arguments:?} exits {}: {}", output.status, output.stderr);
         ensure!(!output.stdout.is_empty(), "{arguments:?} prints nothing");
     }
     Ok(())
@@ -68,12 +60,12 @@ fn help_and_version_are_no_errors() -> Result<()> {
 #[test]
 fn explain_knows_every_cause() -> Result<()> {
     let list = output(&["explain"])?;
-    ensure!(list.status.code() == Some(0), "{}", stderr(&list));
+    ensure!(list.status.code() == Some(0), "{}", list.stderr);
     for cause in CAUSES {
-        ensure!(stdout(&list).contains(cause), "no {cause} in:\n{}", stdout(&list));
+        ensure!(list.stdout.contains(cause), "no {cause} in:\n{}", list.stdout);
         let page = output(&["explain", cause])?;
-        ensure!(page.status.code() == Some(0), "explain {cause}: {}", stderr(&page));
-        let text = stdout(&page);
+        ensure!(page.status.code() == Some(0), "explain {cause}: {}", page.stderr);
+        let text = &page.stdout;
         ensure!(text.contains(cause) && text.lines().count() >= 3, "explain {cause}:\n{text}");
         ensure!(text.lines().all(|line| line.chars().count() <= 100), "explain {cause} is too wide:\n{text}");
     }
@@ -83,8 +75,8 @@ fn explain_knows_every_cause() -> Result<()> {
 #[test]
 fn doctor_says_what_can_be_seen() -> Result<()> {
     let output = output(&["doctor"])?;
-    ensure!(output.status.code() == Some(0), "doctor exits {}: {}", output.status, stderr(&output));
-    let text = stdout(&output);
+    ensure!(output.status.code() == Some(0), "doctor exits {}: {}", output.status, output.stderr);
+    let text = &output.stdout;
     for word in ["BTF", "uprobe", "packet"] {
         ensure!(text.to_lowercase().contains(&word.to_lowercase()), "no {word} in:\n{text}");
     }
@@ -180,8 +172,8 @@ fn every_incident_leaves_its_files() -> Result<()> {
 
     let packets = directory.join("packets.pcapng");
     let read = Command::new("tcpdump").arg("-nr").arg(&packets).stdin(Stdio::null()).output()?;
-    ensure!(read.status.success(), "{}", stderr(&read));
-    let listed = stdout(&read);
+    ensure!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    let listed = String::from_utf8_lossy(&read.stdout);
     let upstream = site.app_address();
     let named = format!("{}.{}", upstream.ip(), upstream.port());
     let reset = listed.lines().any(|line| line.contains(&format!("{named} > ")) && line.contains("Flags [R"));

@@ -81,6 +81,7 @@ each_fault! {
     keepalive_race_post => "keepalive-race-post",
     keepalive_race_get => "keepalive-race-get",
     keepalive_race_reset => "keepalive-race-reset",
+    keepalive_race_unread => "keepalive-race-unread",
     read_timeout => "read-timeout",
     header_too_big => "header-too-big",
     fd_exhausted_nginx => "fd-exhausted-nginx",
@@ -159,5 +160,34 @@ fn a_panic_leaves_nothing_behind() -> Result<()> {
         ensure!(!Path::new("/run/netns").join(&name).exists(), "{name} is left");
     }
     ensure!(!directory.exists());
+    Ok(())
+}
+
+/// What `lifecycle.rs` relies on: reload, rotation and a killed worker as nginx really does them.
+#[test]
+fn nginx_reloads_rotates_and_replaces_workers() -> Result<()> {
+    let lab = Lab::new()?;
+    let fault = Fault::named("upstream-refused")?;
+    let site = Site::start(&lab, &[fault])?;
+    let nginx = site.nginx();
+    let old = nginx.workers()?;
+    let new = nginx.reload()?;
+    assert_eq!(new.len(), old.len());
+    let served_by = |exchange: &probe_tests::client::Exchange| -> Result<u32> {
+        let log = nginx.access_log()?;
+        let port = format!(" {} ", exchange.local.port());
+        let line = log.lines().rfind(|line| line.contains(&port)).context("the access log's line")?;
+        line.split(' ').rev().skip(4).find_map(|word| word.parse().ok()).context("a pid")
+    };
+    let exchange = &site.provoke(&fault)?[0].exchange;
+    ensure!(new.contains(&served_by(exchange)?), "served by none of {new:?}");
+
+    nginx.rotate_error_log()?;
+    ensure!(nginx.error_log()?.is_empty());
+    site.provoke(&fault)?;
+    ensure!(nginx.error_log()?.contains("Connection refused"));
+
+    let replacement = nginx.kill_worker(new[0])?;
+    ensure!(!new.contains(&replacement) && nginx.workers()?.len() == new.len());
     Ok(())
 }

@@ -10,7 +10,7 @@ use probe_tests::config::Config;
 use probe_tests::expect::{AttemptExpectation, Expectation, Witness};
 use probe_tests::fault::Fault;
 use probe_tests::lab::Lab;
-use probe_tests::line::Outcome;
+use probe_tests::line::{EvidenceSource, Outcome};
 use probe_tests::nginx::Nginx;
 use probe_tests::probe::Probe;
 use probe_tests::site::Site;
@@ -108,6 +108,28 @@ fn a_reload_leaves_no_gap() -> Result<()> {
     let of_new = &probe.check_all(&fresh?, WITHIN)?[0];
     ensure!(of_old.nginx.pid.is_some_and(|pid| old.contains(&pid)), "by an old worker {old:?}: {of_old:?}");
     ensure!(of_new.nginx.pid.is_some_and(|pid| !old.contains(&pid)), "by a new worker, not {old:?}: {of_new:?}");
+    let ended = probe.stop()?;
+    ensure!(ended.summary()?.incidents == 2, "{:?}", ended.summary()?);
+    Ok(())
+}
+
+/// Without uprobes the error log is what names the request; it must be followed into the new file.
+#[test]
+fn a_rotated_error_log_is_followed() -> Result<()> {
+    let lab = Lab::new()?;
+    let (before, after) = (refused()?, Fault::named("upstream-refused-v6")?);
+    let site = Site::start(&lab, &[before, after])?;
+    let probe = Probe::watch_nginx(site.nginx().master(), &["--no-uprobes"])?;
+    for fault in [before, after] {
+        let mut witnesses = site.provoke(&fault)?;
+        for witness in &mut witnesses {
+            witness.expected = witness.expected.clone().without_uprobes();
+        }
+        let incident = &probe.check_all(&witnesses, WITHIN)?[0];
+        let logged = incident.evidence.iter().any(|evidence| evidence.source == EvidenceSource::Log);
+        ensure!(logged, "no line of the error log is among the evidence: {incident:#?}");
+        site.nginx().rotate_error_log()?;
+    }
     let ended = probe.stop()?;
     ensure!(ended.summary()?.incidents == 2, "{:?}", ended.summary()?);
     Ok(())

@@ -1,6 +1,6 @@
 //! What the loader tells the programs before they are loaded.
 
-use probe_abi::globals::{Offsets, Settings};
+use probe_abi::globals::{Offsets, RecordFormats, Settings};
 
 /// Member offsets of the running kernel.
 ///
@@ -11,6 +11,10 @@ pub(crate) static OFFSETS: Offsets = Offsets::UNKNOWN;
 /// Switches.
 #[unsafe(no_mangle)]
 pub(crate) static SETTINGS: Settings = Settings::NONE;
+
+/// Records of classic tracepoints, for kernels without types.
+#[unsafe(no_mangle)]
+pub(crate) static RECORDS: RecordFormats = RecordFormats::UNKNOWN;
 
 /// An offset, as a value the verifier knows: `.rodata` is frozen, so branches on it are decided at load.
 macro_rules! offset {
@@ -28,4 +32,12 @@ macro_rules! setting {
     };
 }
 
-pub(crate) use {offset, setting};
+/// A place in a classic tracepoint's record, known to the verifier as [`offset`] is.
+macro_rules! place {
+    ($format:expr, $name:ident) => {
+        // SAFETY: as for offsets; the format is a part of the static.
+        unsafe { core::ptr::read_volatile(&raw const (*$format).$name) }
+    };
+}
+
+pub(crate) use {offset, place, setting};

@@ -8,6 +8,7 @@ pub(crate) mod maps;
 pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod read;
+pub(crate) mod records;
 pub(crate) mod request;
 pub(crate) mod skb;
 pub(crate) mod socket;

@@ -2,14 +2,14 @@
 
 use aya_ebpf::programs::ProbeContext;
 use probe_abi::{
-    Kind,
+    Kind, globals as kernel,
     losses::{counter, reason},
-    nginx::{ATTEMPTS, Attempt, Connection, Layout, Log, Status, found},
+    nginx::{ABSENT, ATTEMPTS, Attempt, Connection, Layout, Log, Status, found},
 };
 
 use super::{
     emit::{self, Wake},
-    globals::setting,
+    globals::{offset, setting},
     read,
     request::{Client, Request, Text, Upstream, arm, armed, disarm, here},
     target,
@@ -44,22 +44,24 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
         record.upstream_fd = -1;
         record.client_fd = -1;
         let action: u64 = read::user_member(log, layout.log_action).unwrap_or(0);
-        if !read::user_string(&mut record.format, format) {
-            emit::lost(reason::READ_FAILED);
-        }
+        let mut whole = read::user_string(&mut record.format, format).is_some();
         if action != 0 {
             // Without an action nginx's line has none either; an unreadable one is left out.
             let _readable = read::user_string(&mut record.action, action);
         }
         if let Some(request) = request {
-            describe(record, layout, tgid, &request);
+            whole &= describe(record, layout, tgid, &request);
+        }
+        if !whole {
+            emit::lost(reason::READ_FAILED);
         }
     });
     Some(())
 }
 
+/// False if something that must be there could not be read.
 #[inline(always)]
-fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) {
+fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> bool {
     let identity = request.identity(layout);
     record.request = request.address;
     record.main_request = request.main(layout);
@@ -79,6 +81,8 @@ fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) {
     if record.level <= ERROR && upstream & found::UPSTREAM != 0 {
         arm(tgid, request.address, record.main_request, identity);
     }
+    let socketless = record.found & (found::UPSTREAM_CONNECTION | found::SOCKET) == found::UPSTREAM_CONNECTION;
+    record.found & found::CLIENT != 0 && !(socketless && offset!(socket_sk) != kernel::ABSENT)
 }
 
 /// `ngx_http_special_response_handler(r, status)`: nginx itself makes this answer.
@@ -159,7 +163,7 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
 /// A status record and the attempts behind it.
 #[inline(always)]
 fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
-    let states = States::of(layout, request);
+    let attempts = States::of(layout, request);
     emit::record(kind, Wake::Now, |record: &mut Status| {
         let identity = request.identity(layout);
         record.request = request.address;
@@ -179,17 +183,21 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
         if read::user_member::<u64>(request.address, layout.request_upstream).is_some_and(|upstream| upstream != 0) {
             record.found |= found::UPSTREAM;
         }
-        if let Some(states) = states {
+        if let Some(states) = attempts {
             record.attempts = states.count;
             record.found |= found::ATTEMPTS;
         }
         if request_line(record, layout, request.address).is_some() {
             record.found |= found::REQUEST_LINE;
         }
+        let lineless = record.found & found::REQUEST_LINE == 0 && layout.request_line != ABSENT;
+        if record.found & found::CLIENT == 0 || lineless {
+            emit::lost(reason::READ_FAILED);
+        }
         // No Host header is possible, and needs no bit: the length is zero then.
         let _host = host(record, layout, request.address);
     });
-    if let Some(states) = states {
+    if let Some(states) = attempts {
         let mut index = 0;
         while index < ATTEMPTS {
             if index >= states.count {
@@ -245,7 +253,8 @@ impl States {
     fn of(layout: &Layout, request: &Request) -> Option<Self> {
         let array: u64 = read::user_member(request.address, layout.request_upstream_states)?;
         if array == 0 {
-            return None;
+            // No upstream was asked: that is known, not unknown.
+            return Some(Self { first: 0, count: 0, stride: 0 });
         }
         let [first, count, stride]: [u64; 3] = read::user(array)?;
         // One `ngx_http_upstream_state_t` is 72 to 160 bytes in every version and fork looked at.

@@ -80,7 +80,7 @@ pub(crate) fn exit(context: &RawTracePointContext) -> Option<()> {
 }
 
 /// `signal_generate(sig, info, task, group, result)`. `info` below a page is not a pointer: 0 a process, 1 the kernel.
-/// https://elixir.bootlin.com/linux/v6.12/source/include/linux/sched/signal.h (SEND_SIG_NOINFO, SEND_SIG_PRIV)
+/// <https://elixir.bootlin.com/linux/v6.12/source/include/linux/sched/signal.h> (`SEND_SIG_NOINFO`, `SEND_SIG_PRIV`)
 #[inline(always)]
 pub(crate) fn signal(context: &RawTracePointContext) -> Option<()> {
     let signal: u32 = context.arg(0);

@@ -55,11 +55,14 @@ pub(crate) fn user_bytes<const N: usize>(to: &mut [u8; N], address: u64, length:
     unsafe { generated::bpf_probe_read_user((&raw mut *to).cast(), size, address as *const _) == 0 }
 }
 
-/// Copies a NUL-terminated string of the current process; what lies behind the NUL is left as it was.
+/// Copies a NUL-terminated string of the current process, gives its length; what lies behind the NUL is left as it was.
+/// One that is too long is cut, and ends with a NUL.
 #[inline(always)]
-pub(crate) fn user_string<const N: usize>(to: &mut [u8; N], address: u64) -> bool {
+pub(crate) fn user_string<const N: usize>(to: &mut [u8; N], address: u64) -> Option<u32> {
     // SAFETY: `to` is exactly that long.
-    unsafe { generated::bpf_probe_read_user_str((&raw mut *to).cast(), N as u32, address as *const _) >= 0 }
+    let read = unsafe { generated::bpf_probe_read_user_str((&raw mut *to).cast(), N as u32, address as *const _) };
+    // The NUL is counted.
+    if read > 0 { Some(read as u32 - 1) } else { None }
 }
 
 /// Makes `value` all zero bytes.

@@ -83,43 +83,54 @@ pub(crate) fn any(context: &RawTracePointContext) -> Option<()> {
 }
 
 /// `connect(fd, address, length)`: every result of nginx's workers, the failures of the others.
+///
+/// Where the kernel's types are known, only of TCP and unix sockets: a resolver connects as well, over UDP.
 #[inline(always)]
 pub(crate) fn connect(exit: &Exit) -> Option<()> {
     let process = target::watched(exit.tgid)?;
-    if process.role == role::UPSTREAM && (exit.result == 0 || exit.result == IN_PROGRESS) {
+    let ordinary = exit.result == 0 || exit.result == IN_PROGRESS;
+    if process.role == role::UPSTREAM && ordinary {
         return Some(());
     }
     let descriptor = exit.argument_0()? as i32;
     let address = exit.argument_1()?;
     let length = exit.argument_2()?;
-    let wake = if exit.result == 0 || exit.result == IN_PROGRESS { Wake::Later } else { Wake::Now };
+    let sock = descriptor::socket(descriptor);
+    let found = sock.and_then(internet);
+    if let (Some(sock), Some(_)) = (sock, found)
+        && Probed(sock).read::<u16>(offset!(sock_protocol)).is_some_and(|protocol| protocol != TCP)
+    {
+        return Some(());
+    }
+    let wake = if ordinary { Wake::Later } else { Wake::Now };
     emit::record(Kind::Connect, wake, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
         if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
             path(record, address, length);
         }
-        if let Some(sock) = descriptor::socket(descriptor)
-            && Probed(sock).read::<u16>(offset!(sock_protocol)) == Some(TCP)
-            && let Some((ends, state)) = internet(sock)
-        {
+        if let (Some(sock), Some((ends, state))) = (sock, found) {
             describe(&mut record.socket, Probed(sock), &ends, state);
         }
     });
     Some(())
 }
 
-/// `sun_path` behind the family.
+/// `sun_path` behind the family: a string, or, of an abstract socket, bytes that begin with a NUL.
 #[inline(always)]
 fn path(record: &mut Connect, address: u64, length: u64) {
     const FAMILY: u64 = 2;
+    let from = address.wrapping_add(FAMILY);
     let wanted = length.saturating_sub(FAMILY).min(PATH as u64);
-    let to = (&raw mut record.path).cast::<[u8; 128]>();
-    // SAFETY: `path` is 108 bytes long, and no more than that is copied; the 128 are for the verifier, whose bound is
-    // a mask, and lie inside the record.
-    let readable = unsafe { read::user_bytes(&mut *to, address.wrapping_add(FAMILY), wanted) };
-    if readable {
-        record.path_length = wanted as u32;
+    if read::user::<u8>(from) == Some(0) {
+        let to = (&raw mut record.path).cast::<[u8; 128]>();
+        // SAFETY: `path` is 108 bytes long, and no more than that is copied; the 128 are for the verifier, whose bound
+        // is a mask, and lie inside the record.
+        if unsafe { read::user_bytes(&mut *to, from, wanted) } {
+            record.path_length = wanted as u32;
+        }
+    } else if let Some(read) = read::user_string(&mut record.path, from) {
+        record.path_length = read;
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     target,
 };
 
-/// States whose entering is told (bits). SYN_SENT is looked at to learn the address, and not told.
+/// States whose entering is told (bits). `SYN_SENT` is looked at to learn the address, and not told.
 const TOLD: u32 = 1 << state::ESTABLISHED
     | 1 << state::CLOSE_WAIT
     | 1 << state::FIN_WAIT1
@@ -51,7 +51,7 @@ pub(crate) fn state_probed(context: &RawTracePointContext) -> Option<()> {
 }
 
 #[inline(always)]
-fn wanted(new: u8) -> bool {
+pub(crate) fn wanted(new: u8) -> bool {
     new == state::SYN_SENT || 1_u32 << (new & 31) & TOLD != 0
 }
 
@@ -81,7 +81,8 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
     let ends = ends(sock, false)?;
     // A listener has a wildcard address more often than not, so its port decides.
     let listener = old == state::LISTEN || new == state::LISTEN;
-    if !(listener && to_here) && !is_watched(&ends) {
+    let watched = if listener { to_here } else { is_watched(&ends) };
+    if !watched {
         return Some(());
     }
     let wake = if new == state::CLOSE && sock.read::<u32>(offset!(sock_err)).is_some_and(|error| error != 0) {
@@ -160,12 +161,13 @@ pub(crate) fn retransmit(context: &RawTracePointContext) -> Option<()> {
 #[inline(always)]
 pub(crate) fn error_report(context: &RawTracePointContext) -> Option<()> {
     let sock = Probed(context.arg(0));
+    let error: u32 = sock.read(offset!(sock_err))?;
     // `tcp_disconnect` reports as well, with no error or after the addresses are gone; that tells nothing.
     // https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp.c (tcp_disconnect)
-    if sock.read::<u32>(offset!(sock_err))? == 0 || sock.read::<u16>(offset!(sock_dport))? == 0 {
+    if error == 0 || sock.read::<u16>(offset!(sock_dport))? == 0 {
         return Some(());
     }
-    tell(Kind::ErrorReport, sock, 0)
+    tell(Kind::ErrorReport, sock, error)
 }
 
 /// `tcp_retransmit_synack(sk, req)`: the listener and the connection that is not one yet.
@@ -228,7 +230,7 @@ fn describe_packet(record: &mut SocketEvent, packet: Option<&Packet>) {
 }
 
 #[inline(always)]
-fn is_watched(ends: &Ends) -> bool {
+pub(crate) fn is_watched(ends: &Ends) -> bool {
     target::upstream(&ends.remote) || target::upstream(&ends.local)
 }
 

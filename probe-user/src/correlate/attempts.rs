@@ -86,9 +86,17 @@ fn one(
         (Some(false), Some(flow)) if flow.seen_from_start => flow.events.first().map(|event| event.at.earliest),
         _ => response_us.map(|us| end.minus_ns(us.saturating_mul(1_000))),
     };
+    // Over TLS nginx takes a reset for a clean close and logs no errno (nginx-502-paths D9); the socket still has it.
+    let hidden_reset = complaint
+        .filter(|(.., c)| c.message == Message::PrematurelyClosed)
+        .and_then(|_| socket.as_ref()?.error)
+        .filter(|errno| *errno == Errno::ECONNRESET);
     Attempt {
-        outcome: outcome(complaint.map(|(.., c)| c), state),
-        errno: complaint.and_then(|(.., c)| c.errno).or_else(|| socket.as_ref().and_then(|s| s.error)),
+        outcome: match hidden_reset {
+            Some(_) => Outcome::Reset,
+            None => outcome(complaint.map(|(.., c)| c), state),
+        },
+        errno: complaint.and_then(|(.., c)| c.errno).or(hidden_reset),
         status: state.and_then(|s| s.status),
         reused,
         requests_before: requests.filter(|n| *n > 0).map(|n| n - 1),
@@ -100,11 +108,24 @@ fn one(
         syscalls: calls_of(log, failed_at, calls),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,
-        flow: flow.cloned().map_or(Joined::None, Joined::One),
+        flow: flow.map_or(Joined::None, |flow| Joined::One(as_of(flow, end))),
         socket_at_failure: socket,
         peer_name,
         upstream,
     }
+}
+
+/// The connection as it concerns an attempt that ended at `end`: a process that accepted it only afterwards never had it in time.
+pub(super) fn as_of(flow: &Flow, end: Moment) -> Flow {
+    let mut flow = flow.clone();
+    let accepted_late = flow.events.iter().any(|event| match &event.body {
+        Body::Syscall(call) => matches!(call.call, Syscall::Accept { result: Ok(_), .. }) && event.at.earliest > end,
+        _ => false,
+    });
+    if accepted_late {
+        flow.accepted_by = None;
+    }
+    flow
 }
 
 /// The connection behind a socket that nginx's own pointers led to.
@@ -139,7 +160,7 @@ fn connected<'a>(
 }
 
 /// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
-fn idle_us(socket: &Socket) -> Option<u64> {
+pub(super) fn idle_us(socket: &Socket) -> Option<u64> {
     let tcp = socket.tcp.as_ref()?;
     let received = tcp.since_received_us?;
     match tcp.since_sent_us {

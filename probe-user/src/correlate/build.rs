@@ -33,7 +33,7 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
 }
 
 pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Case {
-    let until = correlator.now;
+    let until = decided.close_at;
     let worker = match &decided.from_lines {
         Some(group) => Some(Pid(group.pid)),
         None => Some(decided.request.key.worker),

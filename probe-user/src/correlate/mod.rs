@@ -35,6 +35,8 @@ use crate::model::{
     time::{At, Moment, WallClock},
 };
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -63,6 +65,17 @@ struct Decided {
     from_lines: Option<lines::LineGroup>,
 }
 
+/// nginx's list of attempts follows the status it belongs to, record by record.
+#[derive(Clone, Copy, Debug)]
+struct Telling {
+    /// The request as the records name it.
+    told: RequestKey,
+    /// The main request they count for.
+    main: RequestKey,
+    /// It has just been decided; else it is still open. (The same pointer may name a request decided a moment ago.)
+    decided: bool,
+}
+
 /// The state.
 #[derive(Debug)]
 pub struct Correlator {
@@ -77,10 +90,12 @@ pub struct Correlator {
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
-    /// The request whose attempts are being told, and the main request they count for.
-    telling: Option<(RequestKey, RequestKey)>,
+    /// Whose attempts are being told.
+    telling: Option<Telling>,
     last_case: u64,
-    next_sweep: Moment,
+    /// The last whole second at whose beginning old things were forgotten.
+    swept: Moment,
+    finished: bool,
 }
 
 impl Correlator {
@@ -102,7 +117,8 @@ impl Correlator {
             failures: VecDeque::new(),
             telling: None,
             last_case: 0,
-            next_sweep: Moment(0),
+            swept: Moment(0),
+            finished: false,
         }
     }
 
@@ -156,17 +172,18 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
-        if self.now >= self.next_sweep {
-            self.next_sweep = self.now.plus_ns(1_000_000_000);
-            self.flows.forget(self.now);
-            self.requests.forget(self.now);
-            self.notable.forget(self.now);
-            self.lines.forget(self.now);
-            let now = self.now;
-            while self.failures.front().is_some_and(|f| now.since_ns(f.at) > FAILURE_LINGER_NS) {
+        self.flows.forget(self.now);
+        // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
+        let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
+        if second > self.swept {
+            self.swept = second;
+            self.requests.forget(second);
+            self.notable.forget(second);
+            self.lines.forget(second);
+            while self.failures.front().is_some_and(|f| second.since_ns(f.at) > FAILURE_LINGER_NS) {
                 self.failures.pop_front();
             }
-            while self.losses.front().is_some_and(|(at, ..)| now.since_ns(at.latest) > FAILURE_LINGER_NS) {
+            while self.losses.front().is_some_and(|(at, ..)| second.since_ns(at.latest) > FAILURE_LINGER_NS) {
                 self.losses.pop_front();
             }
         }
@@ -178,16 +195,14 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
-        for decided in &mut self.decided {
-            decided.close_at = self.now;
-        }
+        self.finished = true;
     }
 
     /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
     /// that may be blamed on it is put together.
     pub fn poll_case(&mut self) -> Option<Case> {
         loop {
-            let due = self.decided.front().is_some_and(|decided| decided.close_at <= self.now);
+            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
             let decided = if due { self.decided.pop_front()? } else { return None };
             if let Some(case) = self.close(decided) {
                 return Some(case);
@@ -297,7 +312,7 @@ impl Correlator {
     fn status(&mut self, event: &Event, status: &NginxStatus) {
         let identity = (status.number, status.client_requests);
         let main = status.parent.unwrap_or(status.request);
-        self.telling = Some((status.request, main));
+        self.telling = Some(Telling { told: status.request, main, decided: false });
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
@@ -341,6 +356,9 @@ impl Correlator {
             request.attempts.clear();
             request.attempts_known = true;
         }
+        if let Some(telling) = &mut self.telling {
+            telling.decided = true;
+        }
         // The attempts follow in the next records; whether this is a case at all is decided when it closes.
         self.decide(
             event.clone(),
@@ -353,18 +371,15 @@ impl Correlator {
     }
 
     fn attempt(&mut self, attempt: &NginxAttempt) {
-        let Some((told, main)) = self.telling else { return };
+        let Some(Telling { told, main, decided }) = self.telling else { return };
         if told != attempt.request {
             return;
         }
-        let target = self
-            .decided
-            .iter_mut()
-            .rev()
-            .find(|decided| decided.request.key == main)
-            .map(|decided| &mut decided.request)
-            .filter(|request| request.attempts_known)
-            .or_else(|| self.requests.get_mut(main));
+        let target = if decided {
+            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
+        } else {
+            self.requests.get_mut(main)
+        };
         let Some(target) = target else { return };
         if attempt.index == 0 {
             target.attempts.clear();
@@ -408,7 +423,7 @@ impl Correlator {
                 status: group.status,
                 at,
                 by: group.decided_by.clone(),
-                close_at: self.now,
+                close_at: group.due,
                 request,
                 statuses: Vec::new(),
                 from_lines: Some(group),

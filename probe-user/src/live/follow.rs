@@ -15,7 +15,7 @@ use probe_abi::{
 use super::{
     capture::{Capture, CaptureError, Options, SNAP_LENGTH, Statistics, filter, interfaces},
     clock,
-    ebpf::{Attachment, Kernel, State, layout::Build},
+    ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
     host::Lookup,
     namespaces,
     nginx::{self, Found, Master},
@@ -33,6 +33,9 @@ use crate::{
         time::At,
     },
 };
+
+/// Interfaces that are listened on besides those towards the upstreams, where the clients' side is needed too.
+const CLIENT_INTERFACES: usize = 8;
 
 /// What happened to the set.
 #[derive(Debug)]
@@ -247,7 +250,7 @@ impl Followers {
             return off("switched off (--no-uprobes)".to_owned());
         }
         let Some(kernel) = &mut self.kernel else { return off("the kernel programs are not loaded".to_owned()) };
-        if let Err(error) = found.build.as_deref().map(Build::parse).transpose() {
+        if let Some(Err(error)) = found.build.as_deref().map(Build::parse) {
             return off(format!("nginx {}: {error}", master.pid));
         }
         if found.build.is_none() {
@@ -261,8 +264,15 @@ impl Followers {
 
     fn watch_processes(&mut self, master: &Master, found: &Found) {
         let Some(kernel) = &mut self.kernel else { return };
-        let layout = found.build.as_deref().and_then(|text| Build::parse(text).ok());
-        let layout = layout.and_then(|build| kernel.add_layout(&build.layout).ok()).unwrap_or(0);
+        let build = found.build.as_deref().and_then(|text| Build::parse(text).ok());
+        let layout = build.map(|mut build| {
+            if let Ok(binary) = Binary::of_process(master.pid) {
+                let calibration = calibrate(&mut build.layout, &binary);
+                tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
+            }
+            build.layout
+        });
+        let layout = layout.and_then(|layout| kernel.add_layout(&layout).ok()).unwrap_or(0);
         let single = master.workers.contains(&master.pid);
         let watched = |role| Watched { role, layout, master: master.pid, reserved: 0 };
         let own = if single { role::NGINX_WORKER } else { role::NGINX_MASTER };
@@ -345,7 +355,14 @@ impl Followers {
         let upstreams: Vec<SocketAddr> = upstreams.iter().copied().collect();
         let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
         let names = if self.plan.interfaces.is_empty() {
-            interfaces::choose(netns.as_ref(), &upstreams)?
+            let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
+            if !self.plan.uprobes && !names.iter().any(|name| name == "any") {
+                // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
+                let all = interfaces::list(netns.as_ref())?;
+                let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
+                names.extend(other.map(|interface| interface.name).take(CLIENT_INTERFACES).collect::<Vec<_>>());
+            }
+            names
         } else {
             self.plan.interfaces.clone()
         };
@@ -381,6 +398,7 @@ impl Followers {
         let now = sources::sensors(
             self.kernel.as_ref().map(Kernel::attachments),
             self.kernel_problem.as_deref(),
+            self.kernel.as_ref().and_then(Kernel::btf_problem),
             self.followed.values().map(|followed| (followed.attachments.as_slice(), &followed.found, &followed.tails)),
             self.followed.values().any(|followed| !followed.captures.is_empty()),
             self.capture_problem.as_deref(),

@@ -94,6 +94,7 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
         while batch.len() < BATCH {
             match ring.next(|record| kernel::decode(record, names)) {
                 Some(Ok(decoded)) => {
+                    tracing::trace!(?decoded, "record");
                     if concerns_nginx(&decoded.body) {
                         processes.notify_one();
                     }
@@ -245,6 +246,7 @@ fn line_time(unix_ns: Option<i128>, resolution_ns: u64, arrived: Moment) -> At {
 pub(super) fn sensors<'a>(
     kernel: Option<&[Attachment]>,
     kernel_problem: Option<&str>,
+    btf_problem: Option<&str>,
     nginx: impl Iterator<Item = (&'a [Attachment], &'a Found, &'a Tails)>,
     capturing: bool,
     capture_problem: Option<&str>,
@@ -270,7 +272,7 @@ pub(super) fn sensors<'a>(
             Some(_) if *sensor == Sensor::Syscalls && plan.depth == Depth::Light => {
                 (Sight::Off, Some("not part of depth light".to_owned()))
             }
-            Some(attached) => of_hooks(attached, names),
+            Some(attached) => without_btf(of_hooks(attached, names), btf_problem, attached, names),
         };
         list.push((*sensor, sight, why));
     }
@@ -317,6 +319,23 @@ pub(super) fn sensors<'a>(
 /// Whether the access log is worth its cost.
 pub(super) fn follows_access_log(plan: &Watch, statuses: Sight) -> bool {
     !plan.uprobes || plan.depth == Depth::Light || statuses != Sight::On
+}
+
+/// A kernel without type information is one reason, not a list of the members it hides.
+fn without_btf(
+    seen: (Sight, Option<String>),
+    btf_problem: Option<&str>,
+    attached: &[Attachment],
+    names: &[&str],
+) -> (Sight, Option<String>) {
+    let (sight, why) = seen;
+    match btf_problem {
+        Some(problem) if sight != Sight::On => {
+            let lost = attached.iter().find(|a| names.contains(&a.name) && a.state != State::On).map_or("", |a| a.lost);
+            (sight, Some(format!("no usable BTF ({problem}): {lost}")))
+        }
+        _ => (sight, why),
+    }
 }
 
 fn of_hooks(attached: &[Attachment], names: &[&str]) -> (Sight, Option<String>) {

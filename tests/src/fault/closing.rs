@@ -38,20 +38,26 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
         "keepalive-race-post",
         "the upstream closes an idle connection while a POST is on its way: 502",
-        |plan| race(plan, "keepalive-race-post", RACE_POST),
+        |plan| race(plan, "keepalive-race-post", RACE_POST, None),
         race_post,
     ),
     Fault::new(
         "keepalive-race-get",
         "the upstream closes an idle connection while a GET is on its way: nginx tries again",
-        |plan| race(plan, "keepalive-race-get", RACE_GET),
+        |plan| race(plan, "keepalive-race-get", RACE_GET, None),
         race_get,
     ),
     Fault::new(
         "keepalive-race-reset",
         "the upstream resets an idle connection as nginx takes it: nginx tries again",
-        |plan| race(plan, "keepalive-race-reset", RACE_RESET),
+        |plan| race(plan, "keepalive-race-reset", RACE_RESET, None),
         race_reset,
+    ),
+    Fault::new(
+        "keepalive-race-unread",
+        "the upstream's idle timer fires with a POST already in its queue: its kernel resets, 502",
+        |plan| race(plan, "keepalive-race-unread", RACE_UNREAD, Some(IDLE)),
+        race_unread,
     ),
     Fault::new("read-timeout", "the upstream takes the request and stays silent", hang, provoke_hang),
     Fault::new(
@@ -65,6 +71,10 @@ pub(super) const FAULTS: &[Fault] = &[
 const RACE_POST: u16 = 9011;
 const RACE_GET: u16 = 9021;
 const RACE_RESET: u16 = 9031;
+const RACE_UNREAD: u16 = 9061;
+
+/// After how long the server of `keepalive-race-unread` closes idle connections.
+const IDLE: Duration = Duration::from_millis(400);
 
 const RESET: &str = "recv() failed (104: Connection reset by peer) while reading response header from upstream";
 const CLOSED: &str = "upstream prematurely closed connection while reading response header from upstream";
@@ -175,8 +185,8 @@ fn provoke_late_close(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 /// A server for this race alone, so that its idle connections are ours.
-fn race(plan: &mut Plan, name: &'static str, port: u16) {
-    plan.own_server(name, port, None, None);
+fn race(plan: &mut Plan, name: &'static str, port: u16, idle: Option<Duration>) {
+    plan.own_server(name, port, idle, None);
     let server = plan.app(port);
     plan.keepalive_location(name, &format!("/{name}/"), server, "/ok/");
 }
@@ -208,6 +218,33 @@ fn race_reset(site: &Site<'_>) -> Result<Vec<Witness>> {
         // Nothing was connected in this request: nginx finds the error with getsockopt before it sends.
         .logged("connect() failed (104: Connection reset by peer) while connecting to upstream")
         .never(&["premature-close", "upstream-reset", "upstream-refused"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+fn race_unread(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let name = "keepalive-race-unread";
+    let server = site.upstream(name)?;
+    let address = server.address()?;
+    let mut client = site.connect()?;
+    let warm = client.get(&format!("/{name}/warm"))?;
+    if warm.status != Some(200) {
+        bail!("the warming request was answered {:?}", warm.status);
+    }
+    // The server stands still past its idle timeout (a long garbage collection, say) and then serves its timers first.
+    server.while_stopped(|| {
+        std::thread::sleep(IDLE + Duration::from_millis(100));
+        client.send("POST", &format!("/{name}/cart"), b"amount=42")?;
+        wait_until("the request waits in the upstream's queue", Duration::from_secs(2), || {
+            Ok(server.unread_bytes()? > 0)
+        })
+    })?;
+    let exchange = client.receive()?;
+    let reset = Attempt::reused(address, &[Outcome::Reset], &[Some("ECONNRESET")]);
+    // Both are true; that the connection was idle to the end can be seen only where the upstream's reads are.
+    let mut expected = Expectation::incident(502, &["keepalive-race", "upstream-reset"], vec![reset])
+        .logged(RESET)
+        .never(&["premature-close", "network-reset"]);
+    expected.confidence = &[Confidence::Confirmed, Confidence::Likely];
     Ok(vec![Witness::new(exchange, expected)?])
 }
 

@@ -47,6 +47,9 @@ const NODE_FILES: u64 = 64;
 const SERVER: u16 = 9051;
 const SERVER_FILES: u64 = 24;
 
+/// The want lasts so long after the failure: whoever counts open files because of the failure must still find them open.
+const LASTS: Duration = Duration::from_millis(500);
+
 fn starved_nginx(plan: &mut Plan) {
     plan.config.workers = 1;
     plan.config.open_files = Some(NGINX_FILES);
@@ -70,6 +73,7 @@ fn starve_nginx(site: &Site<'_>) -> Result<Vec<Witness>> {
         }
     }
     let exchange = client.get("/fd-exhausted-nginx/ok")?;
+    std::thread::sleep(LASTS);
     let attempt =
         Attempt { reused: None, ..Attempt::fresh(site.app_address(), &[Outcome::LocalError], &[Some("EMFILE")]) };
     let expected = Expectation::incident(500, &["fd-exhausted-nginx"], vec![attempt])
@@ -90,6 +94,7 @@ fn starve_node(site: &Site<'_>) -> Result<Vec<Witness>> {
     let node = site.upstream("node")?;
     let held = node.exhaust(site.lab())?;
     let exchange = site.connect()?.get("/fd-exhausted-upstream-node/cart")?;
+    std::thread::sleep(LASTS);
     drop(held);
     // libuv accepts with the descriptor it keeps in reserve and closes: a RST if the request was there already, else a FIN.
     let attempt =
@@ -112,6 +117,7 @@ fn starve_server(site: &Site<'_>) -> Result<Vec<Witness>> {
     let server = site.upstream("starved")?;
     let held = server.exhaust(site.lab())?;
     let exchange = site.connect()?.get("/fd-exhausted-upstream-accept/ok")?;
+    std::thread::sleep(LASTS);
     drop(held);
     let address: SocketAddr = server.address().context("the starved server's address")?;
     let attempt = Attempt::fresh(address, &[Outcome::TimeoutRead], &[None, Some("ETIMEDOUT")]);

@@ -88,6 +88,10 @@ impl Connection {
 
     /// Does what can be done now; says how the connection ends when it does.
     pub(super) fn advance(&mut self, ready: bool, now: Instant, idle: Option<Duration>) -> Option<Ending> {
+        // Timers first, as in Node.js and most event loops: a request that arrived in the same turn is never read.
+        if self.is_idle() && self.deadline(idle).is_some_and(|deadline| now >= deadline) {
+            return Some(Ending::Close);
+        }
         if ready && matches!(self.phase, Phase::Reading { .. } | Phase::Hanging) {
             if self.asks_to_stay_unread() {
                 return Some(Ending::Close);
@@ -98,13 +102,10 @@ impl Connection {
         }
         loop {
             match &self.phase {
-                Phase::Reading { since } => {
-                    let since = *since;
-                    if self.take_request(now) {
-                        continue;
+                Phase::Reading { .. } => {
+                    if !self.take_request(now) {
+                        return None;
                     }
-                    let expired = idle.is_some_and(|idle| now >= since + idle);
-                    return (expired && self.is_idle()).then_some(Ending::Close);
                 }
                 Phase::Waiting { until, action, keep } => {
                     if now < *until {

@@ -5,7 +5,7 @@ mod suite;
 
 use std::{path::Path, process::Stdio, time::Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 pub(crate) use self::outcome::Counts;
 use self::suite::{Built, Ended, Suite};
@@ -22,27 +22,30 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     if filter.is_none() {
         report.add_lint(workspace)?;
     }
-    let built = build(workspace)?;
-    let probe = built.probe.context("cargo built no probe502")?;
-    let root = Host::read().is_root();
-    for suite in &built.suites {
-        report.add_suite(suite, &probe, filter, root)?;
+    match build(workspace)? {
+        None => report.broke_off("building the tests failed, see above"),
+        Some(Built { probe: None, .. }) => report.broke_off("cargo built no probe502"),
+        Some(Built { suites, probe: Some(probe) }) => {
+            let root = Host::read().is_root();
+            for suite in &suites {
+                report.add_suite(suite, &probe, filter, root)?;
+            }
+            report.add_documentation(workspace, filter)?;
+        }
     }
-    report.add_documentation(workspace, filter)?;
     Ok(report.close())
 }
 
 /// Builds all test programs and the program under test in one go: with one selection of packages nothing is built twice.
-fn build(workspace: &Workspace) -> Result<Built> {
+/// `None` if that failed.
+fn build(workspace: &Workspace) -> Result<Option<Built>> {
     println!("test: building the tests");
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--locked", "--workspace", "--lib", "--bins", "--tests"]);
     let cargo = cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = cargo.output().context("starting `cargo build`")?;
-    if !output.status.success() {
-        bail!("building the tests failed, see above");
-    }
-    Ok(Built::from_messages(&String::from_utf8_lossy(&output.stdout)))
+    let built = || Built::from_messages(&String::from_utf8_lossy(&output.stdout));
+    Ok(output.status.success().then(built))
 }
 
 /// What ran so far.
@@ -107,6 +110,12 @@ impl Report {
         if !self.filtered || counts != Counts::default() {
             self.line(name, counts, started);
         }
+    }
+
+    /// Nothing more can run.
+    fn broke_off(&mut self, why: &str) {
+        self.complaints.push(why.to_owned());
+        self.total.failed += 1;
     }
 
     fn line(&mut self, name: &str, counts: Counts, started: Instant) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Breach,
-    source::{Source, words},
+    source::{Source, is_test_module, words},
 };
 
 /// A file that grew past this holds more than one thing.
@@ -48,7 +48,8 @@ pub(crate) fn check_rust(source: &Source, text: &str) -> Vec<Breach> {
     if EMPTY_NAMES.contains(&stem) {
         breaches.push(Breach::new(path, 0, format!("`{stem}` names nothing in particular")));
     }
-    if !has_module_comment(text) {
+    // What `tests` holds needs no saying.
+    if !is_test_module(path) && !has_module_comment(text) {
         breaches.push(Breach::new(path, 1, "no module comment (`//!`) at the top"));
     }
     for (number, line) in (1..).zip(source.code.lines()) {
@@ -96,6 +97,7 @@ mod tests {
     fn the_module_comment_comes_first() {
         assert_eq!(rules("a.rs", "fn a() {}\n//! x\n")[0].1, "no module comment (`//!`) at the top");
         assert_eq!(rules("a.rs", "#![no_std]\n\n//! x\n"), []);
+        assert_eq!(rules("src/decode/tests.rs", "use super::*;\n"), []);
         assert_eq!(rules("a.rs", "")[0].1, "no module comment (`//!`) at the top");
     }
 

@@ -15,7 +15,7 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(path: PathBuf, text: &str) -> Self {
         let code = without_literals(text);
-        let shipped = without_tests(&code);
+        let shipped = if is_test_module(&path) { String::new() } else { without_tests(&code) };
         Self { path, code, shipped }
     }
 
@@ -30,6 +30,17 @@ impl Source {
         let root = matches!(names.as_slice(), [only] if only == "lib" || only == "main");
         (!root && !names.is_empty()).then_some(names)
     }
+}
+
+/// Whether the file is the body of `#[cfg(test)] mod tests;`.
+pub(crate) fn is_test_module(path: &Path) -> bool {
+    path.ends_with("tests.rs") || path.parent().is_some_and(is_below_tests)
+}
+
+/// `src/correlate/tests/reuse.rs`, but not the package `tests`.
+fn is_below_tests(directory: &Path) -> bool {
+    directory.file_name().is_some_and(|name| name == "tests")
+        && directory.components().any(|part| part.as_os_str() == "src")
 }
 
 fn name(component: Component<'_>) -> Option<String> {
@@ -214,6 +225,18 @@ mod tests {
         assert!(source.code.contains("fn b()"));
         let source = Source::new("a.rs".into(), "#[cfg(test)]\nuse std::fs;\nfn c() {}\n");
         assert!(!source.shipped.contains("fs") && source.shipped.contains("fn c()"));
+    }
+
+    #[test]
+    fn a_test_module_in_its_own_file_ships_nothing() {
+        for path in ["probe-user/src/decode/tests.rs", "probe-user/src/correlate/tests/reuse.rs", "xtask/src/tests.rs"]
+        {
+            assert!(is_test_module(Path::new(path)), "{path}");
+        }
+        for path in ["tests/src/lab.rs", "tests/tests/causes.rs", "probe-user/src/decode/contests.rs"] {
+            assert!(!is_test_module(Path::new(path)), "{path}");
+        }
+        assert_eq!(Source::new("probe-user/src/decode/tests.rs".into(), "use std::fs;").shipped, "");
     }
 
     #[test]

@@ -166,14 +166,17 @@ impl Reading<'_> {
     pub(crate) fn upstream_unread(&self) -> Option<(u32, EventId)> {
         let flow = self.flow()?;
         flow.sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= self.failed_at())
             .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
             .find_map(|(event, e)| e.socket.tcp.map(|tcp| (tcp.unread(), event.id)))
     }
 
-    /// How many bytes the upstream's application had read from the connection when its end was closed.
+    /// How many bytes the upstream's application had read from the connection when its end was closed, if that was before nginx gave up:
+    /// what it does with a connection that nginx has left says nothing.
     pub(crate) fn application_read(&self) -> Option<u64> {
         let flow = self.flow()?;
         flow.sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= self.failed_at())
             .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
             .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
     }

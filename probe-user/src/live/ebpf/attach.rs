@@ -1,6 +1,6 @@
 //! The table of hooks: what each needs, what can stand in for it, what is lost without it.
 
-use super::offsets::Facts;
+use super::{offsets::Facts, records::is_usable};
 
 /// How much is watched. Each depth contains the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +61,9 @@ pub(super) struct Alternative {
     pub(super) lacks: &'static str,
 }
 
+/// Said of everything that needs them.
+pub(super) const NO_TYPES: &str = "the kernel's types (BTF) are not known";
+
 /// What a program cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
@@ -72,8 +75,19 @@ pub(super) enum Needs {
     Tasks,
     /// A drop reason.
     DropReason,
+    /// The description of a classic tracepoint's record.
+    Record(Record),
     /// The saved registers.
     Registers,
+}
+
+/// A record that stands in for socket members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    StateChange,
+    ResetReceived,
+    Retransmit,
+    ErrorReport,
 }
 
 impl Needs {
@@ -85,7 +99,11 @@ impl Needs {
         let absent = |members: &[(u32, &str)]| {
             let names: Vec<&str> =
                 members.iter().filter(|(offset, _)| *offset == ABSENT).map(|&(_, name)| name).collect();
-            (!names.is_empty()).then(|| format!("the kernel's types are not known: {}", names.join(", ")))
+            match names.len() {
+                0 => None,
+                count if count == members.len() => Some(NO_TYPES.to_owned()),
+                _ => Some(format!("this kernel's types lack {}", names.join(", "))),
+            }
         };
         let sockets = [
             (offsets.sock_family, "sock.skc_family"),
@@ -104,11 +122,21 @@ impl Needs {
                 (offsets.task_signal, "task_struct.signal"),
                 (offsets.task_exit_code, "task_struct.exit_code"),
             ]),
-            Self::DropReason if facts.settings.has_drop_reason == 0 => {
-                Some("this kernel gives no reason when it drops a packet (5.17 does)".to_owned())
-            }
             Self::DropReason => {
                 absent(&[(offsets.skb_head, "sk_buff.head"), (offsets.skb_network_header, "sk_buff.network_header")])
+                    .or_else(|| {
+                        (facts.settings.has_drop_reason == 0)
+                            .then(|| "this kernel gives no reason when it drops a packet (5.17 does)".to_owned())
+                    })
+            }
+            Self::Record(record) => {
+                let format = match record {
+                    Record::StateChange => &facts.records.state_change,
+                    Record::ResetReceived => &facts.records.reset_received,
+                    Record::Retransmit => &facts.records.retransmit,
+                    Record::ErrorReport => &facts.records.error_report,
+                };
+                (!is_usable(format)).then(|| "tracefs does not describe the event".to_owned())
             }
             Self::Registers => absent(&[(offsets.regs_argument_0, "pt_regs")]),
         }
@@ -138,6 +166,16 @@ const fn function(program: &'static str) -> Alternative {
 
 const fn exit(program: &'static str) -> Alternative {
     Alternative { program, way: Way::Classic("syscalls", program), needs: Needs::Registers, lacks: "" }
+}
+
+/// A stand-in for kernels without types.
+const fn record(program: &'static str, category: &'static str, name: &'static str, record: Record) -> Alternative {
+    Alternative {
+        program,
+        way: Way::Classic(category, name),
+        needs: Needs::Record(record),
+        lacks: "byte counters, sequence numbers and soft errors of connections are not known",
+    }
 }
 
 /// The stand-in for all system call tracepoints.
@@ -200,6 +238,7 @@ pub(super) const HOOKS: &[Hook] = &[
                 needs: Needs::Sockets,
                 lacks: "each change of a watched connection costs about 0.5 µs more",
             },
+            record("inet_sock_set_state_record", "sock", "inet_sock_set_state", Record::StateChange),
         ],
         lost: "who closed a connection, and when, is known only from packets",
     },
@@ -212,13 +251,19 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "tcp_receive_reset",
         depth: Depth::Light,
-        alternatives: &[raw("tcp_receive_reset", Needs::Sockets)],
+        alternatives: &[
+            raw("tcp_receive_reset", Needs::Sockets),
+            record("tcp_receive_reset_record", "tcp", "tcp_receive_reset", Record::ResetReceived),
+        ],
         lost: "a received RST is known only from packets",
     },
     Hook {
         name: "tcp_retransmit_skb",
         depth: Depth::Light,
-        alternatives: &[raw("tcp_retransmit_skb", Needs::Sockets)],
+        alternatives: &[
+            raw("tcp_retransmit_skb", Needs::Sockets),
+            record("tcp_retransmit_skb_record", "tcp", "tcp_retransmit_skb", Record::Retransmit),
+        ],
         lost: "repeated SYNs and data are known only from packets",
     },
     Hook {
@@ -230,7 +275,10 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "inet_sk_error_report",
         depth: Depth::Light,
-        alternatives: &[raw("inet_sk_error_report", Needs::Sockets)],
+        alternatives: &[
+            raw("inet_sk_error_report", Needs::Sockets),
+            record("inet_sk_error_report_record", "sock", "inet_sk_error_report", Record::ErrorReport),
+        ],
         lost: "the error a socket got is known only from its last state change",
     },
     Hook {
@@ -304,3 +352,45 @@ pub(super) const FUNCTIONS: &[Hook] = &[
         lost: "which request a new upstream connection serves is known only once something fails",
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use probe_abi::names::program;
+
+    use super::*;
+
+    fn all() -> impl Iterator<Item = &'static Hook> {
+        HOOKS.iter().chain(FUNCTIONS)
+    }
+
+    #[test]
+    fn every_program_has_a_row_and_every_row_a_program() {
+        let rows: BTreeSet<&str> = all().flat_map(|hook| hook.alternatives).map(|way| way.program).collect();
+        let programs: BTreeSet<&str> = program::ALL.iter().copied().collect();
+        assert_eq!(rows, programs);
+    }
+
+    #[test]
+    fn every_row_says_what_is_lost() {
+        for hook in all() {
+            assert!(!hook.lost.is_empty() && !hook.lost.ends_with('.'), "{}", hook.name);
+            for (index, alternative) in hook.alternatives.iter().enumerate() {
+                assert_eq!(alternative.lacks.is_empty(), index == 0, "{}", alternative.program);
+            }
+        }
+    }
+
+    #[test]
+    fn without_types_each_hook_stands_in_or_says_why_not() {
+        let facts = Facts::without_types();
+        for hook in HOOKS {
+            let unmet: Vec<Option<String>> =
+                hook.alternatives.iter().map(|alternative| alternative.needs.unmet(&facts)).collect();
+            let runs = unmet.iter().any(Option::is_none);
+            let calls = hook.name.starts_with("sys_exit") || hook.name == "sched_process_exec";
+            assert_eq!(runs, calls, "{}: {unmet:?}", hook.name);
+        }
+    }
+}

@@ -73,7 +73,7 @@ struct Type {
     name: u32,
     info: u32,
     /// Size in bytes, or the type it refers to.
-    size_or_type: u32,
+    size_or_reference: u32,
     /// Where what follows the fixed part begins.
     rest: usize,
 }
@@ -97,9 +97,16 @@ impl Type {
 pub struct Member {
     /// Bytes from the structure's beginning.
     pub offset: u32,
-    /// Bytes; 0 where the type has no size of its own.
+    /// Bytes; 0 where the type has no size of its own (an array).
     pub size: u32,
-    kind: u32,
+}
+
+/// A member as its structure describes it.
+enum Found {
+    /// It begins this many bits into the structure.
+    At { bits: u32, kind: u32 },
+    /// It has no offset in bytes.
+    Bitfield,
 }
 
 /// All types of a kernel.
@@ -128,13 +135,13 @@ impl Btf {
             return Err(BtfError::Malformed(4));
         }
         // Number 0 is void.
-        let mut all = vec![Type { name: 0, info: 0, size_or_type: 0, rest: 0 }];
+        let mut all = vec![Type { name: 0, info: 0, size_or_reference: 0, rest: 0 }];
         let mut at = types.start;
         while at < types.end {
             let one = Type {
                 name: word(&data, at)?,
                 info: word(&data, at + 4)?,
-                size_or_type: word(&data, at + 8)?,
+                size_or_reference: word(&data, at + 8)?,
                 rest: at + FIXED,
             };
             let rest = match one.kind() {
@@ -172,14 +179,13 @@ impl Btf {
         let mut offset = 0;
         let mut last = None;
         for name in members.split('.') {
-            let found = self
-                .find(here, name, 0)
-                .ok_or_else(|| BtfError::NoMember { structure: structure.to_owned(), member: members.to_owned() })?;
-            let (bits, kind) = found
-                .ok_or_else(|| BtfError::Bitfield { structure: structure.to_owned(), member: members.to_owned() })?;
+            let missing = || BtfError::NoMember { structure: structure.to_owned(), member: members.to_owned() };
+            let Found::At { bits, kind } = self.find(here, name, 0).ok_or_else(missing)? else {
+                return Err(BtfError::Bitfield { structure: structure.to_owned(), member: members.to_owned() });
+            };
             offset += bits / 8;
             let resolved = self.resolve(kind);
-            last = Some(Member { offset, size: self.size_of(resolved), kind: resolved });
+            last = Some(Member { offset, size: self.size_of(resolved) });
             here = resolved;
         }
         last.ok_or_else(|| BtfError::NoType(path.to_owned()))
@@ -229,8 +235,8 @@ impl Btf {
     fn prototype(&self, tracepoint: &str) -> Option<&Type> {
         let name = format!("btf_trace_{tracepoint}");
         let (_, typedef) = self.named(&name).find(|(_, one)| one.kind() == kind::TYPEDEF)?;
-        let pointer = self.types.get(size(self.resolve(typedef.size_or_type)))?;
-        let prototype = self.types.get(size(self.resolve(pointer.size_or_type)))?;
+        let pointer = self.types.get(size(self.resolve(typedef.size_or_reference)))?;
+        let prototype = self.types.get(size(self.resolve(pointer.size_or_reference)))?;
         (pointer.kind() == kind::POINTER && prototype.kind() == kind::PROTOTYPE).then_some(prototype)
     }
 
@@ -250,8 +256,8 @@ impl Btf {
             .ok_or_else(|| BtfError::NoType(name.to_owned()))
     }
 
-    /// Offset in bits and type of a member; `Some(None)` if it is a bitfield.
-    fn find(&self, structure: u32, name: &str, depth: usize) -> Option<Option<(u32, u32)>> {
+    /// A member, wherever in anonymous members it is.
+    fn find(&self, structure: u32, name: &str, depth: usize) -> Option<Found> {
         let outer = self.types.get(size(structure))?;
         if depth > MAX_DEPTH || !matches!(outer.kind(), kind::STRUCT | kind::UNION) {
             return None;
@@ -262,11 +268,14 @@ impl Btf {
                 (word(&self.data, at).ok()?, word(&self.data, at + 4).ok()?, word(&self.data, at + 8).ok()?);
             let (width, bits) = if outer.has_bitfields() { (place >> 24, place & 0xff_ffff) } else { (0, place) };
             if label == 0 {
-                if let Some(inner) = self.find(self.resolve(kind), name, depth + 1) {
-                    return Some(inner.map(|(inside, kind)| (bits + inside, kind)));
+                match self.find(self.resolve(kind), name, depth + 1) {
+                    Some(Found::At { bits: inside, kind }) => return Some(Found::At { bits: bits + inside, kind }),
+                    Some(Found::Bitfield) => return Some(Found::Bitfield),
+                    None => {}
                 }
             } else if self.string(label).ok()? == name {
-                return Some((width == 0 && bits % 8 == 0).then_some((bits, kind)));
+                let whole = width == 0 && bits % 8 == 0;
+                return Some(if whole { Found::At { bits, kind } } else { Found::Bitfield });
             }
         }
         None
@@ -282,7 +291,7 @@ impl Btf {
                         kind::TYPEDEF | kind::CONST | kind::VOLATILE | kind::RESTRICT | kind::TYPE_TAG
                     ) =>
                 {
-                    number = one.size_or_type;
+                    number = one.size_or_reference;
                 }
                 _ => break,
             }
@@ -292,7 +301,7 @@ impl Btf {
 
     fn size_of(&self, number: u32) -> u32 {
         self.types.get(size(number)).map_or(0, |one| match one.kind() {
-            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM_64 => one.size_or_type,
+            kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM_64 => one.size_or_reference,
             kind::POINTER => 8,
             _ => 0,
         })
@@ -322,4 +331,143 @@ fn range(data: &[u8], header: usize, offset: u32, length: u32) -> Result<std::op
 /// Lossless on every host this runs on.
 const fn size(number: u32) -> usize {
     number as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes type information as the kernel lays it out.
+    #[derive(Default)]
+    struct Builder {
+        types: Vec<u8>,
+        strings: Vec<u8>,
+    }
+
+    impl Builder {
+        fn name(&mut self, name: &str) -> u32 {
+            if self.strings.is_empty() {
+                self.strings.push(0);
+            }
+            if name.is_empty() {
+                return 0;
+            }
+            let at = u32::try_from(self.strings.len()).unwrap();
+            self.strings.extend(name.as_bytes());
+            self.strings.push(0);
+            at
+        }
+
+        fn words(&mut self, words: &[u32]) {
+            self.types.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        }
+
+        fn one(&mut self, name: &str, kind: u8, count: u32, flag: u32, size: u32) {
+            let name = self.name(name);
+            self.words(&[name, flag << 31 | u32::from(kind) << 24 | count, size]);
+        }
+
+        fn member(&mut self, name: &str, kind: u32, place: u32) {
+            let name = self.name(name);
+            self.words(&[name, kind, place]);
+        }
+
+        fn finish(self) -> Vec<u8> {
+            let (types, strings) =
+                (u32::try_from(self.types.len()).unwrap(), u32::try_from(self.strings.len()).unwrap());
+            let mut data = 0xeb9f_u16.to_le_bytes().to_vec();
+            data.extend([1, 0]);
+            data.extend([24, 0, types, types, strings].iter().flat_map(|word: &u32| word.to_le_bytes()));
+            data.extend(self.types);
+            data.extend(self.strings);
+            data
+        }
+    }
+
+    fn example() -> Vec<u8> {
+        let mut builder = Builder::default();
+        builder.one("unsigned int", kind::INT, 0, 0, 4); // 1
+        builder.words(&[32]);
+        builder.one("u32", kind::TYPEDEF, 0, 0, 1); // 2
+        builder.one("", kind::UNION, 2, 0, 4); // 3, anonymous
+        builder.member("left", 2, 0);
+        builder.member("right", 2, 0);
+        builder.one("inner", kind::STRUCT, 2, 0, 12); // 4
+        builder.member("first", 2, 0);
+        builder.member("", 3, 64);
+        builder.one("outer", kind::STRUCT, 3, 1, 20); // 5, with bitfields
+        builder.member("bits", 1, 3 << 24);
+        builder.member("nested", 4, 32);
+        builder.member("last", 2, 128);
+        builder.one("", kind::POINTER, 0, 0, 5); // 6
+        builder.one("", kind::PROTOTYPE, 3, 0, 0); // 7
+        builder.words(&[0, 6, 0, 6, 0, 2]);
+        builder.one("", kind::POINTER, 0, 0, 7); // 8
+        builder.one("btf_trace_example", kind::TYPEDEF, 0, 0, 8); // 9
+        builder.one("reason", kind::ENUM, 2, 1, 4); // 10
+        let (low, high) = (builder.name("LOW"), builder.name("HIGH"));
+        builder.words(&[low, 2, high, u32::MAX]);
+        builder.one("wide", kind::ENUM_64, 1, 0, 8); // 11
+        let wide = builder.name("WIDE");
+        builder.words(&[wide, 1, 1]);
+        builder.finish()
+    }
+
+    #[test]
+    fn members_of_anonymous_and_nested_structures_are_found() {
+        let btf = Btf::parse(example()).unwrap();
+        let offset = |path: &str| btf.member(path).map(|member| (member.offset, member.size)).unwrap();
+        assert_eq!(offset("inner.first"), (0, 4));
+        assert_eq!(offset("inner.right"), (8, 4));
+        assert_eq!(offset("outer.nested"), (4, 12));
+        assert_eq!(offset("outer.nested.left"), (12, 4));
+        assert_eq!(offset("outer.last"), (16, 4));
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_by_name() {
+        let btf = Btf::parse(example()).unwrap();
+        let text = |path: &str| btf.member(path).unwrap_err().to_string();
+        assert_eq!(text("outer.bits"), "outer.bits is a bitfield in this kernel");
+        assert_eq!(text("outer.none"), "this kernel's outer has no member none");
+        assert_eq!(text("none.first"), "this kernel has no type none");
+        assert!(matches!(btf.member("outer"), Err(BtfError::NoType(_))));
+    }
+
+    #[test]
+    fn enums_of_both_widths() {
+        let btf = Btf::parse(example()).unwrap();
+        assert_eq!(btf.enumeration("reason").unwrap(), [("LOW".to_owned(), 2), ("HIGH".to_owned(), -1)]);
+        assert_eq!(btf.enumeration("wide").unwrap(), [("WIDE".to_owned(), 0x1_0000_0001)]);
+        assert!(btf.enumeration("outer").is_err());
+    }
+
+    #[test]
+    fn arguments_of_tracepoints() {
+        let btf = Btf::parse(example()).unwrap();
+        assert_eq!(btf.tracepoint_arguments("example"), Some(2));
+        assert_eq!(btf.tracepoint_argument_is_pointer("example", 0), Some(true));
+        assert_eq!(btf.tracepoint_argument_is_pointer("example", 1), Some(false));
+        assert_eq!(btf.tracepoint_argument_is_pointer("example", 2), None);
+        assert_eq!(btf.tracepoint_arguments("none"), None);
+    }
+
+    #[test]
+    fn cut_and_foreign_bytes_are_refused() {
+        let whole = example();
+        for length in 0..whole.len() {
+            assert!(Btf::parse(whole[..length].to_vec()).is_err(), "{length}");
+        }
+        assert!(matches!(Btf::parse(b"no BTF at all, just some text".to_vec()), Err(BtfError::Malformed(0))));
+    }
+
+    #[test]
+    fn the_running_kernel() {
+        let Ok(btf) = Btf::running_kernel() else { return assert!(!Path::new(RUNNING_KERNEL).exists()) };
+        assert!(btf.len() > 10_000);
+        assert_eq!(btf.member("task_struct.comm").unwrap().size, 0);
+        assert_eq!(btf.tracepoint_arguments("inet_sock_set_state"), Some(3));
+        let states = btf.enumeration("skb_drop_reason").unwrap();
+        assert!(states.iter().any(|(name, _)| name == "SKB_DROP_REASON_NO_SOCKET"));
+    }
 }

@@ -72,7 +72,7 @@ const COMMON: Layout = Layout {
 /// Who made the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// nginx.org's, and OpenResty, whose patches leave these structures alone.
+    /// nginx.org's, and `OpenResty`, whose patches leave these structures alone.
     Nginx,
     /// Angie.
     Angie,
@@ -90,7 +90,7 @@ pub type Version = (u32, u32, u32);
 pub struct Build {
     /// Who made it.
     pub family: Family,
-    /// Its version; for OpenResty and Tengine the nginx inside, where they say so.
+    /// Its version; for `OpenResty` and Tengine the nginx inside, where they say so.
     pub version: Version,
     /// Where it keeps what.
     pub layout: Layout,

@@ -161,6 +161,12 @@ impl Kernel {
         &self.facts.reset_reasons
     }
 
+    /// The switches the programs were loaded with.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.facts.settings
+    }
+
     /// Jiffies in a second: the coarse clock ticks with them.
     #[must_use]
     pub fn hz() -> u32 {
@@ -195,13 +201,17 @@ impl Kernel {
 
     fn attach_hooks(&mut self, btf: Option<&aya::Btf>) {
         let (wanted, rest): (Vec<&Hook>, Vec<&Hook>) = HOOKS.iter().partition(|hook| hook.depth <= self.depth);
-        let classic = |hook: &&Hook| hook.alternatives.iter().any(|way| matches!(way.way, Way::Classic(..)));
-        let (calls, others): (Vec<&Hook>, Vec<&Hook>) = wanted.into_iter().partition(classic);
         let Self { ebpf, facts, attachments, .. } = self;
+        // Those of which a classic tracepoint will be tried.
+        let classic = |hook: &&Hook| {
+            let first = hook.alternatives.iter().find(|alternative| alternative.needs.unmet(facts).is_none());
+            first.is_some_and(|alternative| matches!(alternative.way, Way::Classic(..)))
+        };
+        let (calls, others): (Vec<&Hook>, Vec<&Hook>) = wanted.into_iter().partition(classic);
         attachments.extend(others.iter().map(|hook| attach(ebpf, facts, btf, hook, None)));
         if !calls.is_empty() {
-            let all = |tracefs: Option<&str>, ebpf: &mut Ebpf| -> Vec<Attachment> {
-                calls.iter().map(|hook| attach(ebpf, facts, btf, hook, tracefs)).collect()
+            let all = |no_tracefs: Option<&str>, ebpf: &mut Ebpf| -> Vec<Attachment> {
+                calls.iter().map(|hook| attach(ebpf, facts, btf, hook, no_tracefs)).collect()
             };
             match with_tracefs(|| all(None, ebpf)) {
                 Ok(done) => attachments.extend(done),
@@ -218,11 +228,11 @@ impl Kernel {
 }
 
 fn load_object(facts: &Facts, ring_bytes: u32, btf: Option<&aya::Btf>) -> Result<Ebpf, LoadError> {
-    // SAFETY-free: both are plain words, promised to aya below.
     EbpfLoader::new()
         .btf(btf)
         .override_global(names::global::OFFSETS, &Pod(facts.offsets), true)
         .override_global(names::global::SETTINGS, &Pod(facts.settings), true)
+        .override_global(names::global::RECORDS, &Pod(facts.records), true)
         .map_max_entries(names::map::EVENTS, ring_bytes)
         .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
         .load(OBJECT)
@@ -237,12 +247,12 @@ pub(super) struct Pod<T>(pub(super) T);
 // SAFETY: zerocopy proves that every byte of `T` may be read and that any bytes are a valid `T`.
 unsafe impl<T: zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + Copy + 'static> aya::Pod for Pod<T> {}
 
-fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, tracefs: Option<&str>) -> Attachment {
+fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, no_tracefs: Option<&str>) -> Attachment {
     let mut why = Vec::new();
     for (index, alternative) in hook.alternatives.iter().enumerate() {
-        let done = match (alternative.needs.unmet(facts), alternative.way, tracefs) {
+        let done = match (alternative.needs.unmet(facts), alternative.way, no_tracefs) {
             (Some(unmet), _, _) => Err(unmet),
-            (None, Way::Classic(..), Some(no_tracefs)) => Err(no_tracefs.to_owned()),
+            (None, Way::Classic(..), Some(why)) => Err(why.to_owned()),
             (None, _, _) => start(ebpf, btf, alternative),
         };
         match done {
@@ -330,11 +340,6 @@ fn reason_name(names: &BTreeMap<u32, String>, reason: u32) -> String {
     names.get(&reason).cloned().unwrap_or_else(|| format!("reason {reason:#x}"))
 }
 
-/// The switches the programs were loaded with.
-impl Kernel {
-    /// The switches the programs were loaded with.
-    #[must_use]
-    pub const fn settings(&self) -> &Settings {
-        &self.facts.settings
-    }
-}
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

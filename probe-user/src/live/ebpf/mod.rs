@@ -6,9 +6,11 @@
 
 pub mod attach;
 pub mod btf;
+pub mod calibrate;
 pub mod layout;
 pub mod load;
 pub mod offsets;
+mod records;
 pub mod ring;
 pub mod symbols;
 mod tracefs;

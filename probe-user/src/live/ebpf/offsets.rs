@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use probe_abi::globals::{ABSENT, Offsets, Settings};
+use probe_abi::globals::{ABSENT, Offsets, RecordFormats, Settings};
 use zerocopy::FromBytes as _;
 
-use super::btf::Btf;
+use super::{btf::Btf, records};
 
 /// Drop reasons that are frees, or that come with every connection that ends well: not worth a record even on a watched
 /// flow. Everything else is, as reasons come with every kernel.
@@ -31,6 +31,8 @@ pub struct Facts {
     pub missing: Vec<&'static str>,
     /// Switches.
     pub settings: Settings,
+    /// Records of classic tracepoints; only looked up where there is no type information.
+    pub records: RecordFormats,
     /// Names of drop reasons, without their prefix.
     pub drop_reasons: BTreeMap<u32, String>,
     /// Names of reset reasons, without their prefix.
@@ -38,9 +40,24 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What is known without type information; tracefs is not asked.
+    #[must_use]
+    pub fn without_types() -> Self {
+        Self::with(None, RecordFormats::UNKNOWN)
+    }
+
     /// From the kernel's type information, or what is known without.
     #[must_use]
     pub fn of(btf: Option<&Btf>) -> Self {
+        let records = match btf {
+            Some(_) => RecordFormats::UNKNOWN,
+            // Without tracefs as well, the hooks concerned say so when they are attached.
+            None => records::formats().unwrap_or(RecordFormats::UNKNOWN),
+        };
+        Self::with(btf, records)
+    }
+
+    fn with(btf: Option<&Btf>, records: RecordFormats) -> Self {
         let mut settings = Settings { syscall_numbers: syscall_numbers(), ..Settings::NONE };
         let mut missing = Vec::new();
         let words: Vec<u32> = Offsets::MEMBERS
@@ -70,7 +87,7 @@ impl Facts {
             reset_reasons = names(btf, "sk_rst_reason", "SK_RST_REASON_");
             settings.drop_reasons = interesting(btf);
         }
-        Self { offsets, missing, settings, drop_reasons, reset_reasons }
+        Self { offsets, missing, settings, records, drop_reasons, reset_reasons }
     }
 }
 
@@ -143,4 +160,67 @@ fn register(_name: &str) -> Option<u32> {
 fn syscall_numbers() -> [u32; 5] {
     let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_close];
     numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_types_only_the_registers_are_known() {
+        let facts = Facts::without_types();
+        assert_eq!((facts.offsets.sock_family, facts.offsets.task_tgid), (ABSENT, ABSENT));
+        assert_ne!(facts.offsets.regs_argument_0, ABSENT);
+        assert_eq!(facts.settings.drop_reasons, [0; 8]);
+        assert!(facts.missing.contains(&"sock.__sk_common.skc_family"));
+    }
+
+    #[test]
+    fn this_kernel_has_every_member() {
+        let Ok(btf) = Btf::running_kernel() else {
+            return assert!(!std::path::Path::new(super::super::btf::RUNNING_KERNEL).exists());
+        };
+        let facts = Facts::of(Some(&btf));
+        assert_eq!(facts.missing, Vec::<&str>::new());
+        // `struct sock_common` has not moved since 4.9.
+        let offsets = &facts.offsets;
+        let common = (offsets.sock_daddr, offsets.sock_rcv_saddr, offsets.sock_dport, offsets.sock_num);
+        assert_eq!(common, (0, 4, 12, 14));
+        assert_eq!((offsets.sock_family, offsets.sock_state, offsets.sock_net), (16, 18, 48));
+        assert_eq!(offsets.regs_argument_0, register("regs_argument_0").unwrap_or(ABSENT));
+    }
+
+    #[test]
+    fn members_are_as_wide_as_they_are_read() {
+        let Ok(btf) = Btf::running_kernel() else {
+            return assert!(!std::path::Path::new(super::super::btf::RUNNING_KERNEL).exists());
+        };
+        let wide = |member: &str| btf.member(member).map_or(0, |member| member.size);
+        for member in
+            ["tcp_sock.bytes_acked", "tcp_sock.bytes_received", "tcp_sock.bytes_sent", "sock.__sk_common.skc_cookie"]
+        {
+            assert_eq!(wide(member), 8, "{member}");
+        }
+        for member in [
+            "sock.sk_err",
+            "sock.sk_err_soft",
+            "sock.sk_ack_backlog",
+            "tcp_sock.write_seq",
+            "tcp_sock.srtt_us",
+            "tcp_sock.lsndtime",
+            "inet_connection_sock.icsk_ack.lrcvtime",
+            "net.ns.inum",
+            "sock.sk_lock.owned",
+        ] {
+            assert_eq!(wide(member), 4, "{member}");
+        }
+        for member in
+            ["inet_sock.inet_sport", "sock.sk_protocol", "sock.__sk_common.skc_dport", "sk_buff.network_header"]
+        {
+            assert_eq!(wide(member), 2, "{member}");
+        }
+        for member in ["sock.sk_shutdown", "inet_connection_sock.icsk_retransmits", "sock.__sk_common.skc_state"] {
+            assert_eq!(wide(member), 1, "{member}");
+        }
+    }
 }

@@ -41,9 +41,24 @@ impl Binary {
         Ok(Self { data })
     }
 
+    /// The function's first bytes, at most `length` of them.
+    #[must_use]
+    pub fn code(&self, name: &str, length: usize) -> Option<&[u8]> {
+        let at = usize::try_from(self.place(name)?).ok()?;
+        let rest = self.data.get(at..)?;
+        Some(rest.get(..length).unwrap_or(rest))
+    }
+
     /// Where the function's first instruction worth a breakpoint is in the file; `None` if the file does not name it.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<u64> {
+        let offset = self.place(name)?;
+        let code = usize::try_from(offset).ok().and_then(|at| self.data.get(at..)).unwrap_or_default();
+        Some(offset + u64::from(breakpoint(code)))
+    }
+
+    /// Where the function begins in the file.
+    fn place(&self, name: &str) -> Option<u64> {
         let file = object::File::parse(&*self.data).ok()?;
         let symbol = file
             .dynamic_symbols()
@@ -51,9 +66,7 @@ impl Binary {
             .find(|symbol| symbol.is_definition() && symbol.name() == Ok(name))?;
         let section = file.section_by_index(symbol.section_index()?).ok()?;
         let (start, _) = section.file_range()?;
-        let offset = symbol.address().checked_sub(section.address())?.checked_add(start)?;
-        let code = usize::try_from(offset).ok().and_then(|at| self.data.get(at..)).unwrap_or_default();
-        Some(offset + u64::from(breakpoint(code)))
+        symbol.address().checked_sub(section.address())?.checked_add(start)
     }
 }
 

@@ -8,11 +8,15 @@ use nix::sched::{CloneFlags, unshare};
 const PLACE: &str = "/sys/kernel/tracing";
 const PLACE_C: &CStr = c"/sys/kernel/tracing";
 
+/// Where it may be, seen from the calling thread.
+pub(super) fn folders() -> impl Iterator<Item = &'static Path> {
+    [PLACE, "/sys/kernel/debug/tracing"].into_iter().map(Path::new)
+}
+
 /// Calls `work` where tracefs can be read: here if it is mounted, else on a thread with mounts of its own, so that the
 /// host's stay as they are and nothing is left behind. `Err` says why there is none.
 pub(super) fn with_tracefs<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
-    let mounted = |path: &str| Path::new(path).join("events/syscalls").is_dir();
-    if mounted(PLACE) || mounted("/sys/kernel/debug/tracing") {
+    if folders().any(|folder| folder.join("events/syscalls").is_dir()) {
         return Ok(work());
     }
     thread::scope(|scope| {
