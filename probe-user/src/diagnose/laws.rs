@@ -144,19 +144,19 @@ fn take_away(case: &mut Case, loss: Loss) {
     match loss {
         Loss::Blind(index) => blind(case, Sensor::ALL[index]),
         Loss::FlowEvent(index) => {
-            let lost = case.attempts.last_mut().and_then(|attempt| match &mut attempt.flow {
+            let gone = case.attempts.last_mut().and_then(|attempt| match &mut attempt.flow {
                 Joined::One(flow) => remove(&mut flow.events, index),
                 _ => None,
             });
-            count(case, lost.as_ref());
+            count(case, gone.as_ref());
         }
         Loss::ProcessEvent(index) => {
-            let lost = remove(&mut case.processes, index);
-            count(case, lost.as_ref());
+            let gone = remove(&mut case.processes, index);
+            count(case, gone.as_ref());
         }
         Loss::Call(index) => {
-            let lost = case.attempts.last_mut().and_then(|attempt| remove(&mut attempt.syscalls, index));
-            count(case, lost.as_ref());
+            let gone = case.attempts.last_mut().and_then(|attempt| remove(&mut attempt.syscalls, index));
+            count(case, gone.as_ref());
         }
         Loss::Counters => {
             for attempt in &mut case.attempts {

@@ -43,8 +43,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Symptom)));
     finding.missing.push(need(Sensor::Configuration, "the directive that answers 502"));
     finding.not_excluded(&["cached-502"]);
-    finding.summary =
-        "nginx answered 502 without asking any upstream: its configuration does, or its cache.".to_owned();
+    finding.summary.push_str("nginx answered 502 without asking any upstream: its configuration does, or its cache.");
     finding.fix.push("`nginx -T | grep -n 502` shows what answers it; look at proxy_cache_valid too.".to_owned());
     Some(finding)
 }

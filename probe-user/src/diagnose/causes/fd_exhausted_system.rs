@@ -32,7 +32,7 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = shortage(reading, Errno::ENFILE)?;
-    finding.summary = "nginx could not open a socket: the whole system is out of file descriptors (ENFILE).".to_owned();
+    finding.summary.push_str("nginx could not open a socket: the whole system is out of file descriptors (ENFILE).");
     finding.fix.push("`cat /proc/sys/fs/file-nr`, find the process that holds most, and raise fs.file-max.".to_owned());
     Some(finding)
 }

@@ -46,13 +46,13 @@ pub(crate) const CAUSE: Cause = Cause {
 
 /// Whether this message is one that only a packet filter sends to a SYN. A host without a listener answers TCP by RST.
 pub(super) const fn is_filters(icmp: &IcmpPacket) -> bool {
-    match (icmp.v6, icmp.icmp_type, icmp.code) {
+    matches!(
+        (icmp.v6, icmp.icmp_type, icmp.code),
         // Port unreachable; network, host, communication administratively prohibited (RFC 792, RFC 1812).
-        (false, 3, 3 | 9 | 10 | 13) => true,
+        (false, 3, 3 | 9 | 10 | 13)
         // Administratively prohibited, port unreachable, failed policy, reject route (RFC 4443).
-        (true, 1, 1 | 4 | 5 | 6) => true,
-        _ => false,
-    }
+        | (true, 1, 1 | 4 | 5 | 6)
+    )
 }
 
 /// Drop reasons that a packet filter gives.

@@ -1,4 +1,4 @@
-//! `grpc-error`: the HTTP/2 peer sent GOAWAY, RST_STREAM or broken frames.
+//! `grpc-error`: the HTTP/2 peer sent GOAWAY, `RST_STREAM` or broken frames.
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
@@ -23,10 +23,7 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "GOAWAY with error 0 is a graceful shutdown or an age limit (gRPC: MAX_CONNECTION_AGE with a grace period); let it finish open streams.",
             ),
-            (
-                "nginx",
-                "grpc_pass only to HTTP/2 ports; grpc_next_upstream error invalid_header for idempotent calls; nginx 1.31 and later repeat more.",
-            ),
+            ("nginx", "grpc_pass only to HTTP/2 ports; grpc_next_upstream error invalid_header for idempotent calls."),
             ("Go", "grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAgeGrace: ...})."),
             ("Java", "NettyServerBuilder.maxConnectionAgeGrace()."),
         ],

@@ -48,7 +48,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("uvicorn", "--timeout-keep-alive 75 (default 5 s)."),
             (
                 "Node.js",
-                "server.keepAliveTimeout = 75000 (default 5000 ms); server.headersTimeout (default 60000 ms) longer than that.",
+                "server.keepAliveTimeout = 75000 (default 5000 ms; 65000 ms in the newest versions); server.headersTimeout (default 60000 ms) longer than that.",
             ),
             ("Puma", "persistent_timeout 75 in config/puma.rb (default 65 s in current versions, 20 s in older ones)."),
             (
@@ -63,8 +63,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("Go", "http.Server.IdleTimeout: 75 * time.Second; unset, ReadTimeout is taken; both unset, none."),
             (
                 "Java",
-                "Spring Boot with Tomcat: server.tomcat.keep-alive-timeout=75s (default: connection-timeout, 20 s in most \
-                      set-ups) and server.tomcat.max-keep-alive-requests (default 100). Jetty: idleTimeout (30000 ms).",
+                "Spring Boot with Tomcat: server.tomcat.keep-alive-timeout=75s (default: the connection timeout, 60 s, or the 20 s of Tomcat's own server.xml) and server.tomcat.max-keep-alive-requests (default 100). Jetty: idleTimeout (30000 ms).",
             ),
         ],
     },

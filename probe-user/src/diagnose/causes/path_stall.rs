@@ -83,7 +83,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream_name();
     let largest = repeated.iter().map(|(_, payload)| *payload).max().unwrap_or(0);
     let bytes =
-        unacknowledged.map(|bytes| format!("{bytes} bytes of the request")).unwrap_or_else(|| "the request".to_owned());
+        unacknowledged.map_or_else(|| "the request".to_owned(), |bytes| format!("{bytes} bytes of the request"));
     let waited = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
     let waited = waited.map(|us| format!(" in {}", duration(us))).unwrap_or_default();
     let who = if by_kernel { "the kernel gave up" } else { "nginx's timer ended it" };
