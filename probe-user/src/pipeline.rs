@@ -3,10 +3,14 @@
 use std::collections::VecDeque;
 
 use crate::{
-    correlate::{Correlator, Question, Settings},
+    correlate::Correlator,
     diagnose,
-    merge::{Arrival, Merge},
+    merge::Merge,
     model::{case::Case, time::Moment, verdict::Verdict},
+};
+pub use crate::{
+    correlate::{Question, Settings, limits::Limits},
+    merge::Arrival,
 };
 
 /// A case with its judgement.

@@ -92,7 +92,11 @@ fn census() {
         let (_, judged) = live(&story, &probe_tests::worlds::view::View::whole());
         for judged in &judged {
             let truth = subjects(&story, &judged.case)[0];
-            *census.entry((format!("{:?}", judged.case.kind), truth.causes[0])).or_default().entry(Claim::of(&judged.verdict)).or_default() += 1;
+            *census
+                .entry((format!("{:?}", judged.case.kind), truth.causes[0]))
+                .or_default()
+                .entry(Claim::of(&judged.verdict))
+                .or_default() += 1;
         }
     }
     for ((kind, truth), claims) in &census {

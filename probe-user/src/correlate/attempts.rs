@@ -156,7 +156,7 @@ fn connected<'a>(
         })
     });
     let first = made.next()?;
-    if last { made.last().or(Some(first)) } else { Some(first) }
+    if last { made.next_back().or(Some(first)) } else { Some(first) }
 }
 
 /// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
@@ -183,7 +183,7 @@ fn calls_of(log: Option<&NginxLog>, failed_at: Option<Moment>, calls: &[Event]) 
         },
         _ => false,
     };
-    calls.iter().filter(in_turn).filter(same_errno).next_back().cloned().into_iter().collect()
+    calls.iter().filter(in_turn).rfind(same_errno).cloned().into_iter().collect()
 }
 
 /// What became of an attempt, from nginx's own words.

@@ -14,11 +14,11 @@ use procfs::{
 
 use super::{namespaces, nginx::plain};
 use crate::{
-    correlate::Question,
     model::{
         host::{HostFact, Listener},
         process::Pid,
     },
+    pipeline::Question,
 };
 
 /// The list of network namespaces is looked up again after this; a new container is rarer.

@@ -67,7 +67,9 @@ fn became(words: Words) -> Became {
     match (words.text, words.errno, words.action) {
         ("connect() failed", Some(Errno::ECONNREFUSED), _) => Became::Refused,
         ("connect() failed", Some(Errno::EHOSTUNREACH), _) => Became::Unreachable,
-        ("connect() failed", Some(Errno::ETIMEDOUT), _) | ("upstream timed out", _, CONNECTING) => Became::TimeoutConnect,
+        ("connect() failed", Some(Errno::ETIMEDOUT), _) | ("upstream timed out", _, CONNECTING) => {
+            Became::TimeoutConnect
+        }
         ("connect() failed" | "recv() failed", Some(Errno::ECONNRESET), _) => Became::Reset,
         ("connect() failed" | "socket() failed", ..) => Became::LocalError,
         ("upstream timed out", ..) => Became::TimeoutRead,
@@ -652,7 +654,14 @@ pub fn end_process(stage: &mut Stage<'_>, peer: usize, t: u64, process: (Pid, &s
 }
 
 /// The connection breaks after its header was passed on, at `t`. Returns when nginx complained of it.
-pub fn break_off(stage: &mut Stage<'_>, inner: &Inner, worker: usize, mut connection: Connection, t: u64, reset: bool) -> u64 {
+pub fn break_off(
+    stage: &mut Stage<'_>,
+    inner: &Inner,
+    worker: usize,
+    mut connection: Connection,
+    t: u64,
+    reset: bool,
+) -> u64 {
     let name = connection.remote.to_string();
     let known = if reset {
         connection.upstream_abort(&mut stage.tape, t, "TCP_STATE")

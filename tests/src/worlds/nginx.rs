@@ -195,7 +195,8 @@ impl Inner {
 
     /// A descriptor became a connection of nginx for this request.
     pub fn connection_made(&self, tape: &mut Tape, t: u64, fd: i32) {
-        let event = NginxEvent::Connection { worker: self.key.worker, number: self.number, request: Some(self.key), fd };
+        let event =
+            NginxEvent::Connection { worker: self.key.worker, number: self.number, request: Some(self.key), fd };
         tape.nginx(Sensor::NginxFunctions, t, event);
     }
 

@@ -124,13 +124,7 @@ fn next_of(queues: &[VecDeque<&Arrival>]) -> Option<u64> {
 }
 
 /// Every source delivers what is due, and perhaps a little more; whose turn it is, is chance.
-fn hand_over(
-    pipeline: &mut Pipeline,
-    queues: &mut [VecDeque<&Arrival>],
-    watermark: u64,
-    ahead: u64,
-    dice: &mut Dice,
-) {
+fn hand_over(pipeline: &mut Pipeline, queues: &mut [VecDeque<&Arrival>], watermark: u64, ahead: u64, dice: &mut Dice) {
     let limits: Vec<u64> = queues.iter().map(|_| watermark.saturating_add(dice.between(0, ahead))).collect();
     loop {
         let due = |index: usize| {
@@ -142,7 +136,9 @@ fn hand_over(
         let chosen = usize::try_from(dice.between(0, last)).unwrap_or(0);
         let Some(queue) = open.get(chosen).and_then(|index| queues.get_mut(*index)) else { break };
         for _ in 0..dice.between(1, 8) {
-            if let Some(arrival) = queue.front().filter(|arrival| arrival.at.latest.0 <= watermark.saturating_add(ahead)) {
+            if let Some(arrival) =
+                queue.front().filter(|arrival| arrival.at.latest.0 <= watermark.saturating_add(ahead))
+            {
                 pipeline.push((*arrival).clone());
                 queue.pop_front();
             }

@@ -135,7 +135,8 @@ impl<'a> Stage<'a> {
         let mut tape = Tape::new(world.seed);
         let connect_timeout = if tape.dice.chance(300) { 500 * MS } else { 5 * SECOND };
         let read_timeout = tape.dice.between(1, 4) * SECOND;
-        let workers = (0..u32::try_from(world.workers.max(1)).unwrap_or(1)).map(|n| Worker::new(Pid(812 + n))).collect();
+        let workers =
+            (0..u32::try_from(world.workers.max(1)).unwrap_or(1)).map(|n| Worker::new(Pid(812 + n))).collect();
         let servers = (0..world.peers.len())
             .map(|index| {
                 let base = 1_000 + 100 * u32::try_from(index).unwrap_or(0);
@@ -143,7 +144,9 @@ impl<'a> Stage<'a> {
                     address: world.address(index),
                     place: world.place(index),
                     master: Pid(base),
-                    command: ["gunicorn", "node", "uvicorn"].get(index % 3).map_or_else(String::new, ToString::to_string),
+                    command: ["gunicorn", "node", "uvicorn"]
+                        .get(index % 3)
+                        .map_or_else(String::new, ToString::to_string),
                     processes: Vec::new(),
                     next_pid: base,
                     down: Vec::new(),
@@ -184,12 +187,8 @@ impl<'a> Stage<'a> {
                 backup: false,
             })
             .collect();
-        let group = UpstreamGroup {
-            name: GROUP.to_owned(),
-            servers,
-            keepalive: Some(32),
-            keepalive_timeout_ms: Some(60_000),
-        };
+        let group =
+            UpstreamGroup { name: GROUP.to_owned(), servers, keepalive: Some(32), keepalive_timeout_ms: Some(60_000) };
         let configuration = Configuration {
             groups: vec![group],
             listen: LISTEN.parse().into_iter().collect(),

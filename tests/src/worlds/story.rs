@@ -2,13 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use probe502::model::{
-    attempt::Outcome as Became,
-    case::CaseKind,
-    nginx::RequestKey,
-    packet::Content,
-    process::Pid,
-};
+use probe502::model::{attempt::Outcome as Became, case::CaseKind, nginx::RequestKey, packet::Content, process::Pid};
 
 use super::{
     fate::{self, Ended},
@@ -97,7 +91,8 @@ enum Job<'w> {
 /// Plays a world.
 #[must_use]
 pub fn play(world: &World) -> Story {
-    let mut play = Play { stage: Stage::new(world), truths: Vec::new(), kept: BTreeMap::new(), disabled: BTreeMap::new() };
+    let mut play =
+        Play { stage: Stage::new(world), truths: Vec::new(), kept: BTreeMap::new(), disabled: BTreeMap::new() };
     play.stage.introduce(BEGIN + MS);
     for (at, job) in jobs(world, &mut play.stage) {
         match job {
@@ -349,10 +344,8 @@ impl Play<'_> {
             }
         }
         let connects = attempt.idle_ms.is_none() && attempt.fate != Fate::NginxFiles;
-        let filtered = matches!(
-            attempt.fate,
-            Fate::Rejected(_) | Fate::Unanswered { lost: Lost::Beyond | Lost::SynHere, .. }
-        );
+        let filtered =
+            matches!(attempt.fate, Fate::Rejected(_) | Fate::Unanswered { lost: Lost::Beyond | Lost::SynHere, .. });
         if connects && self.stage.servers.get(peer).is_some_and(|server| server.is_down(now)) {
             // What stands before the listener works as before.
             if !filtered {

@@ -5,7 +5,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
     truth::{
-        Answer, Attempt, Course, Death, Fate, ForeignEnd, Lost, Noise, NoiseKind, Peer, Place, Race, Read, Request, World,
+        Answer, Attempt, Course, Death, Fate, ForeignEnd, Lost, Noise, NoiseKind, Peer, Place, Race, Read, Request,
+        World,
     },
     view::View,
 };
@@ -39,9 +40,8 @@ fn peers() -> impl Strategy<Value = Peer> {
 
 fn requests() -> impl Strategy<Value = Request> {
     let gaps = prop_oneof![3 => 0u32..3, 2 => 3u32..400, 1 => 400u32..20_000];
-    (gaps, 0usize..2, any::<bool>(), proptest::bool::weighted(0.3), courses()).prop_map(
-        |(gap_ms, worker, same_client, post, course)| Request { gap_ms, worker, same_client, post, course },
-    )
+    (gaps, 0usize..2, any::<bool>(), proptest::bool::weighted(0.3), courses())
+        .prop_map(|(gap_ms, worker, same_client, post, course)| Request { gap_ms, worker, same_client, post, course })
 }
 
 fn courses() -> impl Strategy<Value = Course> {
@@ -63,8 +63,7 @@ fn fates() -> impl Strategy<Value = Fate> {
     let header = || prop_oneof![3 => Just(0u16), 1 => 1u16..60];
     let answer = select(vec![Answer::Reset, Answer::PortUnreachable, Answer::Prohibited, Answer::HostUnreachable]);
     let lost = select(vec![Lost::Beyond, Lost::SynHere, Lost::AnswerHere]);
-    let race =
-        select(vec![Race::FinBefore, Race::FinCrossed, Race::ResetBefore, Race::Unread, Race::Forgotten]);
+    let race = select(vec![Race::FinBefore, Race::FinCrossed, Race::ResetBefore, Race::Unread, Race::Forgotten]);
     prop_oneof![
         4 => select(vec![200u16, 200, 200, 404, 500, 503, 502]).prop_map(Fate::Answered),
         3 => option::of(1u32..2_000).prop_map(|back_ms| Fate::Refused { back_ms }),

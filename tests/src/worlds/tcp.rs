@@ -415,14 +415,7 @@ impl Connection {
         self.to_nginx(tape, at_nginx, sequence, self.upstream.rcv_nxt, PSH_ACK, (bytes, content));
         self.nginx.receive(bytes, at_nginx);
         self.nginx.acknowledged(self.upstream.rcv_nxt);
-        self.to_upstream(
-            tape,
-            at_nginx + STEP,
-            self.nginx.write_seq,
-            self.nginx.rcv_nxt,
-            ACK,
-            (0, Content::Empty),
-        );
+        self.to_upstream(tape, at_nginx + STEP, self.nginx.write_seq, self.nginx.rcv_nxt, ACK, (0, Content::Empty));
         self.upstream.acknowledged(self.nginx.rcv_nxt);
         at_nginx + 2 * STEP
     }
@@ -439,14 +432,7 @@ impl Connection {
         self.nginx.rcv_nxt = self.nginx.rcv_nxt.wrapping_add(1);
         self.nginx.bytes_received += 1;
         self.nginx_state(tape, at_nginx + STEP, TcpState::CloseWait, None);
-        self.to_upstream(
-            tape,
-            at_nginx + 2 * STEP,
-            self.nginx.write_seq,
-            self.nginx.rcv_nxt,
-            ACK,
-            (0, Content::Empty),
-        );
+        self.to_upstream(tape, at_nginx + 2 * STEP, self.nginx.write_seq, self.nginx.rcv_nxt, ACK, (0, Content::Empty));
         let back = at_nginx + 2 * STEP + if self.here() { STEP } else { self.one_way };
         self.upstream.acknowledged(self.upstream.write_seq);
         self.upstream_state(tape, back, TcpState::FinWait2, None);

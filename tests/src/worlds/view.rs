@@ -142,8 +142,7 @@ impl View {
         if self.sight(Sensor::Host) != Sight::Off {
             let open = story.connections.iter().filter(|life| life.from < start && life.to > start);
             arrivals.extend(open.map(|life| {
-                let fact =
-                    HostFact::OpenConnection { worker: life.worker, local: life.local, upstream: life.upstream };
+                let fact = HostFact::OpenConnection { worker: life.worker, local: life.local, upstream: life.upstream };
                 told(start + 2 * MS, Body::Host(fact))
             }));
         }
