@@ -15,6 +15,9 @@ use crate::model::{
     time::Moment,
 };
 
+/// Packets and kernel records are stamped by different clocks, which differ by less than this.
+const CLOCK_SKEW_NS: u64 = 200_000;
+
 /// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tuple {
@@ -35,6 +38,10 @@ struct State {
     beyond_syn: bool,
     /// nginx's socket is gone.
     ended: Option<Moment>,
+    /// When its first event happened.
+    begun: Moment,
+    /// The incarnation of the same tuple before it.
+    older: Option<FlowId>,
 }
 
 /// What an event says about the incarnation it belongs to.
@@ -186,6 +193,25 @@ impl Flows {
         }
     }
 
+    /// The incarnation of this tuple that was on at `moment`: a case is put together later, and the port may have come back meanwhile.
+    #[must_use]
+    pub fn at(
+        &self,
+        local: SocketAddr,
+        upstream: SocketAddr,
+        netns: Option<u32>,
+        moment: Moment,
+    ) -> Option<FlowId> {
+        let mut id = self.current(local, upstream, netns)?;
+        loop {
+            let state = self.known.get(&id)?;
+            if state.begun <= moment.plus_ns(CLOCK_SKEW_NS) {
+                return Some(id);
+            }
+            id = state.older?;
+        }
+    }
+
     /// The connection with this name.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&Flow> {
@@ -328,7 +354,8 @@ impl Flows {
     fn begin(&mut self, tuple: Tuple, seen_from_start: bool, at: Moment) -> FlowId {
         self.last += 1;
         let id = FlowId(self.last);
-        if let Some(older) = self.newest.insert(tuple, id) {
+        let older = self.newest.insert(tuple, id);
+        if let Some(older) = older {
             // Its end was not seen, or is over: it will be forgotten in its time.
             if let Some(state) = self.known.get_mut(&older)
                 && state.ended.is_none()
@@ -347,7 +374,16 @@ impl Flows {
             events: Vec::new(),
             forgotten: 0,
         };
-        let state = State { flow, tuple, syn: None, connected_by_syscall: false, beyond_syn: false, ended: None };
+        let state = State {
+            flow,
+            tuple,
+            syn: None,
+            connected_by_syscall: false,
+            beyond_syn: false,
+            ended: None,
+            begun: at,
+            older,
+        };
         self.known.insert(id, state);
         id
     }

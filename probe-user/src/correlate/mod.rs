@@ -218,7 +218,9 @@ impl Correlator {
     /// When [`Correlator::advance`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.decided.front().map(|decided| decided.close_at)
+        let decided = self.decided.front().map(|decided| decided.close_at);
+        let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
+        decided.into_iter().chain(lines).min()
     }
 
     /// The cause found for an attempt of a case: blackouts are blamed on it.

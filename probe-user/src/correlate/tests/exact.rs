@@ -77,6 +77,28 @@ fn a_reused_tuple_is_another_flow() {
     }
 }
 
+/// The port comes back while the case of the first connection still waits for late evidence.
+#[test]
+fn a_tuple_reused_while_the_case_waits_is_another_flow() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let tuple = ("127.0.0.1:40000", "127.0.0.1:8000");
+    world.state(socket(tuple.0, tuple.1, TcpState::Established), TcpState::SynSent);
+    let closed = Socket { error: Some(Errno::ECONNRESET), ..socket(tuple.0, tuple.1, TcpState::Closed) };
+    world.reset_received(socket(tuple.0, tuple.1, TcpState::Established));
+    world.state(closed.clone(), TcpState::Established);
+    let said = ("recv() failed", Some(Errno::ECONNRESET), "reading response header from upstream");
+    world.log((1, 41), said, tuple.1, Some(connection(1, closed)));
+    world.answer(1, 41, 502, &[(tuple.1, 502, None)]);
+    world.wait(100 * MS);
+    world.refused(tuple.0, tuple.1, 7);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let flow = case.attempts[0].flow.one().expect("its flow");
+    assert_eq!(flow.events.len(), 3, "events of its own incarnation only");
+    assert_eq!(flow.resets_sent_by_upstream().count(), 0);
+}
+
 #[test]
 fn a_retry_that_hid_a_failure_is_a_near_miss() {
     let mut world = World::new();
