@@ -315,34 +315,33 @@ impl Flows {
             let tuple = known.unwrap_or_else(|| Self::tuple(local, upstream, netns));
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
-        match self.current(local, upstream, netns) {
-            Some(id) => Some(id),
-            None => {
-                let tuple = Self::tuple(local, upstream, netns);
-                Some(self.begin(tuple, false, at))
-            }
+        if let Some(id) = self.current(local, upstream, netns) {
+            Some(id)
+        } else {
+            let tuple = Self::tuple(local, upstream, netns);
+            Some(self.begin(tuple, false, at))
         }
     }
 
     /// The incarnation of `tuple` that an event belongs to, made if there is none that fits.
     fn incarnation(&mut self, tuple: Tuple, beginning: Beginning, at: Moment) -> FlowId {
-        if let Some(id) = self.newest.get(&tuple).copied() {
-            if let Some(state) = self.known.get_mut(&id) {
-                let fits = match beginning {
-                    Beginning::No => true,
-                    Beginning::Handshake(Some(sequence)) => match state.syn {
-                        Some(known) => known == sequence,
-                        None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
-                    },
-                    Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
-                    Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
-                };
-                if fits {
-                    if let Beginning::Handshake(Some(sequence)) = beginning {
-                        state.syn = Some(sequence);
-                    }
-                    return id;
+        if let Some(id) = self.newest.get(&tuple).copied()
+            && let Some(state) = self.known.get_mut(&id)
+        {
+            let fits = match beginning {
+                Beginning::No => true,
+                Beginning::Handshake(Some(sequence)) => match state.syn {
+                    Some(known) => known == sequence,
+                    None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
+                },
+                Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
+                Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
+            };
+            if fits {
+                if let Beginning::Handshake(Some(sequence)) = beginning {
+                    state.syn = Some(sequence);
                 }
+                return id;
             }
         }
         let id = self.begin(tuple, beginning != Beginning::No, at);
@@ -358,11 +357,11 @@ impl Flows {
         let older = self.newest.insert(tuple, id);
         if let Some(older) = older {
             // Its end was not seen, or is over: it will be forgotten in its time.
-            if let Some(state) = self.known.get_mut(&older) {
-                if state.ended.is_none() {
-                    state.ended = Some(at);
-                    self.ended.push_back((at, older));
-                }
+            if let Some(state) = self.known.get_mut(&older)
+                && state.ended.is_none()
+            {
+                state.ended = Some(at);
+                self.ended.push_back((at, older));
             }
         }
         let flow = Flow {

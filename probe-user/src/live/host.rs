@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
@@ -87,10 +88,11 @@ impl Lookup {
 
     /// The process that holds the socket; the parent of those that share it (a prefork server's master).
     fn owner(&mut self, netns: u32, inode: u64) -> Option<i32> {
-        if let Some((known_netns, pid)) = self.owners.get(&inode).copied() {
-            if known_netns == netns && holds(pid, inode) {
-                return Some(pid);
-            }
+        if let Some((known_netns, pid)) = self.owners.get(&inode).copied()
+            && known_netns == netns
+            && holds(pid, inode)
+        {
+            return Some(pid);
         }
         let processes = all_processes().ok()?;
         let mut holders: Vec<i32> = processes
@@ -203,7 +205,10 @@ fn is_local(pid: u32, address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/if_inet6")) else { return false };
-            let wanted: String = v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+            let wanted: String = v6.octets().iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
             table.lines().any(|line| line.starts_with(&wanted))
         }
     }

@@ -55,9 +55,7 @@ impl Claim {
 /// one client connection can fit.
 #[must_use]
 pub fn subjects<'s>(story: &'s Story, case: &Case) -> Vec<&'s Truth> {
-    let mine = |truth: &&Truth| {
-        Some(truth.number) == case.request.connection && Some(truth.key.worker) == case.worker
-    };
+    let mine = |truth: &&Truth| Some(truth.number) == case.request.connection && Some(truth.key.worker) == case.worker;
     // What nginx's own functions say has nginx's own moment.
     let exact = |truth: &&Truth| case.decided.is_exact() && truth.decided == Some(case.decided.latest.0);
     let found: Vec<&Truth> = story.truths.iter().filter(mine).filter(exact).collect();

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes of a line kept: nginx's own error lines have at most 2,048 (OpenResty 4,096), access-log lines what their format makes of them.
+/// Bytes of a line kept: nginx's own error lines have at most 2,048 (`OpenResty` 4,096), access-log lines what their format makes of them.
 pub(super) const LONGEST: usize = 64 * 1024;
 
 /// What a read found.
