@@ -103,8 +103,8 @@ fn a_tuple_reused_while_the_case_waits_is_another_flow() {
 #[test]
 fn an_attempt_whose_record_was_lost_keeps_its_place() {
     let mut world = World::new();
-    world.log(1, 41, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "127.0.0.1:8000", None);
-    world.log(1, 41, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "127.0.0.1:8001", None);
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8000", None);
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8001", None);
     let told = |attempts| NginxStatus {
         point: StatusPoint::SendHeader,
         worker: WORKER,
