@@ -35,11 +35,14 @@ pub(super) fn derive(finding: &Finding, tie: Tie) -> Confidence {
     }
 }
 
-/// A link by time and content holds only where every connection was seen: else the true one may be another.
+/// A link by time and content holds only where every connection was seen: else the true one may be another. And where records were lost
+/// and nginx's own list of attempts was not read, the attempt known as the last need not be the last.
 pub(super) fn tie(reading: &Reading<'_>) -> Tie {
     let link = reading.attempt.map_or(reading.case.link, |attempt| attempt.link.min(reading.case.link));
     let all_connections_seen = reading.sees(Sensor::SocketStates) || reading.sees(Sensor::Packets);
-    if link > Link::Inferred || all_connections_seen { Tie::Firm } else { Tie::Loose }
+    let certainly_the_last =
+        reading.case.coverage.events_lost == 0 || reading.attempt.is_none_or(|attempt| attempt.status.is_some());
+    if certainly_the_last && (link > Link::Inferred || all_connections_seen) { Tie::Firm } else { Tie::Loose }
 }
 
 #[cfg(test)]

@@ -26,8 +26,9 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "The upstream on this host does not accept connections as fast as they come, and the queue of finished handshakes is \
                    full. The kernel then ignores the SYN, or the last ACK of the handshake, and lets both ends repeat: nginx waits \
                    until a timer ends it. With net.ipv4.tcp_abort_on_overflow=1 it sends a RST instead (502).",
-        proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW, or its RST from the listening socket; or a listener \
-                whose queue was found beyond its limit while the SYN stayed unanswered.",
+        proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW (Linux 6.16 and later), or its RST from the listening \
+                socket. A SYN that is ignored leaves no record in any kernel: a queue found beyond its limit while the SYN stayed \
+                unanswered makes it likely.",
         refuted: "accept() failing in the server (fd-exhausted-upstream). A connection that was accepted.",
         remedies: &[
             (
@@ -88,15 +89,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let (retransmits, events) = reading.syn_retransmits();
     if let Some((waiting, limit, event)) = full {
-        let unanswered = retransmits > 0 && reading.connected() != Some(true);
-        let weight = if unanswered && timed_out { Weight::Direct } else { Weight::Symptom };
-        finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], weight)));
-        if !direct && !unanswered {
-            finding.missing.push(need(Sensor::Drops, "the kernel's record that the handshake found the queue full"));
-            finding.not_excluded(&["read-timeout"]);
+        finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Symptom)));
+        if !direct {
+            // The kernel never says that it ignored a SYN for a full queue, and the queue was read after the failure.
+            finding
+                .missing
+                .push(need(Sensor::Drops, "the kernel's record that this very handshake found the queue full"));
+            finding.not_excluded(if reading.connected() == Some(true) { &["read-timeout"] } else { &["syn-timeout"] });
         }
         if !direct && !reading.sees(Sensor::Drops) {
-            finding.missing.push(need(Sensor::Drops, "whether a packet filter of this host dropped the SYN"));
             finding.not_excluded(&["firewall-dropped"]);
         }
     }
@@ -160,7 +161,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_full_queue_and_a_silent_listener() {
-        full().expect("accept-queue-overflow", Confidence::Confirmed);
+        full().expect("accept-queue-overflow", Confidence::Likely);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{FailedAccept, Locality, Reading, duration, evidence, need},
     },
+    firewall_rejected::is_filter_drop,
     server_advice,
 };
 use crate::model::{
@@ -103,12 +104,22 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
 
+    // Before the handshake is over only a full queue can be the server's doing; a packet filter's drop is another story.
+    let connecting = !broken && reading.connected() != Some(true);
+    let full = last.queue.is_some_and(|(waiting, limit)| waiting > limit);
+    if reading.drops().any(|(_, reason)| is_filter_drop(reason)) || (connecting && !full) {
+        return None;
+    }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let untouched = if broken {
         read == Some(0) && (holder.is_none() || holder == Some(last.process.0))
+    } else if connecting {
+        reading.sees(Sensor::Drops)
     } else {
-        holder.is_none() && reading.sees(Sensor::Syscalls)
+        holder.is_none()
+            && reading.sees(Sensor::Syscalls)
+            && reading.unacknowledged().is_none_or(|(bytes, _)| bytes == 0)
     };
     let weight = if untouched && while_waiting { Weight::Direct } else { Weight::Symptom };
     for failure in failures.iter().rev().take(SHOWN) {

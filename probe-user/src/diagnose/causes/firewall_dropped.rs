@@ -3,13 +3,14 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Reading, evidence},
+        reading::{Reading, evidence, need},
     },
-    firewall_rejected::is_filter_drop,
+    firewall_rejected::{is_filter_drop, is_filters},
 };
 use crate::model::{
     attempt::Outcome,
     complaint::{Message, Phase},
+    coverage::Sensor,
     evidence::{Fact, Weight},
     net::Errno,
 };
@@ -59,7 +60,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let drops: Vec<_> = reading.drops().filter(|(_, reason)| is_filter_drop(*reason)).take(SHOWN).collect();
     let (_, reason) = drops.first().filter(|_| timed_out)?;
     let reason = reason.unwrap_or_default().to_owned();
+    // A reject rule drops the packet too; its answer is what tells the two apart, and nginx's socket may take no notice of it.
+    if reading.icmp().any(|(_, icmp)| is_filters(icmp)) {
+        return None;
+    }
     let mut finding = Finding::default();
+    if !reading.sees(Sensor::Packets) {
+        finding.missing.push(need(Sensor::Packets, "whether the filter answered by ICMP"));
+        finding.not_excluded(&["firewall-rejected"]);
+    }
     finding.support(reading.complaint_evidence());
     for (event, reason) in &drops {
         let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
