@@ -50,7 +50,8 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         .filter_map(|flow| flow.accepted_by.as_ref())
         .map(|(pid, _)| *pid)
         .collect();
-    let processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    processes.retain(|event| accepts_for(event, &list));
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
     let complaints = complaints(decided);
@@ -81,6 +82,15 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         coverage: coverage(correlator, At::between(begin, until)),
         attempts: list,
     }
+}
+
+/// A failed `accept()` concerns the case only on the port of one of its attempts; everything else does.
+fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
+    let Body::Syscall(call) = &event.body else { return true };
+    let Syscall::Accept { socket, .. } = &call.call else { return true };
+    let Some(listener) = socket.as_ref().and_then(|socket| socket.local) else { return true };
+    let ports = attempts.iter().filter_map(|attempt| attempt.upstream.as_ref()?.ip()).map(|upstream| upstream.port());
+    ports.into_iter().any(|port| port == listener.port())
 }
 
 fn request(decided: &Decided) -> Request {

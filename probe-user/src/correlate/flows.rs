@@ -195,13 +195,7 @@ impl Flows {
 
     /// The incarnation of this tuple that was on at `moment`: a case is put together later, and the port may have come back meanwhile.
     #[must_use]
-    pub fn at(
-        &self,
-        local: SocketAddr,
-        upstream: SocketAddr,
-        netns: Option<u32>,
-        moment: Moment,
-    ) -> Option<FlowId> {
+    pub fn at(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>, moment: Moment) -> Option<FlowId> {
         let mut id = self.current(local, upstream, netns)?;
         loop {
             let state = self.known.get(&id)?;
