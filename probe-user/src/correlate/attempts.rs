@@ -42,6 +42,17 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
     list
 }
 
+/// Whether these are all the attempts there were: nginx's list was read whole; or, where it could not be read, nginx made the status
+/// itself or broke the answer off, both right after the last failure.
+#[must_use]
+pub fn complete(request: &OpenRequest) -> bool {
+    if request.attempts_known {
+        return usize::try_from(request.attempts_total).is_ok_and(|total| total == request.attempts.len());
+    }
+    let broken_off = request.complaints.last().is_some_and(|(.., complaint)| complaint.phase == Phase::ReadingBody);
+    request.special.is_some() || broken_off
+}
+
 /// nginx's own list without its entries for groups; `None` stands for an attempt whose record was lost, so that another is not taken
 /// for the last one.
 fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {

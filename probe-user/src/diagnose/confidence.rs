@@ -39,9 +39,9 @@ pub(super) fn derive(finding: &Finding, tie: Tie) -> Confidence {
 /// and nginx's own list of attempts was not read, the attempt known as the last need not be the last.
 pub(super) fn tie(reading: &Reading<'_>) -> Tie {
     let link = reading.attempt.map_or(reading.case.link, |attempt| attempt.link.min(reading.case.link));
-    let all_connections_seen = reading.sees(Sensor::SocketStates) || reading.sees(Sensor::Packets);
-    let certainly_the_last =
-        reading.case.coverage.events_lost == 0 || reading.attempt.is_none_or(|attempt| attempt.status.is_some());
+    let all_connections_seen = reading.sees(Sensor::SocketStates);
+    let certainly_the_last = reading.case.attempts_complete
+        && (reading.case.coverage.events_lost == 0 || reading.attempt.is_none_or(|attempt| attempt.status.is_some()));
     if certainly_the_last && (link > Link::Inferred || all_connections_seen) { Tie::Firm } else { Tie::Loose }
 }
 

@@ -93,8 +93,13 @@ enum Job<'w> {
 /// Plays a world.
 #[must_use]
 pub fn play(world: &World) -> Story {
-    let mut play =
-        Play { stage: Stage::new(world), truths: Vec::new(), about: Vec::new(), kept: BTreeMap::new(), disabled: BTreeMap::new() };
+    let mut play = Play {
+        stage: Stage::new(world),
+        truths: Vec::new(),
+        about: Vec::new(),
+        kept: BTreeMap::new(),
+        disabled: BTreeMap::new(),
+    };
     play.stage.introduce(BEGIN + MS);
     for (at, job) in jobs(world, &mut play.stage) {
         match job {
@@ -168,10 +173,7 @@ impl Tried {
     /// Causes that are true of the attempt because of what its server went through meanwhile.
     fn circumstances(&self, server: &Server) -> Vec<&'static str> {
         let during = |windows: &[(u64, u64)]| windows.iter().any(|(from, to)| *from <= self.to && *to >= self.from);
-        let silent = matches!(
-            self.attempt.fate,
-            Fate::Unanswered { lost: Lost::Beyond, .. } | Fate::QueueFull { .. }
-        );
+        let silent = matches!(self.attempt.fate, Fate::Unanswered { lost: Lost::Beyond, .. } | Fate::QueueFull { .. });
         let mut causes = Vec::new();
         if silent && during(&server.full) {
             // Had the SYN come through, there would have been no place for it.
@@ -425,14 +427,7 @@ impl Play<'_> {
         Some(attempt)
     }
 
-    fn no_live(
-        &mut self,
-        worker: usize,
-        inner: &mut Inner,
-        t: u64,
-        told: Vec<(String, Became)>,
-        last: Option<&Tried>,
-    ) {
+    fn no_live(&mut self, worker: usize, inner: &mut Inner, t: u64, told: Vec<(String, Became)>, last: Option<&Tried>) {
         let words = Words::new("no live upstreams", None, CONNECTING);
         inner.complain(&mut self.stage.tape, t + US, words, GROUP, None);
         let state = State { peer: Some(GROUP.to_owned()), status: Some(502), span: (t, t), ..State::default() };
