@@ -221,7 +221,9 @@ impl Reading<'_> {
 
     /// The reset as evidence.
     pub(crate) fn reset_evidence(&self, reset: &Reset, weight: Weight) -> Evidence {
-        let after_request_us = self.started().map(|started| reset.at.since_ns(started) / 1_000);
+        // Of a kept connection the beginning of the attempt is known to a millisecond only, which is longer than most resets take.
+        let exact = self.started().filter(|_| self.reused() == Some(false));
+        let after_request_us = exact.map(|started| reset.at.since_ns(started) / 1_000);
         evidence(Fact::ResetReceived { after_request_us }, &reset.events, weight)
     }
 

@@ -208,6 +208,16 @@ impl<'a> Reading<'a> {
         groups.iter().find(|group| group.servers.iter().any(|server| server.addresses.contains(wanted)))
     }
 
+    /// A timer's value, for a sentence in brackets: as configured where one value holds everywhere, else as it was seen to fire. A
+    /// directive that is not set, or has different values in different places, is not guessed.
+    pub(super) fn timeout_in_force(&self, name: &str) -> String {
+        match (self.directive(name), self.attempt.and_then(|attempt| attempt.duration_us)) {
+            (Some(value), _) => format!("now {value}"),
+            (None, Some(us)) => format!("it ended this attempt after {}", duration(us)),
+            (None, None) => "60s by default".to_owned(),
+        }
+    }
+
     /// The value of a directive, where one value holds everywhere.
     pub(super) fn directive(&self, name: &str) -> Option<&'a str> {
         let configuration = self.case.configuration.as_ref()?;
