@@ -160,6 +160,17 @@ impl<'a> Reading<'a> {
         self.complaint().map_or(self.case.decided.latest, |(event, _)| event.at.latest)
     }
 
+    /// When the attempt began, where it is known to the microsecond: of a connection that was made for it.
+    pub(super) fn began(&self) -> Option<Moment> {
+        self.started().filter(|_| self.reused() == Some(false))
+    }
+
+    /// How much earlier than [`Reading::started`] the attempt may have begun. Of a kept connection it is nginx's own count of whole
+    /// milliseconds between two readings of a clock that it renews once a turn of its event loop.
+    pub(super) fn started_uncertain_ns(&self) -> u64 {
+        if self.began().is_some() { 0 } else { 2_000_000 }
+    }
+
     /// When the attempt began.
     pub(super) fn started(&self) -> Option<Moment> {
         self.attempt.and_then(|attempt| attempt.started)
