@@ -1,0 +1,3 @@
+//! What the host looks like: processes, listeners, limits. Read from `/proc` and by `sock_diag`.
+
+pub mod process;
