@@ -194,6 +194,7 @@ impl Tail {
     }
 
     /// Reads what is there, then stops.
+    #[must_use]
     pub fn stop(mut self) -> Statistics {
         self.end();
         self.statistics()

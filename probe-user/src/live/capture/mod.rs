@@ -200,6 +200,7 @@ impl Capture {
     }
 
     /// Stops reading and gives the last counters. What the kernel still held is read first.
+    #[must_use]
     pub fn stop(mut self) -> Statistics {
         self.end();
         self.statistics()

@@ -32,6 +32,8 @@ use crate::live::host::process;
 
 /// nginx answers in milliseconds, unless it resolves names of upstreams and the resolver is not there.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it may take to end after its last word.
+const ENDING: Duration = Duration::from_secs(1);
 /// The largest configuration read.
 const LARGEST: usize = 8 << 20;
 /// Messages kept.
@@ -108,8 +110,15 @@ pub(super) fn run_as(master: u32, program: &Path, words: &[&OsStr]) -> Result<St
     }
     let mut child = command.spawn()?;
     let outcome = collect(&mut child);
-    // The whole group: in a pid namespace of its own nginx is a grandchild.
-    if let Ok(group) = i32::try_from(child.id()) {
+    // It has closed its streams and is about to end; only one that hangs is ended.
+    let began = Instant::now();
+    while outcome.is_ok() && began.elapsed() < ENDING && child.try_wait()?.is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The whole group: in a pid namespace of its own nginx is a grandchild. While the child is not reaped its number is its own.
+    if child.try_wait()?.is_none()
+        && let Ok(group) = i32::try_from(child.id())
+    {
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
     let status = child.wait()?;

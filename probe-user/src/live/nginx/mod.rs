@@ -34,6 +34,9 @@ use crate::{
 
 /// A new process is looked at in so many scans: it may still execute nginx, or give itself its title.
 const LOOKS: u8 = 5;
+/// So many old processes are looked at again in a scan: a shell may have become nginx, and without the kernel's word for it nobody says so.
+/// All of them on most hosts, at five microseconds each.
+const AGAIN: u32 = 1_000;
 /// A configuration is not read more often: workers that crash one after another are no reloads.
 const CALM: Duration = Duration::from_secs(2);
 
@@ -85,6 +88,8 @@ pub struct Finder {
     found: BTreeMap<Pid, Found>,
     builds: Builds,
     only: BTreeSet<Pid>,
+    /// Where the next scan goes on to look at old processes again.
+    again: u32,
 }
 
 impl Finder {
@@ -149,16 +154,39 @@ impl Finder {
     fn look(&mut self) {
         let pids: BTreeSet<u32> = process::pids().into_iter().collect();
         self.seen.retain(|pid, _| pids.contains(pid));
+        let (mut budget, mut last) = (AGAIN, 0);
         for pid in pids {
             let looks = match self.seen.get(&pid) {
-                // A master's or worker's title changes when it becomes another kind of process: never.
-                Some(Seen { looks: 0, .. }) => continue,
+                // nginx's own processes keep their kind.
+                Some(Seen { looks: 0, title }) if *title != Title::Other => continue,
+                Some(Seen { looks: 0, .. }) => {
+                    if pid < self.again || budget == 0 {
+                        continue;
+                    }
+                    budget -= 1;
+                    last = pid;
+                    0
+                }
                 Some(seen) => seen.looks - 1,
                 None => LOOKS,
             };
-            let title = fs::read(process::path(pid, "cmdline")).map_or(Title::Other, |line| title::classify(&line));
+            let mut title = fs::read(process::path(pid, "cmdline")).map_or(Title::Other, |line| title::classify(&line));
+            if looks > 0 && matches!(title, Title::Master(_)) && self.is_fork_of_master(pid) {
+                title = Title::Other;
+            }
             self.seen.insert(pid, Seen { title, looks });
         }
+        self.again = if budget == 0 { last + 1 } else { 0 };
+    }
+
+    /// Whether the process is a master's child that has not executed anything: a worker that has not given itself its title yet.
+    /// After an exec (a binary upgrade) the arguments lie elsewhere, because the kernel randomises the stack; where that is switched
+    /// off, the last look believes the title.
+    fn is_fork_of_master(&self, pid: u32) -> bool {
+        let arguments_at = |pid: u32| process::open(pid)?.stat().ok()?.arg_start;
+        let Some(parent) = process::summary(pid).map(|summary| summary.parent) else { return false };
+        let master = matches!(self.seen.get(&parent), Some(Seen { title: Title::Master(_), .. }));
+        master && arguments_at(pid).is_some_and(|at| Some(at) == arguments_at(parent))
     }
 
     /// Masters by their number, with their workers.

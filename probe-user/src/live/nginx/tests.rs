@@ -63,7 +63,7 @@ impl Server {
             let text = String::from_utf8_lossy(&line).into_owned();
             let alone = directives.contains("master_process off");
             let ready =
-                if alone { serves_alone(pid) } else { text.starts_with("nginx: master") && child_of(pid).is_some() };
+                if alone { serves_alone(pid) } else { text.starts_with("nginx: master") && workers_of(pid) == 2 };
             ready.then_some(Pid(pid))
         });
         server
@@ -79,19 +79,31 @@ impl Server {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-
-    fn signal(&self, pid: Pid, signal: Signal) {
-        kill(nix::unistd::Pid::from_raw(i32::try_from(pid.0).unwrap()), signal).unwrap();
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if process::summary(self.master.0).is_some() {
-            self.signal(self.master, Signal::SIGTERM);
+        if self.master == Pid(0) {
+            let _ = self.child.kill();
+        } else if process::summary(self.master.0).is_some() {
+            signal(self.master, Signal::SIGTERM);
         }
         let _ = self.child.wait();
     }
+}
+
+fn signal(pid: Pid, signal: Signal) {
+    kill(nix::unistd::Pid::from_raw(i32::try_from(pid.0).unwrap()), signal).unwrap();
+}
+
+/// Workers that have given themselves their titles.
+fn workers_of(master: u32) -> usize {
+    let worker = |pid: &u32| {
+        let line = fs::read(process::path(*pid, "cmdline")).unwrap_or_default();
+        title::classify(&line) == Title::Worker
+            && process::summary(*pid).is_some_and(|summary| summary.parent == master)
+    };
+    process::pids().iter().filter(|pid| worker(pid)).count()
 }
 
 fn child_of(pid: u32) -> Option<u32> {
@@ -142,7 +154,7 @@ fn as_root_a_master_is_found_followed_and_missed() {
 
     // A reload with another configuration.
     fs::write(server.directory.path().join("more/a.conf"), block(port, "127.0.0.1:8")).unwrap();
-    server.signal(server.master, Signal::SIGHUP);
+    signal(server.master, Signal::SIGHUP);
     server.wait(|_| {
         finder.scan().iter().find_map(|change| match change {
             Change::Changed(found) => (upstreams(found) == ["127.0.0.1:8"]).then_some(()),
@@ -152,14 +164,14 @@ fn as_root_a_master_is_found_followed_and_missed() {
 
     // A worker dies, and is replaced.
     let victim = finder.instances().next().unwrap().instance.workers[0];
-    server.signal(victim, Signal::SIGKILL);
+    signal(victim, Signal::SIGKILL);
     server.wait(|_| {
         finder.scan();
         let workers = &finder.instances().next()?.instance.workers;
         (workers.len() == 2 && !workers.contains(&victim)).then_some(())
     });
 
-    server.signal(server.master, Signal::SIGTERM);
+    signal(server.master, Signal::SIGTERM);
     server.wait(|_| {
         let changes = finder.scan();
         changes.iter().any(|change| matches!(change, Change::Gone(pid) if *pid == server.master)).then_some(())
@@ -187,7 +199,7 @@ fn as_root_one_in_namespaces_of_its_own_is_asked_there() {
         // Its log is followed where it is.
         let place = found.error_logs[0].place.clone().unwrap();
         let lines = crate::live::tail::Tail::start(place, Box::new(|_| true)).unwrap();
-        server.signal(server.master, Signal::SIGHUP);
+        signal(server.master, Signal::SIGHUP);
         server.wait(|_| (lines.statistics().lines > 0).then_some(()));
     }
 }
@@ -251,6 +263,25 @@ fn as_root_open_connections_are_learnt() {
     let [open] = sockets.outgoing.as_slice() else { panic!("{sockets:?}") };
     assert_eq!((open.local, open.remote), (accepted.peer_addr().unwrap(), address));
     assert!(found.instance.workers.contains(&open.worker));
+}
+
+#[test]
+fn a_shell_that_becomes_nginx_is_found() {
+    let mut finder = Finder::new([]);
+    let script = "read x; exec -a 'nginx: worker process' sleep 30";
+    let mut shell = Command::new("bash").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    for _ in 0..=LOOKS + 1 {
+        finder.look();
+    }
+    assert_eq!(finder.seen[&shell.id()].title, Title::Other);
+    shell.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let began = Instant::now();
+    while finder.seen[&shell.id()].title != Title::Worker {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        finder.look();
+    }
+    shell.kill().unwrap();
+    shell.wait().unwrap();
 }
 
 #[test]

@@ -102,6 +102,7 @@ fn is_option(word: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "what the fields hold")]
     fn text(text: &str) -> Option<String> {
         Some(text.to_owned())
     }

@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 
 use super::Place;
 
-/// Bytes of a line kept: nginx's own error lines have at most 2,048 (OpenResty 4,096), access-log lines what their format makes of them.
+/// Bytes of a line kept: nginx's own error lines have at most 2,048 (`OpenResty` 4,096), access-log lines what their format makes of them.
 pub(super) const LONGEST: usize = 64 * 1024;
 
 /// What a read found.
