@@ -82,6 +82,42 @@ impl Host {
         HostFact::Listeners { upstream, local: !homes.is_empty(), listeners, nearby }
     }
 
+    /// Every process that has a listener open which connections to these upstreams reach: a server's master and its workers alike.
+    pub fn holders(&mut self, from: Option<u32>, upstreams: &[SocketAddr]) -> Vec<(SocketAddr, Pid, String)> {
+        self.namespaces.refresh();
+        let mut homes: BTreeMap<u32, (Namespace, Vec<SocketAddr>)> = BTreeMap::new();
+        for upstream in upstreams {
+            for home in self.namespaces.with_address(from, upstream.ip().to_canonical()) {
+                homes.entry(home.inode).or_insert_with(|| (home, Vec::new())).1.push(*upstream);
+            }
+        }
+        let mut found = Vec::new();
+        let mut budget = DESCRIPTORS;
+        for (home, upstreams) in homes.into_values() {
+            let all = home.listening();
+            let mut inodes: BTreeMap<u64, Vec<SocketAddr>> = BTreeMap::new();
+            for upstream in upstreams {
+                let address = SocketAddr::new(upstream.ip().to_canonical(), upstream.port());
+                for one in reached(&all, address) {
+                    inodes.entry(one.inode).or_default().push(upstream);
+                }
+            }
+            for pid in home.processes.iter().take_while(|_| !inodes.is_empty()) {
+                for inode in process::sockets(*pid, &mut budget).into_keys() {
+                    let Some(upstreams) = inodes.get(&inode) else { continue };
+                    let Some(summary) = process::summary(*pid) else { continue };
+                    found.extend(upstreams.iter().map(|upstream| (*upstream, Pid(*pid), summary.command.clone())));
+                }
+                if budget == 0 {
+                    break;
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
+
     /// Who has these sockets open. Of several (a forked server's workers) the oldest.
     fn owners(&mut self, processes: &[u32], wanted: &BTreeSet<u64>) -> BTreeMap<u64, (Identity, String)> {
         let still_there = |inode: u64, identity: Identity, fd: i32| {
@@ -103,8 +139,7 @@ impl Host {
         }
         let mut budget = DESCRIPTORS;
         for pid in processes {
-            let sockets = process::sockets(*pid, budget);
-            budget = budget.saturating_sub(sockets.len().max(8));
+            let sockets = process::sockets(*pid, &mut budget);
             for (inode, fd) in sockets.into_iter().filter(|(inode, _)| wanted.contains(inode)) {
                 let Some(summary) = process::summary(*pid) else { continue };
                 let older = found.get(&inode).is_none_or(|(known, _)| summary.identity.started < known.started);

@@ -75,14 +75,23 @@ pub fn netns(pid: u32) -> Option<u32> {
     u32::try_from(namespace(pid, "net")?).ok()
 }
 
-/// Socket inode → a descriptor, of all the sockets the process has open. `limit` descriptors are looked at.
-pub(crate) fn sockets(pid: u32, limit: usize) -> BTreeMap<u64, i32> {
-    let Ok(entries) = fs::read_dir(path(pid, "fd")) else { return BTreeMap::new() };
-    let socket = |entry: fs::DirEntry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        Some((socket_inode(&target)?, entry.file_name().to_str()?.parse().ok()?))
-    };
-    entries.take(limit).flatten().filter_map(socket).collect()
+/// Socket inode → a descriptor, of all the sockets the process has open. What it costs is taken off `budget`, the descriptors that
+/// may be looked at; at its end the rest is missing.
+pub(crate) fn sockets(pid: u32, budget: &mut usize) -> BTreeMap<u64, i32> {
+    let mut found = BTreeMap::new();
+    // Opening a directory costs about as much as a few links.
+    *budget = budget.saturating_sub(8);
+    let Ok(entries) = fs::read_dir(path(pid, "fd")) else { return found };
+    for entry in entries.flatten() {
+        if *budget == 0 {
+            break;
+        }
+        *budget -= 1;
+        let inode = fs::read_link(entry.path()).ok().and_then(|target| socket_inode(&target));
+        let fd = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(inode.zip(fd));
+    }
+    found
 }
 
 /// `socket:[12345]`
@@ -104,7 +113,7 @@ mod tests {
         assert!(netns(pid).is_some());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&listener);
-        assert!(sockets(pid, 10_000).values().any(|found| *found == fd));
+        assert!(sockets(pid, &mut 10_000).values().any(|found| *found == fd));
         assert_eq!(socket_inode(Path::new("socket:[7]")), Some(7));
         assert_eq!(socket_inode(Path::new("pipe:[7]")), None);
         assert!(super::summary(u32::MAX).is_none());

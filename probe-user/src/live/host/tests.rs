@@ -27,6 +27,12 @@ fn as_root_a_listener_is_found_with_its_process() {
     assert!(found.command.is_some());
     assert!(found.accept_queue.is_some_and(|(waiting, limit)| waiting == 0 && limit >= 128));
 
+    let upstreams = [listener.local_addr().unwrap(), at("127.0.0.6", &listener)];
+    let holders = host.holders(None, &upstreams);
+    let who: Vec<_> = holders.iter().map(|(upstream, pid, _)| (*upstream, *pid)).collect();
+    // Tests that start programs hold it for a moment too: between fork and exec.
+    assert!(who.contains(&(upstreams[0], own)) && who.iter().all(|(upstream, _)| *upstream == upstreams[0]), "{who:?}");
+
     // Another loopback address: nobody, but the port is taken nearby.
     let (local, listeners, nearby) = facts(host.listeners(None, at("127.0.0.6", &listener)));
     assert!(local && listeners.is_empty());

@@ -9,10 +9,14 @@ use procfs::net::{TcpNetEntry, TcpState};
 
 use crate::{
     live::host::process,
-    model::{host::Configuration, net::Address, process::Pid},
+    model::{
+        host::{Configuration, HostFact},
+        net::Address,
+        process::Pid,
+    },
 };
 
-/// Descriptors of a worker looked at: more than `worker_connections` ever is.
+/// Descriptors looked at, of all workers together.
 const DESCRIPTORS: usize = 1 << 20;
 
 /// A connection that a worker has open.
@@ -26,6 +30,14 @@ pub struct OpenConnection {
     pub local: SocketAddr,
     /// The other side.
     pub remote: SocketAddr,
+}
+
+impl OpenConnection {
+    /// What the stream carries.
+    #[must_use]
+    pub const fn fact(&self) -> HostFact {
+        HostFact::OpenConnection { worker: self.worker, local: self.local, upstream: self.remote }
+    }
 }
 
 /// What the sockets of an nginx's processes show.
@@ -42,10 +54,11 @@ impl Sockets {
     #[must_use]
     pub fn of_processes(pids: &[Pid]) -> Self {
         let Some(first) = pids.first() else { return Self::default() };
+        let mut budget = DESCRIPTORS;
         let owned: BTreeMap<u64, (Pid, i32)> = pids
             .iter()
             .flat_map(|pid| {
-                process::sockets(pid.0, DESCRIPTORS).into_iter().map(move |(inode, fd)| (inode, (*pid, fd)))
+                process::sockets(pid.0, &mut budget).into_iter().map(move |(inode, fd)| (inode, (*pid, fd)))
             })
             .collect();
         let entries = process::open(first.0).map_or_else(Vec::new, |process| {
