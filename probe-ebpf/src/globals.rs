@@ -37,6 +37,7 @@ offsets! {
     sock_err_soft: "sock.sk_err_soft",
     sock_shutdown: "sock.sk_shutdown",
     sock_protocol: "sock.sk_protocol",
+    sock_owned: "sock.sk_lock.owned",
     sock_ack_backlog: "sock.sk_ack_backlog",
     sock_max_ack_backlog: "sock.sk_max_ack_backlog",
     inet_sport: "inet_sock.inet_sport",
@@ -105,4 +106,84 @@ pub struct Settings {
     pub own_tgid: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
     pub syscall_numbers: [u32; 5],
+}
+
+impl Settings {
+    /// Everything off, nothing wanted.
+    pub const NONE: Self = Self {
+        has_reset_reason: 0,
+        has_drop_reason: 0,
+        has_drop_socket: 0,
+        has_group_dead: 0,
+        victim_is_task: 0,
+        drop_reasons: [0; 8],
+        statuses: [0; 8],
+        own_tgid: 0,
+        syscall_numbers: [0; 5],
+    };
+}
+
+/// Where the record of a classic tracepoint keeps what, bytes; [`ABSENT`] where it has no such field. For kernels without
+/// BTF: their tracefs describes these records. Addresses are taken from the IPv6 fields, which every IPv4 socket fills
+/// with mapped addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordFormat {
+    /// `skaddr`.
+    pub socket: u32,
+    /// `oldstate`.
+    pub old_state: u32,
+    /// `newstate`, else `state`.
+    pub state: u32,
+    /// `error`.
+    pub error: u32,
+    /// `protocol`, where it has two bytes.
+    pub protocol: u32,
+    /// `sport`, host order.
+    pub local_port: u32,
+    /// `dport`, host order.
+    pub remote_port: u32,
+    /// `saddr_v6`.
+    pub local: u32,
+    /// `daddr_v6`.
+    pub remote: u32,
+}
+
+impl RecordFormat {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self {
+        socket: ABSENT,
+        old_state: ABSENT,
+        state: ABSENT,
+        error: ABSENT,
+        protocol: ABSENT,
+        local_port: ABSENT,
+        remote_port: ABSENT,
+        local: ABSENT,
+        remote: ABSENT,
+    };
+}
+
+/// The records that can stand in for socket members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordFormats {
+    /// `sock:inet_sock_set_state`.
+    pub state_change: RecordFormat,
+    /// `tcp:tcp_receive_reset`.
+    pub reset_received: RecordFormat,
+    /// `tcp:tcp_retransmit_skb`.
+    pub retransmit: RecordFormat,
+    /// `sock:inet_sk_error_report`.
+    pub error_report: RecordFormat,
+}
+
+impl RecordFormats {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self {
+        state_change: RecordFormat::UNKNOWN,
+        reset_received: RecordFormat::UNKNOWN,
+        retransmit: RecordFormat::UNKNOWN,
+        error_report: RecordFormat::UNKNOWN,
+    };
 }

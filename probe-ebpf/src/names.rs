@@ -24,4 +24,41 @@ pub mod global {
     pub const OFFSETS: &str = "OFFSETS";
     /// [`crate::globals::Settings`].
     pub const SETTINGS: &str = "SETTINGS";
+    /// [`crate::globals::RecordFormats`].
+    pub const RECORDS: &str = "RECORDS";
+}
+
+/// Programs, each called after its event; several may serve one event.
+pub mod program {
+    /// Every program of the object.
+    pub const ALL: &[&str] = &[
+        "inet_sock_set_state",
+        "inet_sock_set_state_raw",
+        "inet_sock_set_state_record",
+        "tcp_send_reset",
+        "tcp_receive_reset",
+        "tcp_receive_reset_record",
+        "tcp_retransmit_skb",
+        "tcp_retransmit_skb_record",
+        "tcp_retransmit_synack",
+        "inet_sk_error_report",
+        "inet_sk_error_report_record",
+        "kfree_skb",
+        "sched_process_fork",
+        "sched_process_exec",
+        "sched_process_exit",
+        "signal_generate",
+        "mark_victim",
+        "sys_exit_connect",
+        "sys_exit_accept",
+        "sys_exit_accept4",
+        "sys_exit_socket",
+        "sys_exit",
+        "ngx_log_error_core",
+        "ngx_http_special_response_handler",
+        "ngx_http_send_header",
+        "ngx_http_internal_redirect",
+        "ngx_http_named_location",
+        "ngx_get_connection",
+    ];
 }

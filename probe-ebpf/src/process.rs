@@ -62,7 +62,7 @@ pub struct Exec {
 pub struct Exit {
     /// Tgid is the process's.
     pub header: Header,
-    /// As for wait(): low 7 bits the signal, 0x80 core dumped, else the exit status in bits 8 to 15.
+    /// As for `wait()`: low 7 bits the signal, 0x80 core dumped, else the exit status in bits 8 to 15.
     pub code: u32,
     /// Its role.
     pub role: u32,

@@ -61,9 +61,9 @@ kinds! {
     Connect = 16,
     /// [`crate::syscall::Accept`].
     Accept = 17,
-    /// [`crate::syscall::SocketCall`]: socket().
+    /// [`crate::syscall::SocketCall`]: `socket()`.
     SocketCall = 18,
-    /// [`crate::syscall::SocketCall`]: close() of a socket.
+    /// [`crate::syscall::SocketCall`]: `close()` of a socket.
     Close = 19,
     /// [`crate::process::Fork`].
     Fork = 32,

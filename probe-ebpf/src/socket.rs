@@ -77,7 +77,7 @@ pub struct Socket {
     pub accept_queue: u32,
     /// The accept queue's limit (listener).
     pub accept_queue_limit: u32,
-    /// TCP state, `state::*`.
+    /// TCP state, `state::*`; 0 where the kernel's record does not say.
     pub state: u8,
     /// `sk_shutdown`: 1 receiving is shut, 2 sending is shut.
     pub shutdown: u8,
@@ -129,7 +129,8 @@ pub struct SocketEvent {
     pub socket: Socket,
     /// Jiffies now.
     pub jiffies: u64,
-    /// `ResetSent`: the kernel's reason number or [`NO_REASON`]. `Retransmit`: payload bytes of the segment. Else 0.
+    /// `ResetSent`: the kernel's reason number or [`NO_REASON`]. `Retransmit`: payload bytes of the segment.
+    /// `ErrorReport`: the errno. Else 0.
     pub value: u32,
     /// `ResetSent`: 1 if the reset answers a packet (`packet` is its header), 0 if an application or timer caused it.
     pub has_packet: u32,
@@ -154,7 +155,7 @@ pub struct Packet {
     pub acknowledgement: u32,
     /// TCP flags, the header's byte 13; for ICMP the type.
     pub flags: u8,
-    /// IP protocol (6 TCP, 1 ICMP, 58 ICMPv6).
+    /// IP protocol (6 TCP, 1 ICMP, 58 `ICMPv6`).
     pub protocol: u8,
     /// TTL or hop limit.
     pub ttl: u8,

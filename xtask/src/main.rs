@@ -1,3 +1,65 @@
 //! The project's own commands. `cargo xtask --help` lists them.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program for the people who build this")]
 
-fn main() {}
+mod command;
+mod deny;
+mod lint;
+mod program;
+mod setup;
+mod test;
+mod tidy;
+mod version;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{setup::Refusal, workspace::Workspace};
+
+/// Builds, tests and checks probe502.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building and testing need, and check that the versions fit each other
+    Setup,
+    /// Build target/release/probe502
+    Build,
+    /// Break an nginx in several ways and let probe502 explain each
+    Demo,
+    /// Run every check and every test, the live ones too (root)
+    Test {
+        /// Run only the tests whose name contains this, and no lint
+        filter: Option<String>,
+    },
+    /// Check format, clippy (host and kernel side), the rules of the design, dependencies
+    Lint,
+    /// Check the rules of the design that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let task = Arguments::parse().task;
+    let done = Workspace::find().and_then(|workspace| match task {
+        Task::Setup => setup::run(&workspace).map(|()| true),
+        Task::Build => program::build(&workspace).map(|_| true),
+        Task::Demo => program::demo(&workspace),
+        Task::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Task::Lint => lint::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            if error.is::<Refusal>() { ExitCode::from(3) } else { ExitCode::FAILURE }
+        }
+    }
+}

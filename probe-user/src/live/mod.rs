@@ -1,6 +1,13 @@
-//! The only part that touches the world.
+//! What touches the world.
 
 pub mod capture;
+pub mod clock;
+pub mod ebpf;
+pub mod follow;
 pub mod host;
+pub mod namespaces;
 pub mod nginx;
+pub mod packets;
+pub mod sources;
 pub mod tail;
+pub mod thinker;

@@ -1,6 +1,6 @@
 //! What a verdict rests on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{
     event::EventId,
@@ -50,6 +50,13 @@ pub enum Fact {
         /// The address.
         upstream: SocketAddr,
     },
+    /// Somebody does listen there.
+    ListensThere {
+        /// Where.
+        address: SocketAddr,
+        /// Who.
+        process: Option<(Option<Pid>, String)>,
+    },
     /// Something listens nearby.
     ListensNearby {
         /// Where.
@@ -69,7 +76,7 @@ pub enum Fact {
     },
     /// A RST arrived on nginx's socket.
     ResetReceived {
-        /// Microseconds after the last bytes of the request were sent.
+        /// Microseconds after nginx began the attempt.
         after_request_us: Option<u64>,
     },
     /// The upstream's end on this host sent that RST.
@@ -141,6 +148,17 @@ pub enum Fact {
         open: u64,
         /// The limit.
         limit: Option<u64>,
+    },
+    /// An ICMP message came about the connection.
+    Icmp {
+        /// From whom.
+        from: IpAddr,
+        /// Type.
+        icmp_type: u8,
+        /// Code.
+        code: u8,
+        /// `ICMPv6`.
+        v6: bool,
     },
     /// A process ended.
     ProcessEnded {

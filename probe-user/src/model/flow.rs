@@ -24,7 +24,7 @@ pub struct Flow {
     pub upstream: SocketAddr,
     /// The worker that owns it, where known.
     pub worker: Option<Pid>,
-    /// The local upstream process that accepted it, where seen, with its name.
+    /// The local upstream process that accepted it, where seen, with its name. In an attempt: that had accepted it before the attempt ended.
     pub accepted_by: Option<(Pid, String)>,
     /// Its first moments were seen; if not, it was open before the probe looked.
     pub seen_from_start: bool,

@@ -18,6 +18,8 @@ pub enum HostFact {
     Listeners {
         /// The upstream's address.
         upstream: SocketAddr,
+        /// The network namespace nginx asks from, for a loopback address: each namespace has its own. `None` for any other address.
+        netns: Option<u32>,
         /// The address belongs to this host (to one of its network namespaces).
         local: bool,
         /// Listeners that a SYN to that address would reach.

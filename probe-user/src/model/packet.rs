@@ -99,6 +99,8 @@ impl TcpFlags {
 pub struct PacketEvent {
     /// Where it is kept.
     pub reference: PacketRef,
+    /// The network namespace it was captured in (inode number).
+    pub netns: Option<u32>,
     /// What it is.
     pub body: PacketBody,
 }

@@ -1,99 +1,43 @@
-//! What an nginx was built as, read from its program file: it carries the answer to `nginx -V` as text.
+//! What an nginx was built as, read from its program file: it carries its answer to `-V` as text, so nothing has to be run.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
 };
 
 use memchr::memmem;
 
-use crate::live::host::process;
-
 /// The largest program file read: static builds with everything have less than 40 MB.
 const LARGEST: u64 = 256 << 20;
 
-/// What an nginx was built as.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Build {
-    /// `1.22.1`.
-    pub version: Option<String>,
-    /// `nginx`, `openresty`, `Angie` …
-    pub flavour: Option<String>,
-    /// The arguments of `./configure`.
-    pub configure: Option<String>,
+/// The lines of `nginx -V` that matter: the version, and the arguments of `./configure`. `None` when the program is no nginx.
+pub(super) fn build_of(pid: u32) -> io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/{pid}/exe"))?.take(LARGEST).read_to_end(&mut bytes)?;
+    Ok(read(&bytes))
 }
 
-impl Build {
-    /// The value of a configure argument (`--conf-path`).
-    #[must_use]
-    pub fn option(&self, name: &str) -> Option<&str> {
-        let configure = self.configure.as_deref()?;
-        let (_, rest) = configure.split_once(&format!("{name}="))?;
-        let value = match rest.strip_prefix('\'') {
-            Some(quoted) => quoted.split('\'').next(),
-            None => rest.split_ascii_whitespace().next(),
-        };
-        value.filter(|value| !value.is_empty())
-    }
-
-    /// Where nginx looks for everything, `/usr/local/nginx` unless told otherwise.
-    #[must_use]
-    pub fn prefix(&self) -> &str {
-        self.option("--prefix").unwrap_or("/usr/local/nginx")
-    }
-}
-
-/// Reads program files, each once.
-#[derive(Debug, Default)]
-pub(super) struct Builds {
-    /// Device, inode, size and modification time → what it is; `None`: not an nginx.
-    known: BTreeMap<(u64, u64, u64, i64), Option<Build>>,
-}
-
-impl Builds {
-    /// The build of a process's program; `Ok(None)` when it is not an nginx.
-    pub(super) fn of_process(&mut self, pid: u32) -> io::Result<Option<Build>> {
-        let file = File::open(process::path(pid, "exe"))?;
-        let metadata = file.metadata()?;
-        let key = (metadata.dev(), metadata.ino(), metadata.size(), metadata.mtime());
-        if let Some(build) = self.known.get(&key) {
-            return Ok(build.clone());
-        }
-        let mut bytes = Vec::new();
-        file.take(LARGEST).read_to_end(&mut bytes)?;
-        let build = read(&bytes);
-        self.known.insert(key, build.clone());
-        Ok(build)
-    }
-}
-
-/// Finds the texts of `ngx_show_version_info` (core/nginx.c): ` version: nginx/1.22.1`, `configure arguments: …`.
-fn read(bytes: &[u8]) -> Option<Build> {
+/// Finds the texts of `ngx_show_version_info` (core/nginx.c): `nginx version: nginx/1.22.1`, `configure arguments: …`.
+fn read(bytes: &[u8]) -> Option<String> {
     // Exported by every build that can load modules, and a word that nothing else has.
     memmem::find(bytes, b"ngx_")?;
     let line = |at: usize| {
         let rest = &bytes[at..];
         let end = rest.iter().position(|byte| matches!(byte, b'\n' | 0)).unwrap_or(rest.len());
-        String::from_utf8_lossy(&rest[..end]).trim().to_owned()
+        String::from_utf8_lossy(&rest[..end]).into_owned()
     };
-    let mut build = Build::default();
-    for at in memmem::find_iter(bytes, b" version: ") {
-        let text = line(at + b" version: ".len());
-        let Some((flavour, version)) = text.split_once('/') else { continue };
-        // `-V` may add the name of the build: `nginx/1.22.1 (Debian)`.
-        let version = version.split(' ').next().unwrap_or(version);
-        let known = ["nginx", "openresty", "angie", "freenginx", "tengine"];
-        if known.contains(&flavour.to_ascii_lowercase().as_str()) && version.starts_with(|c: char| c.is_ascii_digit()) {
-            build.flavour = Some(flavour.to_owned());
-            build.version = Some(version.to_owned());
-            break;
-        }
-    }
-    let configure = b"configure arguments:";
-    build.configure = memmem::find(bytes, configure).map(|at| line(at + configure.len()));
-    (build.version.is_some() || build.configure.is_some()).then_some(build)
+    let known = |text: &str| {
+        let (program, version) = text.split_once('/')?;
+        let name = program.to_ascii_lowercase();
+        let names = ["nginx", "openresty", "angie", "freenginx", "tengine"];
+        (names.contains(&name.as_str()) && version.starts_with(|c: char| c.is_ascii_digit())).then(|| text.to_owned())
+    };
+    let marker = b" version: ";
+    let version = memmem::find_iter(bytes, marker).find_map(|at| known(&line(at + marker.len())))?;
+    let configure = memmem::find(bytes, b"configure arguments:").map(&line);
+    let mut text = format!("nginx version: {version}\n");
+    text.push_str(&configure.unwrap_or_default());
+    Some(text)
 }
 
 #[cfg(test)]
@@ -102,25 +46,19 @@ mod tests {
 
     #[test]
     fn reads_the_texts() {
-        let build = read(
-            b"\0ngx_cycle\0nginx version: nginx/1.22.1 (Debian)\n\0built by\0configure arguments: --with-cc-opt='-g -O2' --prefix=/opt/n --conf-path=/etc/n.conf\n\0",
-        )
-        .unwrap();
-        assert_eq!(build.version.as_deref(), Some("1.22.1"));
-        assert_eq!(build.prefix(), "/opt/n");
-        assert_eq!(build.option("--conf-path"), Some("/etc/n.conf"));
-        assert_eq!(build.option("--with-cc-opt"), Some("-g -O2"));
-        assert_eq!(build.option("--error-log-path"), None);
+        let text = read(
+            b"\0ngx_cycle\0nginx version: nginx/1.22.1 (x)\n\0built by\0configure arguments: --prefix=/opt/n\n\0more",
+        );
+        assert_eq!(text.as_deref(), Some("nginx version: nginx/1.22.1 (x)\nconfigure arguments: --prefix=/opt/n"));
         assert_eq!(read(b"no such thing"), None);
         assert_eq!(read(b"ngx_ and a version: of something"), None);
-        assert_eq!(Build::default().prefix(), "/usr/local/nginx");
     }
 
     #[test]
-    fn reads_the_installed_nginx() {
-        let build = read(&std::fs::read("/usr/sbin/nginx").unwrap()).unwrap();
-        assert_eq!(build.flavour.as_deref(), Some("nginx"));
-        assert!(build.version.is_some_and(|version| version.starts_with("1.")));
-        assert_eq!(build.configure.unwrap().split(' ').next(), Some("--with-cc-opt='-g"));
+    fn reads_what_the_installed_nginx_says() {
+        let text = read(&std::fs::read("/usr/sbin/nginx").unwrap()).unwrap();
+        let said = std::process::Command::new("/usr/sbin/nginx").arg("-V").output().unwrap();
+        let said = String::from_utf8(said.stderr).unwrap();
+        assert!(text.lines().count() == 2 && text.lines().all(|line| said.contains(line)), "{text}");
     }
 }

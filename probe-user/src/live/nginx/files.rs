@@ -14,10 +14,7 @@ use nix::{
     fcntl::{OFlag, readlinkat},
 };
 
-use crate::{
-    decode::config,
-    live::{host::process, tail::Place},
-};
+use crate::{decode::config, live::tail::Place};
 
 /// The largest configuration read, and the most files.
 const LARGEST: usize = 8 << 20;
@@ -33,9 +30,9 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn of_process(pid: u32) -> io::Result<Self> {
-        let path = process::path(pid, "root");
+        let path = format!("/proc/{pid}/root");
         let fd = nix::fcntl::open(
-            &path,
+            path.as_str(),
             OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
             nix::sys::stat::Mode::empty(),
         )?;
@@ -130,4 +127,30 @@ impl Root {
         seen.insert(path.to_owned());
         Ok(())
     }
+}
+
+/// Where a log can be read, if it is a file. Images link their logs to the container's output, which is the master's.
+pub(super) fn log_place(master: u32, root: Option<&Root>, path: &Path) -> Option<Place> {
+    let descriptor = |number: u8| regular(Place::Path(format!("/proc/{master}/fd/{number}").into()));
+    if path.as_os_str() == "stderr" {
+        return descriptor(2);
+    }
+    let Some(root) = root else { return regular(Place::Path(path.to_owned())) };
+    let mut target = path.to_owned();
+    for _ in 0..4 {
+        match target.to_string_lossy().as_ref() {
+            "/dev/stderr" | "/proc/self/fd/2" | "/dev/fd/2" => return descriptor(2),
+            "/dev/stdout" | "/proc/self/fd/1" | "/dev/fd/1" => return descriptor(1),
+            _ => {}
+        }
+        let Some(next) = root.link(&target) else { break };
+        target = target.parent().map_or_else(PathBuf::new, Path::to_path_buf).join(next);
+    }
+    regular(root.place(path))
+}
+
+/// A place that is a regular file, or may become one. Looking opens nothing for reading: a pipe keeps what is in it.
+fn regular(place: Place) -> Option<Place> {
+    let is_other = place.open(OFlag::O_PATH).and_then(|file| file.metadata()).is_ok_and(|metadata| !metadata.is_file());
+    (!is_other).then_some(place)
 }

@@ -1,343 +1,195 @@
-//! Finds every nginx on the host, in whatever namespace, and asks what matters about it.
+//! Finding nginx on this host, in whatever namespace, and learning what it is configured to do.
 
 mod binary;
+mod command;
+mod confined;
 mod connections;
-mod dump;
 mod files;
-mod logs;
-mod names;
+mod processes;
+mod resolve;
 #[cfg(test)]
 mod tests;
-mod title;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::path::{Path, PathBuf};
 
-pub use binary::Build;
-pub use connections::{OpenConnection, Sockets};
-pub use logs::Log;
+pub use command::CommandError;
+pub use connections::open_connections;
+pub(crate) use connections::plain;
+pub use processes::{Master, masters};
 
-use self::{
-    binary::Builds,
-    files::Root,
-    title::{Arguments, Title},
-};
-use super::host::process::{self, Identity};
+use self::files::Root;
+use super::{namespaces, tail::Place};
 use crate::{
-    decode::config::{self, Decoded},
-    model::{host::NginxInstance, process::Pid},
+    decode::config,
+    model::{host::NginxInstance, net::Address, process::Pid},
 };
 
-/// A new process is looked at in so many scans: it may still execute nginx, or give itself its title.
-const LOOKS: u8 = 5;
-/// So many old processes are looked at again in a scan: a shell may have become nginx, and without the kernel's word for it nobody says so.
-/// All of them on most hosts, at five microseconds each.
-const AGAIN: u32 = 1_000;
-/// A configuration is not read more often: workers that crash one after another are no reloads.
-const CALM: Duration = Duration::from_secs(2);
-
-/// An nginx that was found.
-#[derive(Clone, Debug)]
+/// An nginx, examined.
+#[derive(Debug)]
 pub struct Found {
-    /// What the stream carries.
+    /// What goes into the stream.
     pub instance: NginxInstance,
-    /// The master beyond the reuse of its number.
-    pub identity: Identity,
-    /// What it was built as.
-    pub build: Build,
-    /// Its program as the probe can open it (`/proc/PID/exe`), for uprobes and symbols.
-    pub program: PathBuf,
-    /// Its error logs.
-    pub error_logs: Vec<Log>,
-    /// Its access logs.
-    pub access_logs: Vec<Log>,
-    /// What is not known about it and why, in plain sentences.
-    pub notes: Vec<String>,
-    arguments: Arguments,
-    /// When its configuration was read.
-    configured: Instant,
-    /// There have been new workers since.
-    stale: bool,
+    /// What `nginx -V` printed: version and configure arguments.
+    pub build: Option<String>,
+    /// Error logs that are files, with the level.
+    pub error_logs: Vec<(Place, String)>,
+    /// Access logs that are files, with the text of their format; `None`: combined.
+    pub access_logs: Vec<(Place, Option<String>)>,
+    /// Error logs that cannot be followed (a pipe, syslog, memory), as configured.
+    pub unreadable_logs: Vec<String>,
+    /// What could not be learnt, one plain sentence each.
+    pub gaps: Vec<String>,
 }
 
-/// Something changed since the last scan.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// A new nginx.
-    Appeared(Box<Found>),
-    /// Other workers; after a reload also another configuration.
-    Changed(Box<Found>),
-    /// The master is gone.
-    Gone(Pid),
-}
-
-#[derive(Clone, Debug)]
-struct Seen {
-    title: Title,
-    looks: u8,
-}
-
-/// Finds nginx, scan after scan. A scan costs one directory listing and a few reads for what is new.
-#[derive(Debug, Default)]
-pub struct Finder {
-    seen: BTreeMap<u32, Seen>,
-    found: BTreeMap<Pid, Found>,
-    builds: Builds,
-    only: BTreeSet<Pid>,
-    /// Where the next scan goes on to look at old processes again.
-    again: u32,
-}
-
-impl Finder {
-    /// Looks for these masters or workers only; for every nginx if there is none.
-    #[must_use]
-    pub fn new(only: impl IntoIterator<Item = Pid>) -> Self {
-        Self { only: only.into_iter().collect(), ..Self::default() }
-    }
-
-    /// What is known, by master.
-    pub fn instances(&self) -> impl Iterator<Item = &Found> {
-        self.found.values()
-    }
-
-    /// Looks at a process again at the next scan, however long it is known: it has executed another program.
-    pub fn recheck(&mut self, pid: Pid) {
-        self.seen.remove(&pid.0);
-    }
-
-    /// Looks what has changed.
-    pub fn scan(&mut self) -> Vec<Change> {
-        self.look();
-        let mut changes = Vec::new();
-        let current: BTreeMap<Pid, (Identity, Arguments, Vec<Pid>)> = self.masters();
-        let gone: Vec<Pid> = self
-            .found
-            .iter()
-            .filter(|(pid, known)| current.get(pid).is_none_or(|(identity, ..)| *identity != known.identity))
-            .map(|(pid, _)| *pid)
-            .collect();
-        for pid in gone {
-            self.found.remove(&pid);
-            changes.push(Change::Gone(pid));
+/// Looks closer at a master: its version, its configuration, its logs. Takes as long as nginx takes to test its configuration.
+#[must_use]
+pub fn examine(master: &Master) -> Found {
+    let mut gaps = Vec::new();
+    let build = match command::version(master) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            gaps.push(format!("its version: {error}"));
+            None
         }
-        for (master, (identity, arguments, workers)) in current {
-            match self.found.get_mut(&master) {
-                Some(known) => {
-                    // After a reload there are new workers. After a crash too, and reading once more does no harm.
-                    known.stale |= workers.iter().any(|worker| !known.instance.workers.contains(worker));
-                    let due = known.stale && known.configured.elapsed() >= CALM;
-                    let others = known.instance.workers != workers;
-                    known.instance.workers = workers;
-                    if due {
-                        configure(known);
-                    }
-                    if due || others {
-                        changes.push(Change::Changed(Box::new(known.clone())));
-                    }
-                }
-                None => {
-                    if let Some(found) = self.examine(identity, arguments, workers) {
-                        self.found.insert(master, found.clone());
-                        changes.push(Change::Appeared(Box::new(found)));
-                    }
-                }
-            }
-        }
-        changes
-    }
-
-    /// Reads titles of processes that are new.
-    fn look(&mut self) {
-        let pids: BTreeSet<u32> = process::pids().into_iter().collect();
-        self.seen.retain(|pid, _| pids.contains(pid));
-        let (mut budget, mut last) = (AGAIN, 0);
-        for pid in pids {
-            let looks = match self.seen.get(&pid) {
-                // nginx's own processes keep their kind.
-                Some(Seen { looks: 0, title }) if *title != Title::Other => continue,
-                Some(Seen { looks: 0, .. }) => {
-                    if pid < self.again || budget == 0 {
-                        continue;
-                    }
-                    budget -= 1;
-                    last = pid;
-                    0
-                }
-                Some(seen) => seen.looks - 1,
-                None => LOOKS,
-            };
-            let mut title = fs::read(process::path(pid, "cmdline")).map_or(Title::Other, |line| title::classify(&line));
-            if looks > 0 && matches!(title, Title::Master(_)) && self.is_fork_of_master(pid) {
-                title = Title::Other;
-            }
-            self.seen.insert(pid, Seen { title, looks });
-        }
-        self.again = if budget == 0 { last + 1 } else { 0 };
-    }
-
-    /// Whether the process is a master's child that has not executed anything: a worker that has not given itself its title yet.
-    /// After an exec (a binary upgrade) the arguments lie elsewhere, because the kernel randomises the stack; where that is switched
-    /// off, the last look believes the title.
-    fn is_fork_of_master(&self, pid: u32) -> bool {
-        let arguments_at = |pid: u32| process::open(pid)?.stat().ok()?.arg_start;
-        let Some(parent) = process::summary(pid).map(|summary| summary.parent) else { return false };
-        let master = matches!(self.seen.get(&parent), Some(Seen { title: Title::Master(_), .. }));
-        master && arguments_at(pid).is_some_and(|at| Some(at) == arguments_at(parent))
-    }
-
-    /// Masters by their number, with their workers.
-    fn masters(&self) -> BTreeMap<Pid, (Identity, Arguments, Vec<Pid>)> {
-        let mut workers: BTreeMap<u32, Vec<Pid>> = BTreeMap::new();
-        let mut children = BTreeSet::new();
-        for (pid, seen) in &self.seen {
-            if matches!(seen.title, Title::Worker | Title::Child)
-                && let Some(summary) = process::summary(*pid)
-            {
-                children.insert(summary.parent);
-                if seen.title == Title::Worker {
-                    workers.entry(summary.parent).or_default().push(Pid(*pid));
-                }
-            }
-        }
-        let mut masters = BTreeMap::new();
-        for (pid, seen) in &self.seen {
-            let (arguments, own) = match &seen.title {
-                Title::Master(arguments) => (arguments, workers.remove(pid).unwrap_or_default()),
-                Title::Perhaps(arguments) if !arguments.only_asked && !children.contains(pid) && serves_alone(*pid) => {
-                    (arguments, vec![Pid(*pid)])
-                }
-                _ => continue,
-            };
-            let wanted = self.only.is_empty()
-                || self.only.contains(&Pid(*pid))
-                || own.iter().any(|worker| self.only.contains(worker));
-            if let Some(summary) =
-                process::summary(*pid).filter(|summary| wanted && !matches!(summary.state, 'Z' | 'X'))
-            {
-                masters.insert(Pid(*pid), (summary.identity, arguments.clone(), own));
-            }
-        }
-        masters
-    }
-
-    /// `None` when its program is no nginx after all (php-fpm has masters too).
-    fn examine(&mut self, identity: Identity, arguments: Arguments, workers: Vec<Pid>) -> Option<Found> {
-        let mut notes = Vec::new();
-        let build = match self.builds.of_process(identity.pid) {
-            Ok(build) => build?,
-            Err(error) => {
-                notes.push(format!("its program could not be read ({error}), so its version is not known"));
-                Build::default()
-            }
-        };
-        let instance = NginxInstance {
-            master: Pid(identity.pid),
-            workers,
-            version: build.version.clone(),
-            netns: process::netns(identity.pid),
-            configuration: None,
-        };
-        let mut found = Found {
-            instance,
-            identity,
-            build,
-            program: process::path(identity.pid, "exe"),
-            error_logs: Vec::new(),
-            access_logs: Vec::new(),
-            notes,
-            arguments,
-            configured: Instant::now(),
-            stale: false,
-        };
-        configure(&mut found);
-        Some(found)
-    }
-}
-
-/// Whether a process without a master serves: it waits for events and listens. While nginx starts, it does not yet.
-fn serves_alone(pid: u32) -> bool {
-    let Ok(entries) = fs::read_dir(process::path(pid, "fd")) else { return false };
-    let targets = entries.take(4096).flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    let waits = targets.into_iter().any(|target| target.as_os_str() == "anon_inode:[eventpoll]");
-    waits && !Sockets::of_processes(&[Pid(pid)]).listen.is_empty()
-}
-
-/// Reads the configuration anew: as nginx prints it, else from its files, else as far as its sockets show.
-fn configure(found: &mut Found) {
-    let master = found.instance.master.0;
-    (found.stale, found.configured) = (false, Instant::now());
-    let root = Root::of_process(master).ok();
-    let prefix = prefix(found);
-    found.notes.retain(|note| !note.starts_with(NOTE));
-    let mut note = |text: String| found.notes.push(format!("{NOTE}{text}"));
-    let decoded = dump::run(master, &found.arguments)
+    };
+    let root = Root::of_process(master.pid).ok();
+    let decoded = match command::dump(master)
         .map_err(|error| error.to_string())
         .and_then(|text| config::decode(&text).map_err(|error| format!("what nginx -T prints cannot be read: {error}")))
-        .or_else(|why| {
-            note(format!("{why}; its files are read instead"));
-            let root = root.as_ref().ok_or_else(|| "its root directory is out of reach".to_owned())?;
-            let main = main_file(&found.build, &found.arguments, &prefix);
-            let text = root.dump(&main).map_err(|error| format!("{} cannot be read ({error})", main.display()))?;
-            config::decode(&text).map_err(|error| error.to_string())
-        });
-    let decoded = match decoded {
-        Ok(decoded) => decoded,
-        Err(why) => {
-            note(format!("{why}; only what its open sockets show is known"));
-            let mut processes = vec![found.instance.master];
-            processes.extend(&found.instance.workers);
-            found.instance.configuration = Some(Sockets::of_processes(&processes).configuration());
-            found.error_logs = vec![logs::locate(master, root.as_ref(), &prefix, "stderr", None)];
-            found.access_logs = Vec::new();
-            return;
+    {
+        Ok(decoded) => Some(decoded),
+        Err(error) => {
+            // A fault on the disk is no fault of the running nginx, and its files say most of what it was started with.
+            let read = root.as_ref().and_then(|root| root.dump(&main_file(master, build.as_deref())).ok());
+            let decoded = read.and_then(|text| config::decode(&text).ok());
+            let instead = if decoded.is_some() { " (read from its files instead)" } else { "" };
+            gaps.push(format!("its configuration: {error}{instead}"));
+            decoded
         }
     };
-    apply(found, decoded, root.as_ref(), &prefix);
-}
-
-/// Notes about the configuration begin so, and are replaced when it is read again.
-const NOTE: &str = "configuration: ";
-
-fn apply(found: &mut Found, mut decoded: Decoded, root: Option<&Root>, prefix: &Path) {
-    let master = found.instance.master.0;
-    let same = |kind: &str| process::namespace(master, kind) == process::namespace(std::process::id(), kind);
-    let unresolved = names::resolve(&mut decoded, root, same("mnt") && same("net"));
-    let mut note = |what: &str, which: &[String]| {
-        if !which.is_empty() {
-            found.notes.push(format!("{NOTE}{what}: {}", which.join(", ")));
-        }
+    let mut found = Found {
+        instance: NginxInstance {
+            master: Pid(master.pid),
+            workers: master.workers.iter().copied().map(Pid).collect(),
+            version: build.as_deref().and_then(version).map(str::to_owned),
+            netns: namespaces::inode(master.pid, "net"),
+            configuration: None,
+        },
+        error_logs: Vec::new(),
+        access_logs: Vec::new(),
+        unreadable_logs: Vec::new(),
+        build,
+        gaps,
     };
-    note("names of upstreams that could not be resolved", &unresolved);
-    note("upstreams that depend on variables and show only when they are used", &decoded.variable);
-    note("included files that are not there", &decoded.missing_includes);
-    let configuration = &mut decoded.configuration;
-    if decoded.default_error_log {
-        let path = found.arguments.error_log.as_deref().or(found.build.option("--error-log-path"));
-        configuration.error_logs.push((path.unwrap_or("logs/error.log").to_owned(), "error".to_owned()));
+    if let Some(decoded) = decoded {
+        logs(master, root.as_ref(), &decoded, &mut found);
+        let mut configuration = decoded.configuration;
+        let unresolved = resolve::names(master.pid, &decoded.names, &mut configuration);
+        if !unresolved.is_empty() {
+            found.gaps.push(format!("the addresses of {} (learnt when nginx connects)", unresolved.join(", ")));
+        }
+        found.instance.configuration = Some(configuration);
     }
-    if decoded.default_access_log {
-        let path = found.build.option("--http-log-path").unwrap_or("logs/access.log");
-        configuration.access_logs.push((path.to_owned(), None));
-    }
-    let locate = |name: &str, detail: Option<&str>| logs::locate(master, root, prefix, name, detail);
-    found.error_logs = configuration.error_logs.iter().map(|(name, level)| locate(name, Some(level))).collect();
-    found.access_logs =
-        configuration.access_logs.iter().map(|(name, format)| locate(name, format.as_deref())).collect();
-    found.instance.configuration = Some(decoded.configuration);
+    found
 }
 
-/// What nginx's relative paths are relative to. A relative prefix is relative to where it was started.
-fn prefix(found: &Found) -> PathBuf {
-    let given = found.arguments.prefix.as_deref().unwrap_or_else(|| found.build.prefix());
-    let started = fs::read_link(process::path(found.identity.pid, "cwd")).unwrap_or_else(|_| PathBuf::from("/"));
+/// `1.22.1` from `nginx version: nginx/1.22.1 (Debian)`.
+fn version(build: &str) -> Option<&str> {
+    let (_, after) = build.split_once("version: ")?;
+    let (_, number) = after.split_once('/')?;
+    number.split(|c: char| !c.is_ascii_digit() && c != '.').next().filter(|number| !number.is_empty())
+}
+
+/// What nginx's relative paths are relative to. A relative prefix is relative to where nginx was started.
+fn prefix(master: &Master, build: Option<&str>) -> PathBuf {
+    let configured = build.and_then(|build| configured(build, "--prefix="));
+    let given = master.argument("-p").or(configured).unwrap_or("/usr/local/nginx");
+    let started = std::fs::read_link(format!("/proc/{}/cwd", master.pid)).unwrap_or_else(|_| PathBuf::from("/"));
     started.join(given)
 }
 
-fn main_file(build: &Build, arguments: &Arguments, prefix: &Path) -> PathBuf {
-    let given = arguments.configuration.as_deref().or(build.option("--conf-path")).unwrap_or("conf/nginx.conf");
-    prefix.join(given)
+fn main_file(master: &Master, build: Option<&str>) -> PathBuf {
+    let configured = build.and_then(|build| configured(build, "--conf-path="));
+    prefix(master, build).join(master.argument("-c").or(configured).unwrap_or("conf/nginx.conf"))
+}
+
+fn logs(master: &Master, root: Option<&Root>, decoded: &config::Decoded, found: &mut Found) {
+    let build = found.build.as_deref();
+    let prefix = prefix(master, build);
+    let place = |path: &str| {
+        let path = if path == "stderr" { PathBuf::from(path) } else { prefix.join(path) };
+        files::log_place(master.pid, root, Path::new(&path))
+    };
+    let mut errors = decoded.configuration.error_logs.clone();
+    if decoded.default_error_log {
+        let default = master.argument("-e").or_else(|| configured(build?, "--error-log-path="));
+        errors.push((default.unwrap_or("logs/error.log").to_owned(), "error".to_owned()));
+    }
+    let same = |known: &Place, new: &Place| known.to_string() == new.to_string();
+    for (path, level) in errors {
+        let elsewhere = path.starts_with("syslog:") || path.starts_with("memory:");
+        // A log into a pipe or /dev/null can be watched being written, not read.
+        match if elsewhere { None } else { place(&path) } {
+            None => found.unreadable_logs.push(path),
+            Some(new) if found.error_logs.iter().any(|(known, _)| same(known, &new)) => {}
+            Some(new) => found.error_logs.push((new, level)),
+        }
+    }
+    let mut access = decoded.configuration.access_logs.clone();
+    if decoded.default_access_log {
+        let default = build.and_then(|build| configured(build, "--http-log-path="));
+        access.push((default.unwrap_or("logs/access.log").to_owned(), None));
+    }
+    for (path, format) in access {
+        if path == "off" || path.starts_with("syslog:") || path.contains('$') {
+            continue;
+        }
+        let text = format.filter(|name| name != "combined").and_then(|name| {
+            decoded.configuration.log_formats.iter().find(|(known, _)| *known == name).map(|(_, text)| text.clone())
+        });
+        match place(&path) {
+            Some(new) if !found.access_logs.iter().any(|(known, _)| same(known, &new)) => {
+                found.access_logs.push((new, text));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The value of a configure argument.
+fn configured<'a>(build: &'a str, name: &str) -> Option<&'a str> {
+    let (_, after) = build.split_once(name)?;
+    after.split_whitespace().next()
+}
+
+/// Upstream addresses that the configuration names.
+#[must_use]
+pub fn upstream_addresses(found: &Found) -> Vec<std::net::SocketAddr> {
+    found
+        .instance
+        .configuration
+        .iter()
+        .flat_map(|configuration| &configuration.upstreams)
+        .filter_map(Address::ip)
+        .collect()
+}
+
+#[cfg(test)]
+mod text_tests {
+    use super::*;
+
+    const BUILD: &str = "nginx version: nginx/1.22.1\nconfigure arguments: --prefix=/usr/share/nginx --error-log-path=stderr --with-compat";
+
+    #[test]
+    fn the_version_is_read_from_its_line() {
+        assert_eq!(version(BUILD), Some("1.22.1"));
+        assert_eq!(version("nginx version: openresty/1.25.3.1 (Ubuntu)"), Some("1.25.3.1"));
+        assert_eq!(version("bash: nginx: command not found"), None);
+    }
+
+    #[test]
+    fn configure_arguments_are_found_by_name() {
+        assert_eq!(configured(BUILD, "--prefix="), Some("/usr/share/nginx"));
+        assert_eq!(configured(BUILD, "--http-log-path="), None);
+    }
 }

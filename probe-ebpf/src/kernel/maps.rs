@@ -1,0 +1,66 @@
+//! The maps.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use probe_abi::{Endpoint, Header, losses, nginx::Layout, process::Watched};
+
+/// The ring of records; its size is set by the loader.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Header, 0x10_0000> = RingBuf::new();
+
+/// Watched processes by tgid.
+#[btf_map]
+pub(crate) static PROCESSES: HashMap<u32, Watched, 16384> = HashMap::new();
+
+/// Watched upstream addresses.
+#[btf_map]
+pub(crate) static UPSTREAMS: HashMap<Endpoint, u32, 16384> = HashMap::new();
+
+/// Bitmap of the ports in `UPSTREAMS`.
+#[btf_map]
+pub(crate) static PORTS: Array<u64, 1024> = Array::new();
+
+/// nginx layouts by index.
+#[btf_map]
+pub(crate) static LAYOUTS: Array<Layout, 64> = Array::new();
+
+/// Losses by reason.
+#[btf_map]
+pub(crate) static LOSSES: PerCpuArray<u64, { losses::reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Things counted and not recorded.
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<u64, { losses::counter::COUNT as usize }> = PerCpuArray::new();
+
+/// This CPU's last sequence number.
+#[btf_map]
+pub(crate) static SEQUENCE: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// A request of a worker.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct RequestKey {
+    /// `ngx_http_request_t *`.
+    pub(crate) request: u64,
+    /// The worker.
+    pub(crate) tgid: u32,
+    /// Zero.
+    pub(crate) reserved: u32,
+}
+
+/// Which request it is: nginx uses the address again for the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct RequestIdentity {
+    /// `*N` of the client's connection.
+    pub(crate) number: u64,
+    /// Requests served on that connection.
+    pub(crate) client_requests: u64,
+}
+
+/// Requests whose answer is worth a record whatever its status. Entries of requests that never answer
+/// (the client left) stay until the map needs their place.
+#[btf_map]
+pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, 4096> = LruHashMap::new();

@@ -1,0 +1,196 @@
+//! System calls of watched processes: the failures that leave no packet.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    programs::{RawTracePointContext, TracePointContext},
+};
+use probe_abi::{
+    Kind,
+    endpoint::FAMILY_UNIX,
+    process::{Watched, role},
+    socket::{present, state},
+    syscall::{Accept, Connect, PATH, SocketCall},
+};
+
+use super::{
+    descriptor,
+    emit::{self, Wake},
+    globals::{offset, setting},
+    process::command,
+    read,
+    request::{endpoint, internet},
+    socket::{Probed, Sock, TCP, describe},
+    target,
+};
+
+/// `-EINPROGRESS`: how a connection normally begins in nginx.
+const IN_PROGRESS: i64 = -115;
+/// `-EAGAIN`: nobody is waiting to be accepted.
+const AGAIN: i64 = -11;
+
+/// A system call about to return.
+pub(crate) struct Exit {
+    /// `struct pt_regs *` as it was at the call; the result is not in it yet.
+    registers: u64,
+    /// What it returns.
+    result: i64,
+    /// The caller.
+    tgid: u32,
+}
+
+impl Exit {
+    /// From a tracepoint of one call; its record is common fields, the call's number, then the result.
+    #[inline(always)]
+    pub(crate) fn of_tracepoint(context: &TracePointContext) -> Option<Self> {
+        // SAFETY: `struct syscall_trace_exit` has been laid out so since 2.6.33.
+        let result = unsafe { context.read_at::<i64>(16) }.ok()?;
+        // SAFETY: the current task is alive, and so are its saved registers.
+        let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
+        Some(Self { registers, result, tgid: target::current() })
+    }
+
+    #[inline(always)]
+    fn argument_0(&self) -> Option<u64> {
+        read::member(self.registers, offset!(regs_argument_0))
+    }
+
+    #[inline(always)]
+    fn argument_1(&self) -> Option<u64> {
+        read::member(self.registers, offset!(regs_argument_1))
+    }
+
+    #[inline(always)]
+    fn argument_2(&self) -> Option<u64> {
+        read::member(self.registers, offset!(regs_argument_2))
+    }
+}
+
+/// Raw `sys_exit(regs, result)`, for every call of every process: what is not watched leaves at once.
+#[inline(always)]
+pub(crate) fn any(context: &RawTracePointContext) -> Option<()> {
+    let registers: u64 = context.arg(0);
+    let number: u64 = read::member(registers, offset!(regs_number))?;
+    let exit = Exit { registers, result: context.arg(1), tgid: target::current() };
+    if number == u64::from(setting!(syscall_numbers[0])) {
+        connect(&exit)
+    } else if number == u64::from(setting!(syscall_numbers[1])) || number == u64::from(setting!(syscall_numbers[2])) {
+        accept(&exit)
+    } else if number == u64::from(setting!(syscall_numbers[3])) {
+        socket(&exit)
+    } else {
+        None
+    }
+}
+
+/// `connect(fd, address, length)`: every result of nginx's workers, the failures of the others.
+///
+/// Where the kernel's types are known, only of TCP and unix sockets: a resolver connects as well, over UDP.
+#[inline(always)]
+pub(crate) fn connect(exit: &Exit) -> Option<()> {
+    let process = target::watched(exit.tgid)?;
+    let ordinary = exit.result == 0 || exit.result == IN_PROGRESS;
+    if process.role == role::UPSTREAM && ordinary {
+        return Some(());
+    }
+    let descriptor = exit.argument_0()? as i32;
+    let address = exit.argument_1()?;
+    let length = exit.argument_2()?;
+    let sock = descriptor::socket(descriptor);
+    let found = sock.and_then(internet);
+    if let (Some(sock), Some(_)) = (sock, found)
+        && Probed(sock).read::<u16>(offset!(sock_protocol)).is_some_and(|protocol| protocol != TCP)
+    {
+        return Some(());
+    }
+    let wake = if ordinary { Wake::Later } else { Wake::Now };
+    emit::record(Kind::Connect, wake, |record: &mut Connect| {
+        record.result = exit.result as i32;
+        record.fd = descriptor;
+        if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
+            path(record, address, length);
+        }
+        if let (Some(sock), Some((ends, state))) = (sock, found) {
+            describe(&mut record.socket, Probed(sock), &ends, state);
+        }
+    });
+    Some(())
+}
+
+/// `sun_path` behind the family: a string, or, of an abstract socket, bytes that begin with a NUL.
+#[inline(always)]
+fn path(record: &mut Connect, address: u64, length: u64) {
+    const FAMILY: u64 = 2;
+    let from = address.wrapping_add(FAMILY);
+    let wanted = length.saturating_sub(FAMILY).min(PATH as u64);
+    if read::user::<u8>(from) == Some(0) {
+        let to = (&raw mut record.path).cast::<[u8; 128]>();
+        // SAFETY: `path` is 108 bytes long, and no more than that is copied; the 128 are for the verifier, whose bound
+        // is a mask, and lie inside the record.
+        if unsafe { read::user_bytes(&mut *to, from, wanted) } {
+            record.path_length = wanted as u32;
+        }
+    } else if let Some(read) = read::user_string(&mut record.path, from) {
+        record.path_length = read;
+    }
+}
+
+/// `accept(fd, …)`, `accept4(fd, …)`. A process that serves a watched address becomes watched by this.
+#[inline(always)]
+pub(crate) fn accept(exit: &Exit) -> Option<()> {
+    if exit.result == AGAIN {
+        return Some(());
+    }
+    let listener = exit.argument_0()? as i32;
+    // What was accepted; if nothing was, the listener with its queue.
+    let number = if exit.result < 0 { listener } else { exit.result as i32 };
+    let watched = target::watched(exit.tgid);
+    let sock = descriptor::socket(number);
+    let found = sock.and_then(internet);
+    if watched.is_none() {
+        let (ends, state) = found?;
+        // A listener may have a wildcard address, an accepted socket has not.
+        let serves = if state == state::LISTEN { target::port(ends.local.port) } else { target::upstream(&ends.local) };
+        if !serves {
+            return Some(());
+        }
+        target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
+    }
+    let wake = if exit.result < 0 { Wake::Now } else { Wake::Later };
+    emit::record(Kind::Accept, wake, |record: &mut Accept| {
+        record.result = exit.result as i32;
+        record.fd = listener;
+        record.command = command();
+        if let (Some(sock), Some((ends, state))) = (sock, found) {
+            describe(&mut record.socket, Probed(sock), &ends, state);
+        } else if let Some(sock) = sock {
+            unix(&mut record.socket, Probed(sock));
+        }
+    });
+    Some(())
+}
+
+/// A unix socket: no addresses, but a listener's queue.
+#[inline(always)]
+fn unix(record: &mut probe_abi::socket::Socket, sock: Probed) {
+    record.pointer = sock.0;
+    record.state = sock.read(offset!(sock_state)).unwrap_or(0);
+    record.old_state = record.state;
+    if record.state == state::LISTEN {
+        sock.copy(&mut record.accept_queue_limit, offset!(sock_max_ack_backlog));
+        record.present = present::QUEUE;
+    }
+}
+
+/// `socket(family, …)`: failures only.
+#[inline(always)]
+pub(crate) fn socket(exit: &Exit) -> Option<()> {
+    if exit.result >= 0 || target::watched(exit.tgid).is_none() {
+        return Some(());
+    }
+    let family = exit.argument_0()? as i32;
+    emit::record(Kind::SocketCall, Wake::Now, |record: &mut SocketCall| {
+        record.result = exit.result as i32;
+        record.fd = family;
+    });
+    Some(())
+}

@@ -1,0 +1,225 @@
+//! `probe502 doctor`.
+
+use std::{collections::BTreeMap, io::Write as _};
+
+use super::AppError;
+use crate::{
+    cli::plan::Output,
+    live::{
+        capture::interfaces,
+        ebpf::{Attachment, Depth, Kernel, LoadOptions, State},
+        nginx,
+    },
+    report::redact,
+};
+
+/// One thing that was looked at.
+struct Finding {
+    name: String,
+    state: State,
+    /// How it is, or why not.
+    why: String,
+    /// What cannot be seen without it.
+    lost: String,
+    /// What to do about it.
+    remedy: &'static str,
+}
+
+/// Looks at everything `watch` needs, one after another, and detaches again.
+pub fn run(hide_btf: bool, output: Output) -> Result<(), AppError> {
+    let mut findings = vec![root()];
+    findings.extend(kernel(hide_btf));
+    findings.push(packets());
+    findings.extend(nginx_here());
+    let text = if output.json { as_json(&findings) } else { as_text(&findings) };
+    // A reader that goes away early has read enough.
+    let _ = write!(std::io::stdout(), "{text}");
+    Ok(())
+}
+
+fn root() -> Finding {
+    let is_root = nix::unistd::geteuid().is_root();
+    Finding {
+        name: "root".into(),
+        state: if is_root { State::On } else { State::Off },
+        why: if is_root { "running as root".into() } else { "not running as root".into() },
+        lost: if is_root { String::new() } else { "everything: watch does not start".into() },
+        remedy: if is_root { "" } else { "run it with sudo" },
+    }
+}
+
+fn kernel(hide_btf: bool) -> Vec<Finding> {
+    let options = LoadOptions { depth: Depth::Standard, hide_btf, ..LoadOptions::default() };
+    let mut kernel = match Kernel::load(&options) {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            return vec![Finding {
+                name: "eBPF".into(),
+                state: State::Off,
+                why: error.to_string(),
+                lost: "everything but packets and logs".into(),
+                remedy: "needs root, Linux 5.8 or newer with CONFIG_BPF_SYSCALL, and no lockdown=confidentiality",
+            }];
+        }
+    };
+    let mut findings = vec![Finding {
+        name: "eBPF".into(),
+        state: State::On,
+        why: format!("{} programs loaded", kernel.verified_instructions().len()),
+        lost: String::new(),
+        remedy: "",
+    }];
+    findings.push(match kernel.btf_problem() {
+        None => Finding {
+            name: "BTF".into(),
+            state: if kernel.missing_members().is_empty() { State::On } else { State::Degraded },
+            why: match kernel.missing_members() {
+                [] => "the kernel's type information has every member that is used".into(),
+                missing => format!("this kernel has no {}", missing.join(", ")),
+            },
+            lost: String::new(),
+            remedy: "",
+        },
+        Some(problem) => Finding {
+            name: "BTF".into(),
+            state: State::Off,
+            why: problem.to_owned(),
+            lost: "sockets cannot be read: no exact link, no counters, no reasons".into(),
+            remedy: "a kernel built with CONFIG_DEBUG_INFO_BTF (every distribution's since 5.10) has /sys/kernel/btf/vmlinux",
+        },
+    });
+    findings.extend(kernel.attachments().iter().map(from_attachment));
+    for master in nginx::masters() {
+        match kernel.attach_nginx(master.pid) {
+            Ok(attachments) => findings.extend(attachments.iter().map(|attachment| Finding {
+                name: format!("nginx {} uprobe {}", master.pid, attachment.name),
+                ..from_attachment(attachment)
+            })),
+            Err(error) => findings.push(Finding {
+                name: format!("nginx {} uprobes", master.pid),
+                state: State::Off,
+                why: error.to_string(),
+                lost: "failures are tied to requests by logs and packets only".into(),
+                remedy: "an nginx that exports its functions (every usual build does)",
+            }),
+        }
+    }
+    findings
+}
+
+fn from_attachment(attachment: &Attachment) -> Finding {
+    Finding {
+        name: attachment.name.to_owned(),
+        state: attachment.state,
+        why: attachment.why.clone(),
+        lost: if attachment.state == State::On { String::new() } else { attachment.lost.to_owned() },
+        remedy: "",
+    }
+}
+
+fn packets() -> Finding {
+    let found = interfaces::list(None).map_err(|error| error.to_string()).and_then(|list| {
+        let name = list.iter().find(|interface| interface.up).map(|interface| interface.name.clone());
+        let name = name.ok_or_else(|| "no interface is up".to_owned())?;
+        let opened = pcap::Capture::from_device(name.as_str()).and_then(|inactive| inactive.snaplen(96).open());
+        opened.map(|_| list.len()).map_err(|error| format!("{name}: {error}"))
+    });
+    match found {
+        Ok(count) => Finding {
+            name: "packet capture".into(),
+            state: State::On,
+            why: format!("libpcap can open an interface; {count} here"),
+            lost: String::new(),
+            remedy: "",
+        },
+        Err(error) => Finding {
+            name: "packet capture".into(),
+            state: State::Off,
+            why: error,
+            lost: "what was on the wire: resets of other hosts, the order of FIN and request".into(),
+            remedy: "needs root or CAP_NET_RAW",
+        },
+    }
+}
+
+fn nginx_here() -> Vec<Finding> {
+    let masters = nginx::masters();
+    if masters.is_empty() {
+        return vec![Finding {
+            name: "nginx".into(),
+            state: State::Off,
+            why: "none runs on this host".into(),
+            lost: String::new(),
+            remedy: "start nginx, or let watch wait for it with --wait",
+        }];
+    }
+    masters
+        .iter()
+        .map(|master| {
+            let found = nginx::examine(master);
+            let version = found.instance.version.as_deref().unwrap_or("of unknown version").to_owned();
+            Finding {
+                name: format!("nginx {}", master.pid),
+                state: if found.gaps.is_empty() { State::On } else { State::Degraded },
+                why: format!(
+                    "{version}, {} workers, {} error logs that can be followed",
+                    master.workers.len(),
+                    found.error_logs.len()
+                ),
+                lost: found.gaps.join("; "),
+                remedy: "",
+            }
+        })
+        .collect()
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::On => "on",
+        State::Degraded => "degraded",
+        State::Off => "off",
+    }
+}
+
+fn as_text(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    let widest = findings.iter().map(|finding| finding.name.chars().count()).max().unwrap_or(0).min(44);
+    for finding in findings {
+        let name = redact::text(&finding.name);
+        let mut lines = crate::report::text::wrap(&redact::text(&finding.why), 100 - widest - 12);
+        for (label, text) in [("lost: ", finding.lost.as_str()), ("do: ", finding.remedy)] {
+            if !text.is_empty() {
+                lines.extend(crate::report::text::wrap(&format!("{label}{}", redact::text(text)), 100 - widest - 12));
+            }
+        }
+        let mut lines = lines.into_iter();
+        let first = lines.next().unwrap_or_default();
+        out.push_str(&format!("{name:<widest$}  {:<8}  {first}\n", word(finding.state)));
+        for line in lines {
+            out.push_str(&format!("{:<widest$}  {:<8}  {line}\n", "", ""));
+        }
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for finding in findings {
+        *counts.entry(word(finding.state)).or_default() += 1;
+    }
+    let counted: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    out.push_str(&format!("\n{}\n", counted.join(", ")));
+    out
+}
+
+fn as_json(findings: &[Finding]) -> String {
+    let list: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            serde_json::json!({
+                "name": finding.name,
+                "state": word(finding.state),
+                "why": finding.why,
+                "lost": finding.lost,
+                "remedy": finding.remedy,
+            })
+        })
+        .collect();
+    format!("{}\n", serde_json::json!({ "type": "doctor", "findings": list }))
+}

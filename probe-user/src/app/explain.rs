@@ -1,0 +1,45 @@
+//! `probe502 explain`.
+
+use std::io::Write as _;
+
+use super::AppError;
+use crate::{
+    cli::plan::Output,
+    diagnose::{self, cause::Cause},
+    report::explain,
+};
+
+/// Prints the catalogue, or the page of one cause.
+pub fn run(cause: Option<&str>, output: Output) -> Result<(), AppError> {
+    let text = match cause {
+        None if output.json => {
+            let rows: Vec<_> = diagnose::catalogue().iter().map(|cause| row(cause)).collect();
+            serde_json::Value::from(rows).to_string()
+        }
+        None => explain::list(diagnose::catalogue()),
+        Some(id) => {
+            let cause = diagnose::find(id).ok_or_else(|| {
+                AppError::usage(anyhow::anyhow!("there is no cause {id:?}; `probe502 explain` lists them"))
+            })?;
+            if output.json { row(cause).to_string() } else { explain::page(cause) }
+        }
+    };
+    // A reader that goes away early (head, less) has read enough.
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    Ok(())
+}
+
+fn row(cause: &Cause) -> serde_json::Value {
+    let remedies: Vec<_> =
+        cause.page.remedies.iter().map(|(who, what)| serde_json::json!({ "for": who, "do": what })).collect();
+    serde_json::json!({
+        "id": cause.id,
+        "title": cause.title,
+        "family": cause.family.name(),
+        "statuses": cause.statuses,
+        "happened": cause.page.happened,
+        "proof": cause.page.proof,
+        "refuted": cause.page.refuted,
+        "remedies": remedies,
+    })
+}

@@ -1,0 +1,50 @@
+//! One file per command.
+
+#[cfg(feature = "live")]
+pub mod doctor;
+pub mod explain;
+#[cfg(feature = "live")]
+pub mod output;
+#[cfg(feature = "live")]
+pub mod watch;
+
+use std::process::ExitCode;
+
+/// How a command that could not do its work ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Bad usage or unreadable input.
+    Usage,
+    /// This host does not allow it.
+    Host,
+}
+
+impl From<Failure> for ExitCode {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Usage => Self::from(2),
+            Failure::Host => Self::from(3),
+        }
+    }
+}
+
+/// A failure with the line that the user reads.
+#[derive(Debug)]
+pub struct AppError {
+    /// How the program ends.
+    pub failure: Failure,
+    /// What was attempted, on what, why it failed, and what to do.
+    pub error: anyhow::Error,
+}
+
+impl AppError {
+    /// This host does not allow it.
+    pub fn host(error: impl Into<anyhow::Error>) -> Self {
+        Self { failure: Failure::Host, error: error.into() }
+    }
+
+    /// Bad usage or unreadable input.
+    pub fn usage(error: impl Into<anyhow::Error>) -> Self {
+        Self { failure: Failure::Usage, error: error.into() }
+    }
+}

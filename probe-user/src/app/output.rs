@@ -1,0 +1,263 @@
+//! What `watch` prints and leaves behind: text or JSON lines on stdout, a folder for each incident.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{self, IsTerminal as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    live::{packets::PacketStore, thinker::Sink},
+    model::{
+        case::{Case, CaseKind},
+        event::Body,
+        packet::PacketRef,
+        time::WallClock,
+    },
+    pipeline::Judged,
+    report::{
+        self,
+        json::{self, Incident},
+        pcapng,
+        text::{self, Style},
+    },
+};
+
+/// What has been told so far.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Gateway failures.
+    pub incidents: u64,
+    /// Near misses.
+    pub near_misses: u64,
+    /// Of each cause.
+    pub by_cause: BTreeMap<&'static str, u64>,
+    /// What could not be written, once.
+    pub trouble: Vec<String>,
+}
+
+/// A tally that several threads look at.
+pub type SharedTally = Arc<Mutex<Tally>>;
+
+/// Reads or changes the tally.
+pub fn with<T>(tally: &SharedTally, work: impl FnOnce(&mut Tally) -> T) -> T {
+    work(&mut tally.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Names of the interfaces, as they are opened.
+pub type SharedInterfaces = Arc<Mutex<Vec<String>>>;
+
+/// How stdout is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// JSON lines.
+    pub json: bool,
+    /// With colour.
+    pub style: Style,
+}
+
+impl Form {
+    /// Colour only for a terminal, and not where `NO_COLOR` asks for none.
+    #[must_use]
+    pub fn choose(json: bool) -> Self {
+        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json, style: Style { color: !json && !plain && io::stdout().is_terminal() } }
+    }
+}
+
+/// Writes whole lines to stdout and flushes: whoever reads a pipe waits for them.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+/// The sink of the thinking thread.
+pub struct Printer {
+    form: Form,
+    clock: WallClock,
+    folder: Option<Folder>,
+    interfaces: SharedInterfaces,
+    tally: SharedTally,
+}
+
+impl Printer {
+    /// Prints in this form; leaves incidents in `out`.
+    pub fn new(
+        form: Form,
+        clock: WallClock,
+        out: Option<Folder>,
+        interfaces: SharedInterfaces,
+        tally: SharedTally,
+    ) -> Self {
+        Self { form, clock, folder: out, interfaces, tally }
+    }
+}
+
+impl Sink for Printer {
+    fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
+        let Judged { case, verdict } = judged;
+        with(&self.tally, |tally| {
+            match case.kind {
+                CaseKind::Incident => tally.incidents += 1,
+                CaseKind::NearMiss => tally.near_misses += 1,
+            }
+            *tally.by_cause.entry(report::cause(verdict)).or_default() += 1;
+        });
+        let mut incident = json::incident(case, verdict, self.clock);
+        let frames = if self.folder.is_some() { frames(case, packets) } else { BTreeMap::new() };
+        refer(&mut incident, &frames);
+        if let Some(folder) = &self.folder {
+            let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let comments = comments(&incident);
+            if let Err(error) = folder.leave(&incident, &frames, &comments, packets, &interfaces) {
+                let text = format!("{error}; incidents are still printed, no more files are written");
+                with(&self.tally, |tally| tally.trouble.push(text));
+                self.folder = None;
+            }
+        }
+        if self.form.json {
+            print(&json::line(&incident))
+        } else {
+            print(&text::incident(case, verdict, self.clock, self.form.style))
+        }
+    }
+}
+
+/// The packets of a case: each reference with its frame number in the case's file, from 1.
+fn frames(case: &Case, packets: &PacketStore) -> BTreeMap<PacketRef, u64> {
+    let of_flows = case.attempts.iter().filter_map(|attempt| attempt.flow.one()).flat_map(|flow| &flow.events);
+    let references: BTreeSet<PacketRef> = of_flows
+        .filter_map(|event| match &event.body {
+            Body::Packet(packet) => Some(packet.reference),
+            _ => None,
+        })
+        .filter(|reference| packets.get(*reference).is_some())
+        .collect();
+    references.into_iter().zip(1..).collect()
+}
+
+/// Evidence points into the case's own file, or nowhere.
+fn refer(incident: &mut Incident, frames: &BTreeMap<PacketRef, u64>) {
+    for line in &mut incident.evidence {
+        let number = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
+        let frame = number.and_then(|number| frames.get(&PacketRef(number)));
+        line.reference = frame.map(|frame| format!("packets.pcapng#{frame}"));
+    }
+}
+
+/// What the report says about each frame.
+fn comments(incident: &Incident) -> BTreeMap<u64, String> {
+    let mut comments: BTreeMap<u64, String> = BTreeMap::new();
+    for line in &incident.evidence {
+        let frame = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
+        if let Some(frame) = frame {
+            let step = line.weight.map_or(String::new(), |weight| format!("\nWeight: {weight}"));
+            comments.insert(
+                frame,
+                format!("Incident: {}\nCause: {}\nEvidence: {}{step}", incident.id, incident.verdict.cause, line.text),
+            );
+        }
+    }
+    comments
+}
+
+/// The folder that incidents are left in.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Makes it if it is not there, and finds out now whether it can be written to.
+    pub fn open(path: &Path) -> Result<Self, anyhow::Error> {
+        let failed =
+            |error: io::Error| anyhow::anyhow!("cannot write to {}: {error}; choose another --out", path.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        let trial = path.join(format!(".probe502-{}", std::process::id()));
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
+        fs::remove_file(&trial).map_err(failed)?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Leaves an incident: under another name until it is whole.
+    fn leave(
+        &self,
+        incident: &Incident,
+        frames: &BTreeMap<PacketRef, u64>,
+        comments: &BTreeMap<u64, String>,
+        packets: &PacketStore,
+        interfaces: &[String],
+    ) -> Result<(), anyhow::Error> {
+        let whole = self.path.join(&incident.id);
+        let partial = self.path.join(format!(".{}.partial", incident.id));
+        let written = self.write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
+            fs::rename(&partial, &whole)?;
+            Ok(())
+        });
+        written.map_err(|error| {
+            // What is left of it is of no use; a disk that is full may still let go.
+            let _ = fs::remove_dir_all(&partial);
+            anyhow::anyhow!("cannot write {}: {error}", whole.display())
+        })
+    }
+
+    fn write(
+        &self,
+        partial: &Path,
+        incident: &Incident,
+        frames: &BTreeMap<PacketRef, u64>,
+        comments: &BTreeMap<u64, String>,
+        packets: &PacketStore,
+        interfaces: &[String],
+    ) -> Result<(), anyhow::Error> {
+        fs::DirBuilder::new().mode(0o700).create(partial)?;
+        let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
+        used.sort_unstable();
+        used.dedup();
+        let mut kept = Vec::new();
+        let described: Vec<pcapng::Interface> = used
+            .iter()
+            .map(|index| {
+                let any = frames.keys().filter_map(|r| packets.get(*r)).find(|packet| packet.interface == *index);
+                let name = usize::try_from(*index).ok().and_then(|index| interfaces.get(index));
+                pcapng::Interface {
+                    name: name.cloned().unwrap_or_else(|| format!("interface {index}")),
+                    link: any.map_or(crate::model::packet::LinkType::ETHERNET, |packet| packet.link),
+                    snap_length: crate::live::capture::SNAP_LENGTH,
+                    filter: None,
+                    received: None,
+                    dropped: None,
+                }
+            })
+            .collect();
+        for (reference, frame) in frames {
+            let Some(packet) = packets.get(*reference) else { continue };
+            let position = used.binary_search(&packet.interface).unwrap_or(0);
+            kept.push(pcapng::Packet {
+                interface: u32::try_from(position).unwrap_or(0),
+                unix_ns: packet.unix_ns,
+                wire_length: packet.wire_length,
+                bytes: &packet.bytes,
+                direction: packet.direction,
+                comment: comments.get(frame).map(String::as_str),
+            });
+        }
+        create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept)?)?;
+        create(&partial.join("incident.json"), format!("{}\n", json::line(incident)).as_bytes())
+    }
+}
+
+fn create(path: &Path, bytes: &[u8]) -> Result<(), anyhow::Error> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    // Without this a full disk may be noticed only after the file has its final name.
+    file.sync_all()?;
+    Ok(())
+}

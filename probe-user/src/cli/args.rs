@@ -1,0 +1,131 @@
+//! What was typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Says why nginx answered 502 (500, 503, 504): the packet, system call or process exit behind each one.
+#[derive(Debug, Parser)]
+#[command(name = "probe502", version, about, max_term_width = 100)]
+#[command(
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 2 bad usage or unreadable input, \
+                        3 this host does not allow it."
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Find nginx, attach, and print every gateway failure with its cause as it happens
+    Watch(Watch),
+    /// Say what this host lets the probe see, and what to do about what is missing
+    Doctor(Doctor),
+    /// Print the catalogue of causes, or the page of one of them
+    Explain(Explain),
+}
+
+/// Flags that mean the same wherever they stand.
+#[derive(Clone, Debug, Args)]
+pub struct Output {
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+    /// Short for --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Say less on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say more on stderr (-vv: much more)
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How data is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// How deep to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Depth {
+    /// The failure path only: free while all is well
+    Light,
+    /// Also the system calls of each connection and the final status of each response
+    Standard,
+    /// Also every packet's header, both sides of nginx
+    Deep,
+    /// Chooses by itself (today: standard)
+    Auto,
+}
+
+/// `probe502 watch`.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Capture on this interface (repeatable; default: chosen from the upstream addresses)
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    pub interfaces: Vec<String>,
+    /// Watch this nginx, master or worker (repeatable; default: every nginx on the host)
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Statuses that make an incident
+    #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
+    pub statuses: Vec<u16>,
+    /// Stop after this long (30s, 5m, 2h)
+    #[arg(long, value_name = "DUR")]
+    pub duration: Option<String>,
+    /// Stop after so many incidents
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// How deep to look, and so what it costs
+    #[arg(long, value_enum, default_value_t = Depth::Standard, value_name = "DEPTH")]
+    pub depth: Depth,
+    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
+    #[arg(short, long = "out", value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Wait for an nginx if none runs yet
+    #[arg(long)]
+    pub wait: bool,
+    /// Do not use nginx's own functions (uprobes): verdicts are tied to requests by their logs and packets
+    #[arg(long)]
+    pub no_uprobes: bool,
+    /// Do not capture packets
+    #[arg(long)]
+    pub no_packets: bool,
+    /// Pretend that the kernel has no type information
+    #[arg(long, hide = true)]
+    pub hide_btf: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Pretend that the kernel has no type information
+    #[arg(long, hide = true)]
+    pub hide_btf: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The cause's id, as a verdict names it; without one, the list
+    #[arg(value_name = "CAUSE")]
+    pub cause: Option<String>,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}

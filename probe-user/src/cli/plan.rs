@@ -1,0 +1,183 @@
+//! What was meant: validated, with defaults filled in. The rest of the program cannot see a bad combination.
+
+use std::{path::PathBuf, time::Duration};
+
+use thiserror::Error;
+
+use super::args;
+
+/// Why a command line makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A duration that cannot be read.
+    #[error("--duration {0}: not a duration; write it like 30s, 5m or 2h")]
+    Duration(String),
+    /// A status that nginx could not answer.
+    #[error("--status {0}: not an error status; write them like 502,504")]
+    Status(u16),
+    /// Too many statuses.
+    #[error("--status: at most eight statuses")]
+    Statuses,
+    /// A count of nothing.
+    #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
+    Count,
+}
+
+/// How deep to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// The failure path only.
+    Light,
+    /// Also per connection and per response.
+    Standard,
+    /// Also every packet's header.
+    Deep,
+}
+
+/// How it is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// No progress and no remarks on stderr.
+    pub quiet: bool,
+    /// 0 warnings, 1 remarks, 2 everything.
+    pub verbosity: u8,
+}
+
+/// `probe502 watch`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Interfaces to capture on; empty: chosen from the upstream addresses.
+    pub interfaces: Vec<String>,
+    /// nginx processes to watch; empty: every nginx.
+    pub pids: Vec<u32>,
+    /// Statuses that make an incident.
+    pub statuses: Vec<u16>,
+    /// When to stop.
+    pub duration: Option<Duration>,
+    /// After how many incidents to stop.
+    pub count: Option<u64>,
+    /// How deep to look.
+    pub depth: Depth,
+    /// Where to leave incidents.
+    pub out: Option<PathBuf>,
+    /// Wait for an nginx.
+    pub wait: bool,
+    /// Use nginx's own functions.
+    pub uprobes: bool,
+    /// Capture packets.
+    pub packets: bool,
+    /// Do as if the kernel had no type information.
+    pub hide_btf: bool,
+    /// How it is printed.
+    pub output: Output,
+}
+
+impl From<&args::Output> for Output {
+    fn from(typed: &args::Output) -> Self {
+        Self { json: typed.json || typed.format == args::Format::Json, quiet: typed.quiet, verbosity: typed.verbose }
+    }
+}
+
+impl TryFrom<args::Watch> for Watch {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Watch) -> Result<Self, PlanError> {
+        let mut statuses = typed.statuses;
+        statuses.sort_unstable();
+        statuses.dedup();
+        if let Some(bad) = statuses.iter().find(|status| !(400..600).contains(*status)) {
+            return Err(PlanError::Status(*bad));
+        }
+        if statuses.len() > 8 {
+            return Err(PlanError::Statuses);
+        }
+        if typed.count == Some(0) {
+            return Err(PlanError::Count);
+        }
+        Ok(Self {
+            interfaces: typed.interfaces,
+            pids: typed.pids,
+            statuses,
+            duration: typed.duration.as_deref().map(duration).transpose()?,
+            count: typed.count,
+            depth: match typed.depth {
+                args::Depth::Light => Depth::Light,
+                args::Depth::Standard | args::Depth::Auto => Depth::Standard,
+                args::Depth::Deep => Depth::Deep,
+            },
+            out: typed.out,
+            wait: typed.wait,
+            uprobes: !typed.no_uprobes,
+            packets: !typed.no_packets,
+            hide_btf: typed.hide_btf,
+            output: Output::from(&typed.output),
+        })
+    }
+}
+
+/// Reads `30s`, `5m`, `2h`, `500ms`, `1d`; a bare number is seconds.
+pub fn duration(text: &str) -> Result<Duration, PlanError> {
+    let bad = || PlanError::Duration(text.to_owned());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        "d" => number.checked_mul(86_400_000),
+        _ => None,
+    };
+    millis.map(Duration::from_millis).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn watch(line: &str) -> Result<Watch, PlanError> {
+        let words = ["probe502", "watch"].into_iter().chain(line.split_whitespace());
+        let args::Command::Watch(typed) = args::Arguments::try_parse_from(words).unwrap().command else {
+            panic!("not watch")
+        };
+        Watch::try_from(typed)
+    }
+
+    #[test]
+    fn defaults_are_the_contracts() {
+        let plan = watch("").unwrap();
+        assert_eq!(plan.statuses, [500, 502, 503, 504]);
+        assert_eq!(plan.depth, Depth::Standard);
+        assert!(
+            plan.interfaces.is_empty() && plan.pids.is_empty() && !plan.output.json && plan.uprobes && plan.packets
+        );
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [("30s", 30_000), ("5m", 300_000), ("2h", 7_200_000), ("250ms", 250), ("7", 7_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "-1s", "5 m", "1.5h", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_reason() {
+        assert_eq!(watch("--status 502,42"), Err(PlanError::Status(42)));
+        assert_eq!(watch("--count 0"), Err(PlanError::Count));
+        assert!(matches!(watch("--duration soon"), Err(PlanError::Duration(_))));
+    }
+
+    #[test]
+    fn json_is_short_for_format_json() {
+        assert!(watch("--json").unwrap().output.json);
+        assert!(watch("--format json").unwrap().output.json);
+    }
+}

@@ -1,0 +1,235 @@
+//! From what nginx said of a request to its attempts, each with its connection.
+
+use super::{flows::Flows, requests::OpenRequest};
+use crate::model::{
+    attempt::{Attempt, Joined, Link, Outcome},
+    complaint::{Complaint, Message, Phase},
+    event::{Body, Event},
+    flow::Flow,
+    net::{Address, Errno},
+    nginx::{NginxAttempt, NginxLog},
+    process::Pid,
+    socket::{Socket, Syscall},
+    time::Moment,
+};
+
+/// The attempts of a request, in order. `calls` are the worker's system calls that belong to no flow.
+#[must_use]
+pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: Moment) -> Vec<Attempt> {
+    let mut complaints =
+        request.complaints.iter().filter(|(_, _, complaint)| ends_attempt(complaint.message)).peekable();
+    let mut list = Vec::new();
+    if request.attempts_known {
+        for state in &request.attempts {
+            if is_group(request, state) {
+                continue;
+            }
+            let accepted = state.header_ms.is_some();
+            let mine = complaints.next_if(|(_, log, complaint)| {
+                let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
+                same_peer && (!accepted || complaint.phase == Phase::ReadingBody)
+            });
+            list.push(one(request, Some(state), mine, flows, calls, decided));
+        }
+    }
+    // Complaints that nginx's list does not know (it could not be read, or is longer than what was read).
+    for rest in complaints {
+        list.push(one(request, None, Some(rest), flows, calls, decided));
+    }
+    list
+}
+
+/// Whether a complaint ends an attempt at a peer.
+#[must_use]
+pub const fn ends_attempt(message: Message) -> bool {
+    !matches!(
+        message,
+        Message::NoLiveUpstreams | Message::NotResolved | Message::TemporarilyDisabled | Message::AcceptFailed
+    )
+}
+
+/// nginx also keeps an entry for "no live upstreams"; its peer is the group and nothing was tried.
+fn is_group(request: &OpenRequest, state: &NginxAttempt) -> bool {
+    let Some(peer) = &state.peer else { return false };
+    Address::parse(peer).is_none()
+        && request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams)
+}
+
+fn one(
+    request: &OpenRequest,
+    state: Option<&NginxAttempt>,
+    complaint: Option<&(Event, NginxLog, Complaint)>,
+    flows: &Flows,
+    calls: &[Event],
+    decided: Moment,
+) -> Attempt {
+    let log = complaint.map(|(_, log, _)| log);
+    let upstream_connection = log.and_then(|log| log.upstream.as_ref());
+    let socket = upstream_connection.and_then(|connection| connection.socket.clone());
+    let failed_at = complaint.map(|(event, ..)| event.at.latest);
+    let peer_name = state.and_then(|s| s.peer.clone()).or_else(|| log.and_then(|log| log.peer.clone()));
+    let upstream = peer_name.as_deref().and_then(Address::parse);
+    let by_socket = socket.as_ref().and_then(|socket| flow_of(socket, flows));
+    let by_connect = || {
+        let worker = request.key.worker;
+        connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none())
+    };
+    let made_for_it = if by_socket.is_none() { by_connect() } else { None };
+    let flow = by_socket.or(made_for_it);
+    // A connection that was made for this request is fresh; else nginx's own count of requests on it tells.
+    let requests =
+        upstream_connection.and_then(|connection| connection.requests).or_else(|| made_for_it.is_some().then_some(1));
+    let reused = requests.map(|n| n > 1);
+    let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
+    let end = failed_at.unwrap_or(decided);
+    let started = match (reused, flow) {
+        (Some(false), Some(flow)) if flow.seen_from_start => flow.events.first().map(|event| event.at.earliest),
+        _ => response_us.map(|us| end.minus_ns(us.saturating_mul(1_000))),
+    };
+    // Over TLS nginx takes a reset for a clean close and logs no errno (nginx-502-paths D9); the socket still has it.
+    let hidden_reset = complaint
+        .filter(|(.., c)| c.message == Message::PrematurelyClosed)
+        .and_then(|_| socket.as_ref()?.error)
+        .filter(|errno| *errno == Errno::ECONNRESET);
+    Attempt {
+        outcome: match hidden_reset {
+            Some(_) => Outcome::Reset,
+            None => outcome(complaint.map(|(.., c)| c), state),
+        },
+        errno: complaint.and_then(|(.., c)| c.errno).or(hidden_reset),
+        status: state.and_then(|s| s.status),
+        reused,
+        requests_before: requests.filter(|n| *n > 0).map(|n| n - 1),
+        idle_us: if reused == Some(true) { socket.as_ref().and_then(idle_us) } else { None },
+        started,
+        duration_us: started.map(|started| end.since_ns(started) / 1_000),
+        bytes_sent: state.map(|s| s.bytes_sent),
+        bytes_received: state.map(|s| s.bytes_received),
+        syscalls: calls_of(log, failed_at, calls),
+        complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
+        link: Link::Exact,
+        flow: flow.map_or(Joined::None, |flow| Joined::One(as_of(flow, end))),
+        socket_at_failure: socket,
+        peer_name,
+        upstream,
+    }
+}
+
+/// The connection as it concerns an attempt that ended at `end`: a process that accepted it only afterwards never had it in time.
+pub(super) fn as_of(flow: &Flow, end: Moment) -> Flow {
+    let mut flow = flow.clone();
+    let accepted_late = flow.events.iter().any(|event| match &event.body {
+        Body::Syscall(call) => matches!(call.call, Syscall::Accept { result: Ok(_), .. }) && event.at.earliest > end,
+        _ => false,
+    });
+    if accepted_late {
+        flow.accepted_by = None;
+    }
+    flow
+}
+
+/// The connection behind a socket that nginx's own pointers led to.
+fn flow_of<'a>(socket: &Socket, flows: &'a Flows) -> Option<&'a Flow> {
+    let id = flows.current(socket.local?, socket.remote?, socket.netns)?;
+    flows.get(id)
+}
+
+/// The connection that the worker made for this request, by `ngx_get_connection` and the `connect()` that followed on the same descriptor.
+fn connected<'a>(
+    request: &OpenRequest,
+    worker: Pid,
+    upstream: std::net::SocketAddr,
+    flows: &'a Flows,
+    last: bool,
+) -> Option<&'a Flow> {
+    let mut made = request.connections.iter().filter_map(|(at, fd)| {
+        flows.towards(upstream).find(|flow| {
+            flow.events.iter().any(|event| match &event.body {
+                Body::Syscall(call) => {
+                    call.pid == worker
+                        && event.at.latest >= *at
+                        && event.at.latest.since_ns(*at) < 50_000_000
+                        && matches!(&call.call, Syscall::Connect { fd: connected, .. } if connected == fd)
+                }
+                _ => false,
+            })
+        })
+    });
+    let first = made.next()?;
+    if last { made.last().or(Some(first)) } else { Some(first) }
+}
+
+/// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
+fn idle_us(socket: &Socket) -> Option<u64> {
+    let tcp = socket.tcp.as_ref()?;
+    let received = tcp.since_received_us?;
+    match tcp.since_sent_us {
+        // The request was sent after the last response came.
+        Some(sent) if sent <= received => Some(received - sent),
+        // Nothing was sent since: the failure was found before the request left.
+        _ => Some(received),
+    }
+}
+
+fn calls_of(log: Option<&NginxLog>, failed_at: Option<Moment>, calls: &[Event]) -> Vec<Event> {
+    let (Some(log), Some(failed_at)) = (log, failed_at) else { return Vec::new() };
+    // The failed call and nginx's complaint about it happen in the same turn; between them lies only the log formatting.
+    let in_turn = |event: &&Event| event.at.latest <= failed_at && failed_at.since_ns(event.at.latest) < 5_000_000;
+    let same_errno = |event: &&Event| match &event.body {
+        Body::Syscall(call) if call.pid == log.worker => match &call.call {
+            Syscall::Connect { result: Err(errno), .. } => Some(*errno) == log.errno,
+            Syscall::Socket { error, .. } => Some(*error) == log.errno,
+            _ => false,
+        },
+        _ => false,
+    };
+    calls.iter().filter(in_turn).filter(same_errno).next_back().cloned().into_iter().collect()
+}
+
+/// What became of an attempt, from nginx's own words.
+#[must_use]
+pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> Outcome {
+    let Some(complaint) = complaint else {
+        return match state {
+            Some(state) if state.header_ms.is_some() => Outcome::Ok,
+            _ => Outcome::Unknown,
+        };
+    };
+    let by_errno = |errno: Option<Errno>| match errno {
+        Some(Errno::ECONNREFUSED) => Outcome::Refused,
+        Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN | Errno::ENETDOWN) => Outcome::Unreachable,
+        Some(Errno::ETIMEDOUT) => Outcome::TimeoutConnect,
+        Some(Errno::ECONNRESET | Errno::EPIPE) => Outcome::Reset,
+        Some(_) => Outcome::LocalError,
+        None => Outcome::Unknown,
+    };
+    match complaint.message {
+        Message::ConnectFailedAtOnce => match complaint.errno {
+            // On a unix socket both are answers of this host about the other end, not of a network.
+            Some(Errno::ECONNREFUSED) => Outcome::Refused,
+            other => by_errno(other),
+        },
+        Message::ConnectFailed => by_errno(complaint.errno),
+        Message::TimedOut => match complaint.phase {
+            Phase::Connecting | Phase::TlsHandshake => Outcome::TimeoutConnect,
+            Phase::Sending => Outcome::TimeoutSend,
+            _ => Outcome::TimeoutRead,
+        },
+        Message::PrematurelyClosed => Outcome::Closed,
+        Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
+            Some(Errno::ECONNRESET | Errno::EPIPE) => Outcome::Reset,
+            Some(Errno::ETIMEDOUT) if complaint.message == Message::SendFailed => Outcome::TimeoutSend,
+            Some(Errno::ETIMEDOUT) => Outcome::TimeoutRead,
+            Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH) => Outcome::Unreachable,
+            _ => Outcome::Unknown,
+        },
+        Message::SocketFailed | Message::BindFailed | Message::WorkerConnections | Message::AcceptFailed => {
+            Outcome::LocalError
+        }
+        Message::TlsHandshake | Message::TlsCertificate => Outcome::TlsFailed,
+        Message::TooBigHeader | Message::InvalidHeader | Message::FastCgi | Message::Grpc => Outcome::BadResponse,
+        Message::NoLiveUpstreams | Message::TemporarilyDisabled | Message::NotResolved | Message::Other => {
+            Outcome::Unknown
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Puts a case together from everything that is known when its wait is over.
+
+use std::collections::BTreeSet;
+
+use super::{Correlator, Decided, Question, attempts, lines};
+use crate::model::{
+    attempt::{Attempt, Link},
+    case::{Case, CaseId, EarlierFailure, Request},
+    complaint::{Complaint, Message},
+    coverage::{CaseCoverage, Sensor, Sight},
+    event::{Body, Event},
+    host::{Configuration, HostFact},
+    net::Address,
+    nginx::NginxStatus,
+    process::Pid,
+    socket::Syscall,
+    time::{At, Moment, WallClock},
+};
+
+/// How long before the decision something that happened to a process can still be its reason: a process that died before the request
+/// began explains a refused connection, and health checks and restarts are that far apart.
+const PROCESS_WINDOW_NS: u64 = 10_000_000_000;
+
+/// Blackouts without a configuration at hand: nginx's default `fail_timeout`.
+const FAIL_TIMEOUT_NS: u64 = 10_000_000_000;
+
+/// `20261121T140207.331204-000017`: wall time (UTC, microseconds) and the case's number in this run.
+pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
+    let unix = clock.unix_ns(at);
+    let text = jiff::Timestamp::from_nanosecond(unix)
+        .map_or_else(|_| format!("{unix}"), |timestamp| timestamp.strftime("%Y%m%dT%H%M%S.%6f").to_string());
+    CaseId(format!("{text}-{number:06}"))
+}
+
+pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Case {
+    let until = correlator.now;
+    let worker = match &decided.from_lines {
+        Some(group) => Some(Pid(group.pid)),
+        None => Some(decided.request.key.worker),
+    };
+    let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
+    let list = match &decided.from_lines {
+        Some(group) => lines::attempts(group, &correlator.flows, &calls),
+        None => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
+    };
+    let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
+    let holders: Vec<Pid> = list
+        .iter()
+        .filter_map(|a| a.flow.one())
+        .filter_map(|flow| flow.accepted_by.as_ref())
+        .map(|(pid, _)| *pid)
+        .collect();
+    let processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
+    let configuration = instance.and_then(|instance| instance.configuration.clone());
+    let complaints = complaints(&decided);
+    let earlier = earlier(correlator, &decided, &complaints, configuration.as_ref());
+    let host = host(correlator, &list, &processes, worker);
+    let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
+        Link::Inferred
+    } else {
+        Link::Exact
+    });
+    Case {
+        id,
+        kind: decided.kind,
+        status: decided.status,
+        origin: decided.origin,
+        decided: decided.at,
+        decided_by: decided.by.id,
+        request: request(&decided),
+        worker,
+        nginx_version: instance.and_then(|instance| instance.version.clone()),
+        configuration,
+        subrequest: decided.request.subrequest,
+        link,
+        complaints,
+        processes,
+        host,
+        earlier,
+        coverage: coverage(correlator, At::between(begin, until)),
+        attempts: list,
+    }
+}
+
+fn request(decided: &Decided) -> Request {
+    if let Some(group) = &decided.from_lines {
+        return lines::request(group);
+    }
+    let said = |get: fn(&NginxStatus) -> Option<String>| decided.statuses.iter().find_map(get);
+    let log = decided.request.complaints.first().map(|(_, log, _)| log);
+    let mut request = Request {
+        host: said(|s| s.host.clone()),
+        client: decided.statuses.iter().find_map(|s| s.client).or_else(|| log.and_then(|log| log.client)),
+        connection: decided.request.identity.0,
+        ..Request::default()
+    };
+    if let Some(line) = said(|s| s.request_line.clone()) {
+        lines::split_request_line(&line, &mut request);
+    }
+    request
+}
+
+fn complaints(decided: &Decided) -> Vec<(Event, Complaint)> {
+    match &decided.from_lines {
+        Some(group) => group
+            .lines
+            .iter()
+            .filter(|line| !attempts::ends_attempt(line.complaint.message))
+            .map(|line| (line.event.clone(), line.complaint.clone()))
+            .collect(),
+        None => decided
+            .request
+            .complaints
+            .iter()
+            .filter(|(.., complaint)| !attempts::ends_attempt(complaint.message))
+            .map(|(event, _, complaint)| (event.clone(), complaint.clone()))
+            .collect(),
+    }
+}
+
+/// The failures that took the peers of a blackout out of rotation.
+fn earlier(
+    correlator: &Correlator,
+    decided: &Decided,
+    complaints: &[(Event, Complaint)],
+    configuration: Option<&Configuration>,
+) -> Vec<EarlierFailure> {
+    let Some((blackout, _)) = complaints.iter().find(|(_, c)| c.message == Message::NoLiveUpstreams) else {
+        return Vec::new();
+    };
+    let name = match &decided.from_lines {
+        Some(group) => group.lines.iter().find_map(|line| lines::peer_of(&line.line)),
+        None => decided
+            .request
+            .complaints
+            .iter()
+            .find(|(.., c)| c.message == Message::NoLiveUpstreams)
+            .and_then(|(_, log, _)| log.peer.clone()),
+    };
+    let group = configuration.and_then(|c| c.groups.iter().find(|group| Some(&group.name) == name.as_ref()));
+    let at = blackout.at.latest;
+    let counts = |failure: &&EarlierFailure| {
+        let Some(group) = group else { return at.since_ns(failure.at) <= FAIL_TIMEOUT_NS };
+        group.servers.iter().any(|server| {
+            let named = server.name == failure.peer
+                || Address::parse(&failure.peer).is_some_and(|address| server.addresses.contains(&address));
+            named && at.since_ns(failure.at) <= server.fail_timeout_ms.saturating_mul(1_000_000)
+        })
+    };
+    correlator.failures.iter().filter(|failure| failure.at <= at).filter(counts).cloned().collect()
+}
+
+fn host(
+    correlator: &Correlator,
+    list: &[Attempt],
+    processes: &[Event],
+    worker: Option<Pid>,
+) -> Vec<(crate::model::event::EventId, At, HostFact)> {
+    let mut questions = BTreeSet::new();
+    questions.extend(worker.map(Question::OpenFiles));
+    for attempt in list {
+        let upstream = attempt.upstream.as_ref().and_then(Address::ip);
+        questions.extend(upstream.map(|upstream| correlator.host.listeners(upstream, worker)));
+        let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
+        questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
+    }
+    for event in processes {
+        if let Body::Syscall(call) = &event.body {
+            if matches!(call.call, Syscall::Accept { .. }) {
+                questions.insert(Question::OpenFiles(call.pid));
+            }
+        }
+    }
+    correlator.host.about(&questions)
+}
+
+fn coverage(correlator: &Correlator, span: At) -> CaseCoverage {
+    let sensors = Sensor::ALL
+        .iter()
+        .map(|sensor| match correlator.sensors.get(sensor) {
+            Some((sight, why)) => (*sensor, *sight, why.clone()),
+            None => (*sensor, Sight::Off, None),
+        })
+        .collect();
+    let lost: Vec<_> = correlator.losses.iter().filter(|(at, ..)| at.overlaps(&span)).collect();
+    let of_packets = |sensor: &Option<Sensor>| *sensor == Some(Sensor::Packets);
+    CaseCoverage {
+        sensors,
+        events_lost: lost.iter().filter(|(_, sensor, ..)| !of_packets(sensor)).map(|(.., count, _)| count).sum(),
+        packets_dropped: lost.iter().filter(|(_, sensor, ..)| of_packets(sensor)).map(|(.., count, _)| count).sum(),
+        losses: lost.into_iter().map(|(at, _, count, why)| (*at, *count, why.clone())).collect(),
+    }
+}

@@ -1,0 +1,380 @@
+//! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use super::limits::{FLOW_LINGER_NS, Limits};
+use crate::model::{
+    event::{Body, Event},
+    flow::{Flow, FlowId},
+    packet::{PacketBody, TcpHeader},
+    process::Pid,
+    socket::{Socket, SocketChange, Syscall, TcpState},
+    time::Moment,
+};
+
+/// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tuple {
+    local: SocketAddr,
+    upstream: SocketAddr,
+    zone: u32,
+}
+
+#[derive(Debug)]
+struct State {
+    flow: Flow,
+    tuple: Tuple,
+    /// Sequence number of nginx's SYN, where a SYN was seen.
+    syn: Option<u32>,
+    /// The connect() that made it was seen.
+    connected_by_syscall: bool,
+    /// It left SYN_SENT: another SYN_SENT on the tuple is another connection.
+    beyond_syn: bool,
+    /// nginx's socket is gone.
+    ended: Option<Moment>,
+}
+
+/// What an event says about the incarnation it belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    /// It can belong to a connection that is on.
+    No,
+    /// It belongs to a handshake; `Some`: with this initial sequence number.
+    Handshake(Option<u32>),
+    /// It is the connect() call itself, which is recorded after its packets on loopback.
+    Call,
+}
+
+/// All connections known.
+#[derive(Debug, Default)]
+pub struct Flows {
+    flows: BTreeMap<FlowId, State>,
+    /// Newest incarnation of each tuple.
+    newest: BTreeMap<Tuple, FlowId>,
+    /// Addresses that are upstreams: decides which end of a packet is nginx.
+    upstreams: BTreeSet<SocketAddr>,
+    ended: VecDeque<(Moment, FlowId)>,
+    last: u64,
+    forgotten: u64,
+    limits: Limits,
+}
+
+impl Flows {
+    /// With these bounds.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// This address is an upstream.
+    pub fn add_upstream(&mut self, address: SocketAddr) {
+        self.upstreams.insert(address);
+    }
+
+    /// Whether this address is known to be an upstream.
+    #[must_use]
+    pub fn is_upstream(&self, address: SocketAddr) -> bool {
+        self.upstreams.contains(&address)
+    }
+
+    /// Connections that had to be forgotten while they were on.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Takes an event that is about a connection; `None` if it is not, or not about one with a known upstream.
+    pub fn handle(&mut self, event: &Event) -> Option<FlowId> {
+        match &event.body {
+            Body::Socket(socket) => {
+                let (tuple, beginning, nginx_side) = self.place_socket(&socket.socket, &socket.change)?;
+                let id = self.incarnation(tuple, beginning, event.at.latest);
+                let state = self.flows.get_mut(&id)?;
+                if nginx_side {
+                    note_nginx_state(state, &socket.socket, &socket.change, event.at.latest);
+                    if let (Some(by), SocketChange::State { .. }) = (socket.by, &socket.change) {
+                        state.flow.worker.get_or_insert(by);
+                    }
+                    if let Some(ended) = state.ended {
+                        self.ended.push_back((ended, id));
+                    }
+                }
+                self.append(id, event);
+                Some(id)
+            }
+            Body::Syscall(call) => match &call.call {
+                Syscall::Connect { socket: Some(socket), address, .. } => {
+                    let (local, upstream) = (socket.local?, socket.remote.or(address.as_ref()?.ip())?);
+                    self.upstreams.insert(upstream);
+                    let tuple = self.tuple(local, upstream, socket.netns);
+                    let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
+                    if let Some(state) = self.flows.get_mut(&id) {
+                        state.connected_by_syscall = true;
+                        state.flow.worker = Some(call.pid);
+                    }
+                    self.append(id, event);
+                    Some(id)
+                }
+                Syscall::Accept { result: Ok(_), socket: Some(socket), command, .. } => {
+                    let (upstream, local) = (socket.local?, socket.remote?);
+                    if !self.upstreams.contains(&upstream) {
+                        return None;
+                    }
+                    let id = self.current(local, upstream, None)?;
+                    self.flows.get_mut(&id)?.flow.accepted_by = Some((call.pid, command.clone()));
+                    self.append(id, event);
+                    Some(id)
+                }
+                _ => None,
+            },
+            Body::Drop(drop) => {
+                let id = self.of_packet(&drop.packet, drop.netns, event.at.latest)?;
+                self.append(id, event);
+                Some(id)
+            }
+            Body::Packet(packet) => {
+                let id = match &packet.body {
+                    PacketBody::Tcp(tcp) => self.of_packet(&tcp.header, packet.netns, event.at.latest)?,
+                    PacketBody::Icmp(icmp) => self.current(icmp.about.0, icmp.about.1, packet.netns)?,
+                };
+                self.append(id, event);
+                Some(id)
+            }
+            _ => None,
+        }
+    }
+
+    /// A connection that was open before the probe looked.
+    pub fn already_open(
+        &mut self,
+        worker: Pid,
+        local: SocketAddr,
+        upstream: SocketAddr,
+        netns: Option<u32>,
+        at: Moment,
+    ) {
+        self.upstreams.insert(upstream);
+        if self.current(local, upstream, netns).is_none() {
+            let tuple = self.tuple(local, upstream, netns);
+            let id = self.begin(tuple, false, at);
+            if let Some(state) = self.flows.get_mut(&id) {
+                state.flow.worker = Some(worker);
+                state.beyond_syn = true;
+            }
+        }
+    }
+
+    /// The newest incarnation of this tuple.
+    #[must_use]
+    pub fn current(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Option<FlowId> {
+        if let Some(id) = self.newest.get(&self.tuple(local, upstream, netns)) {
+            return Some(*id);
+        }
+        if netns.is_some() && !upstream.ip().is_loopback() {
+            return None;
+        }
+        // The namespace is not known (or was not known to the others): any zone, if there is only one.
+        let from = Tuple { local, upstream, zone: 0 };
+        let to = Tuple { local, upstream, zone: u32::MAX };
+        let mut found = self.newest.range(from..=to).filter(|(tuple, _)| netns.is_none() || tuple.zone == 0);
+        match (found.next(), found.next()) {
+            (Some((_, id)), None) => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The connection with this name.
+    #[must_use]
+    pub fn get(&self, id: FlowId) -> Option<&Flow> {
+        self.flows.get(&id).map(|state| &state.flow)
+    }
+
+    /// Every connection towards `upstream`, oldest first.
+    pub fn towards(&self, upstream: SocketAddr) -> impl Iterator<Item = &Flow> {
+        self.flows.values().map(|state| &state.flow).filter(move |flow| flow.upstream == upstream)
+    }
+
+    /// Connections remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether none is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Forgets connections that ended long before `now`.
+    pub fn forget(&mut self, now: Moment) {
+        while let Some((ended, id)) = self.ended.front().copied() {
+            if now.since_ns(ended) < FLOW_LINGER_NS && self.flows.len() <= self.limits.flows {
+                break;
+            }
+            self.ended.pop_front();
+            self.remove(id);
+        }
+        while self.flows.len() > self.limits.flows {
+            let Some(id) = self.flows.keys().next().copied() else { break };
+            self.forgotten += 1;
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: FlowId) {
+        let Some(state) = self.flows.remove(&id) else { return };
+        if self.newest.get(&state.tuple) == Some(&id) {
+            self.newest.remove(&state.tuple);
+        }
+    }
+
+    fn tuple(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
+        let zone = if upstream.ip().is_loopback() { netns.unwrap_or(0) } else { 0 };
+        Tuple { local, upstream, zone }
+    }
+
+    fn place_socket(&mut self, socket: &Socket, change: &SocketChange) -> Option<(Tuple, Beginning, bool)> {
+        let (mut local, mut remote) = (socket.local, socket.remote);
+        if let (true, SocketChange::ResetSent { answered: Some(answered), .. }) = (local.is_none(), change) {
+            // No socket: the RST goes back where the packet came from.
+            (local, remote) = (Some(answered.destination), Some(answered.source));
+        }
+        let (local, remote) = (local?, remote?);
+        let beginning = match change {
+            SocketChange::State { from: TcpState::SynSent } => Beginning::Handshake(None),
+            SocketChange::Retransmitted { .. } | SocketChange::ResetReceived | SocketChange::ErrorReported
+                if socket.state == TcpState::SynSent =>
+            {
+                Beginning::Handshake(None)
+            }
+            SocketChange::ResetSent { answered: Some(answered), .. }
+                if answered.flags.syn() && !answered.flags.ack() =>
+            {
+                Beginning::Handshake(Some(answered.sequence))
+            }
+            _ => Beginning::No,
+        };
+        // The kernel side follows the workers' connects itself and may know an upstream before anybody told us: whoever opens a
+        // connection that it records is on nginx's side.
+        let opener =
+            matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
+        if opener && !self.upstreams.contains(&local) {
+            self.upstreams.insert(remote);
+        }
+        if self.upstreams.contains(&remote) {
+            Some((self.tuple(local, remote, socket.netns), beginning, true))
+        } else if self.upstreams.contains(&local) {
+            // The upstream's end may live in another namespace; loopback addresses cannot.
+            Some((self.tuple(remote, local, socket.netns), beginning, false))
+        } else {
+            None
+        }
+    }
+
+    fn of_packet(&mut self, header: &TcpHeader, netns: Option<u32>, at: Moment) -> Option<FlowId> {
+        let (local, upstream, outward) = if self.upstreams.contains(&header.destination) {
+            (header.source, header.destination, true)
+        } else if self.upstreams.contains(&header.source) {
+            (header.destination, header.source, false)
+        } else {
+            return None;
+        };
+        if header.flags.syn() && !header.flags.ack() && outward {
+            let known =
+                self.current(local, upstream, netns).and_then(|id| self.flows.get(&id)).map(|state| state.tuple);
+            let tuple = known.unwrap_or_else(|| self.tuple(local, upstream, netns));
+            return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
+        }
+        match self.current(local, upstream, netns) {
+            Some(id) => Some(id),
+            None => {
+                let tuple = self.tuple(local, upstream, netns);
+                Some(self.begin(tuple, false, at))
+            }
+        }
+    }
+
+    /// The incarnation of `tuple` that an event belongs to, made if there is none that fits.
+    fn incarnation(&mut self, tuple: Tuple, beginning: Beginning, at: Moment) -> FlowId {
+        if let Some(id) = self.newest.get(&tuple).copied() {
+            if let Some(state) = self.flows.get_mut(&id) {
+                let fits = match beginning {
+                    Beginning::No => true,
+                    Beginning::Handshake(Some(sequence)) => match state.syn {
+                        Some(known) => known == sequence,
+                        None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
+                    },
+                    Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
+                    Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
+                };
+                if fits {
+                    if let Beginning::Handshake(Some(sequence)) = beginning {
+                        state.syn = Some(sequence);
+                    }
+                    return id;
+                }
+            }
+        }
+        let id = self.begin(tuple, beginning != Beginning::No, at);
+        if let (Beginning::Handshake(sequence), Some(state)) = (beginning, self.flows.get_mut(&id)) {
+            state.syn = sequence;
+        }
+        id
+    }
+
+    fn begin(&mut self, tuple: Tuple, seen_from_start: bool, at: Moment) -> FlowId {
+        self.last += 1;
+        let id = FlowId(self.last);
+        if let Some(older) = self.newest.insert(tuple, id) {
+            // Its end was not seen, or is over: it will be forgotten in its time.
+            if let Some(state) = self.flows.get_mut(&older) {
+                if state.ended.is_none() {
+                    state.ended = Some(at);
+                    self.ended.push_back((at, older));
+                }
+            }
+        }
+        let flow = Flow {
+            id,
+            local: Some(tuple.local),
+            upstream: tuple.upstream,
+            worker: None,
+            accepted_by: None,
+            seen_from_start,
+            events: Vec::new(),
+            forgotten: 0,
+        };
+        let state = State { flow, tuple, syn: None, connected_by_syscall: false, beyond_syn: false, ended: None };
+        self.flows.insert(id, state);
+        id
+    }
+
+    fn append(&mut self, id: FlowId, event: &Event) {
+        let keep = self.limits.events_per_flow.max(8);
+        let Some(state) = self.flows.get_mut(&id) else { return };
+        let events = &mut state.flow.events;
+        if events.len() >= keep {
+            // The handshake stays, the middle goes.
+            events.remove(keep / 4);
+            state.flow.forgotten += 1;
+        }
+        events.push(event.clone());
+    }
+}
+
+fn note_nginx_state(state: &mut State, socket: &Socket, change: &SocketChange, at: Moment) {
+    if !matches!(change, SocketChange::State { .. }) {
+        return;
+    }
+    if socket.state != TcpState::SynSent {
+        state.beyond_syn = true;
+    }
+    // FIN_WAIT2 → CLOSE is how TIME_WAIT looks from here (the socket becomes a mini socket).
+    if socket.state == TcpState::Closed && state.ended.is_none() {
+        state.ended = Some(at);
+    }
+}

@@ -1,0 +1,45 @@
+//! Bounds and waits, each with its reason.
+
+/// How much the correlator may remember. What it has to forget is counted and becomes coverage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections.
+    pub flows: usize,
+    /// Events of one connection. The newest and the first few are kept: fates are decided at both ends.
+    pub events_per_flow: usize,
+    /// Requests with a failed attempt whose end is not seen yet.
+    pub requests: usize,
+    /// Notable events of processes.
+    pub notable: usize,
+    /// Failures remembered for blackouts.
+    pub failures: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 131_072, events_per_flow: 64, requests: 16_384, notable: 4_096, failures: 8_192 }
+    }
+}
+
+/// A case closes this long after its decision. The RST of a lingering close, the exit of a crashed process, the answer of the host
+/// look-up and the error-log line come after the 502; on a busy two-core host the slowest of them (the log line through inotify, the
+/// capture's read timeout) was within 100 ms. The contract allows 1 s to the printed line.
+pub const CLOSE_DELAY_NS: u64 = 200_000_000;
+
+/// A case that is known from the logs only waits longer: its final status stands in the access log, which nginx writes after the answer.
+pub const LOG_CLOSE_DELAY_NS: u64 = 400_000_000;
+
+/// A connection is remembered this long after its end: the failure that it explains may be decided later (a retry, a lingering close).
+pub const FLOW_LINGER_NS: u64 = 5_000_000_000;
+
+/// A request with a failed attempt waits this long for its end. nginx's own timers are 60 s by default and several attempts add up.
+pub const REQUEST_PATIENCE_NS: u64 = 900_000_000_000;
+
+/// Exits, signals and failed system calls are remembered this long; the longest delay between a cause and its 502 is a read timeout.
+pub const NOTABLE_LINGER_NS: u64 = 120_000_000_000;
+
+/// Failures are remembered this long for blackouts; `fail_timeout` is 10 s by default, and 60 s is the most that is common.
+pub const FAILURE_LINGER_NS: u64 = 120_000_000_000;
+
+/// The same question about the host is not asked again within this time.
+pub const QUESTION_REST_NS: u64 = 500_000_000;

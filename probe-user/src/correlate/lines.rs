@@ -1,0 +1,384 @@
+//! Failures that are known from nginx's logs only: where its functions cannot be watched.
+//!
+//! An error line is one attempt; the client's status stands in the access log or on the wire. What belongs together is inferred from
+//! nginx's connection number, the client, the request line and time, and where two things fit equally neither is chosen.
+
+use std::collections::VecDeque;
+
+use super::{attempts as exact, flows::Flows, limits::NOTABLE_LINGER_NS};
+use crate::model::{
+    attempt::{Attempt, Joined, Link},
+    case::{CaseKind, Origin, Request},
+    complaint::{Complaint, Message, Phase},
+    event::Event,
+    flow::{Flow, Side},
+    net::{Address, Errno},
+    nginx::{AccessLine, ErrorLine},
+    process::Pid,
+    socket::{Socket, TcpState},
+    time::{At, Moment},
+};
+
+/// The response follows its error line within one turn of nginx's event loop; the capture and the log reader add their own delays.
+const ANSWER_WINDOW_NS: u64 = 100_000_000;
+
+/// Lines kept while they wait for each other.
+const WAITING: usize = 65_536;
+
+/// An error line that complains.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The event.
+    pub event: Event,
+    /// The line.
+    pub line: ErrorLine,
+    /// What it says.
+    pub complaint: Complaint,
+}
+
+/// The lines of one request, with its end where it was seen.
+#[derive(Clone, Debug)]
+pub struct LineGroup {
+    /// The worker as the log names it.
+    pub pid: u32,
+    /// `*N`.
+    pub number: Option<u64>,
+    /// The lines in order.
+    pub lines: Vec<Line>,
+    /// What kind of case it is.
+    pub kind: CaseKind,
+    /// Who made the status.
+    pub origin: Origin,
+    /// The status the client saw.
+    pub status: Option<u16>,
+    /// The client, where exactly one answer on the wire fits.
+    pub client: Option<std::net::SocketAddr>,
+    /// When it was decided.
+    pub at: At,
+    /// The event that shows the decision.
+    pub decided_by: Event,
+}
+
+/// What waits to be put together.
+#[derive(Debug, Default)]
+pub struct Lines {
+    errors: VecDeque<Line>,
+    access: VecDeque<(Event, AccessLine)>,
+    answers: VecDeque<(Event, u16, std::net::SocketAddr)>,
+    hurried: bool,
+}
+
+impl Lines {
+    /// An error line.
+    pub fn error_line(&mut self, event: &Event, line: &ErrorLine) {
+        let Some(message) = Message::classify(&line.message) else { return };
+        if message == Message::TemporarilyDisabled || line.level == "warn" || line.number.is_none() {
+            return;
+        }
+        let phase = line.action.as_deref().map_or(Phase::Other, Phase::classify);
+        let complaint = Complaint { message, phase, errno: line.errno, text: line.message.clone() };
+        bounded(&mut self.errors, Line { event: event.clone(), line: line.clone(), complaint });
+    }
+
+    /// An access line.
+    pub fn access_line(&mut self, event: &Event, line: &AccessLine) {
+        bounded(&mut self.access, (event.clone(), line.clone()));
+    }
+
+    /// A response on its way to a client.
+    pub fn status_packet(&mut self, event: &Event, code: u16, client: std::net::SocketAddr) {
+        bounded(&mut self.answers, (event.clone(), code, client));
+    }
+
+    /// No more will come: groups need not wait.
+    pub fn hurry(&mut self) {
+        self.hurried = true;
+    }
+
+    /// Forgets what found no partner.
+    pub fn forget(&mut self, now: Moment) {
+        let old = |event: &Event| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS;
+        while self.access.front().is_some_and(|(event, _)| old(event)) {
+            self.access.pop_front();
+        }
+        while self.answers.front().is_some_and(|(event, ..)| old(event)) {
+            self.answers.pop_front();
+        }
+    }
+
+    /// The next request all of whose lines have had time to arrive.
+    pub fn poll(&mut self, now: Moment, delay_ns: u64, statuses: &[u16]) -> Option<LineGroup> {
+        let first = self.errors.front()?;
+        if !self.hurried && now.since_ns(first.event.at.latest) < delay_ns {
+            return None;
+        }
+        let first = self.errors.pop_front()?;
+        let (pid, number) = (first.line.pid, first.line.number);
+        let mut last = first.clone();
+        let mut lines = vec![first];
+        let mut rest = VecDeque::new();
+        let mut over = false;
+        while let Some(line) = self.errors.pop_front() {
+            if !over && line.line.pid == pid && line.line.number == number {
+                over = self.ended_between(&lines, &line);
+                if !over {
+                    last = line.clone();
+                    lines.push(line);
+                    continue;
+                }
+            }
+            rest.push_back(line);
+        }
+        self.errors = rest;
+        Some(self.group(lines, &last, statuses))
+    }
+
+    /// Whether the request of `lines` was over before `next` was written.
+    fn ended_between(&self, lines: &[Line], next: &Line) -> bool {
+        let Some(last) = lines.last() else { return false };
+        let ended = self.access.iter().any(|(event, line)| {
+            belongs(line, &last.line) && !event.at.before(&last.event.at) && event.at.before(&next.event.at)
+        });
+        let repeated = next.line.upstream.is_some()
+            && lines.iter().any(|line| peer_of(&line.line).is_some() && peer_of(&line.line) == peer_of(&next.line));
+        ended || repeated || last.line.request != next.line.request
+    }
+
+    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16]) -> LineGroup {
+        let access = self
+            .access
+            .iter()
+            .position(|(event, line)| belongs(line, &last.line) && event.at.latest >= last.event.at.earliest);
+        let access = access.and_then(|index| self.access.remove(index));
+        let status = access.as_ref().and_then(|(_, line)| line.status);
+        let logged = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
+        let window = At::between(last.event.at.earliest, last.event.at.latest.plus_ns(ANSWER_WINDOW_NS));
+        let fits = |(event, code, client): &&(Event, u16, std::net::SocketAddr)| {
+            event.at.overlaps(&window)
+                && status.is_none_or(|status| status == *code)
+                && last.line.client.as_deref().is_none_or(|text| text == client.ip().to_string())
+        };
+        let mut fitting = self.answers.iter().filter(fits);
+        let answer = match (fitting.next(), fitting.next()) {
+            (Some(answer), None) => Some(answer.clone()),
+            _ => None,
+        };
+        if let Some((taken, ..)) = &answer {
+            self.answers.retain(|(event, ..)| event.id != taken.id);
+        }
+        let status = status.or(answer.as_ref().map(|(_, code, _)| *code));
+        let kind = match status {
+            Some(status) if !statuses.contains(&status) => CaseKind::NearMiss,
+            _ => CaseKind::Incident,
+        };
+        let (at, decided_by) = match &answer {
+            Some((event, ..)) => (event.at, event.clone()),
+            None => (last.event.at, last.event.clone()),
+        };
+        LineGroup {
+            pid: last.line.pid,
+            number: last.line.number,
+            kind,
+            origin: Origin::Nginx,
+            status,
+            client: answer.map(|(.., client)| client).or(logged),
+            at,
+            decided_by,
+            lines,
+        }
+    }
+}
+
+fn bounded<T>(queue: &mut VecDeque<T>, value: T) {
+    if queue.len() >= WAITING {
+        queue.pop_front();
+    }
+    queue.push_back(value);
+}
+
+fn belongs(access: &AccessLine, error: &ErrorLine) -> bool {
+    let equal = |a: &Option<String>, b: &Option<String>| match (a, b) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    let same_client = match (&access.client, &error.client) {
+        (Some(access), Some(error)) => client_ip(access) == client_ip(error),
+        _ => true,
+    };
+    let number = match (access.number, error.number) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    number && same_client && equal(&access.request, &error.request)
+}
+
+/// A client without its port, which only some formats have.
+fn client_ip(text: &str) -> String {
+    text.parse::<std::net::SocketAddr>().map_or_else(|_| text.to_owned(), |client| client.ip().to_string())
+}
+
+/// The peer's name in an error line's `upstream:`.
+#[must_use]
+pub fn peer_of(line: &ErrorLine) -> Option<String> {
+    let text = line.upstream.as_deref()?;
+    let after = text.split_once("://").map_or(text, |(_, rest)| rest);
+    if let Some(path) = after.strip_prefix("unix:") {
+        // The URI follows after another colon, except in messages made when no address is at hand any more.
+        return Some(format!("unix:{}", path.split(':').next().unwrap_or(path)));
+    }
+    Some(after.split('/').next().unwrap_or(after).to_owned())
+}
+
+/// Takes `GET /cart HTTP/1.1` apart.
+pub fn split_request_line(line: &str, request: &mut Request) {
+    let Some((method, rest)) = line.split_once(' ') else {
+        request.method = Some(line.to_owned());
+        return;
+    };
+    request.method = Some(method.to_owned());
+    match rest.rsplit_once(' ') {
+        Some((uri, protocol)) if protocol.starts_with("HTTP/") => {
+            request.uri = Some(uri.to_owned());
+            request.protocol = Some(protocol.to_owned());
+        }
+        _ => request.uri = Some(rest.to_owned()),
+    }
+}
+
+/// What the lines say of the client's request.
+#[must_use]
+pub fn request(group: &LineGroup) -> Request {
+    let mut request = Request { client: group.client, connection: group.number, ..Request::default() };
+    if let Some(line) = group.lines.first() {
+        request.host.clone_from(&line.line.host);
+        request.client_address.clone_from(&line.line.client);
+        if let Some(text) = &line.line.request {
+            split_request_line(text, &mut request);
+        }
+    }
+    request
+}
+
+/// The attempts that the lines speak of.
+#[must_use]
+pub fn attempts(group: &LineGroup, flows: &Flows, calls: &[Event]) -> Vec<Attempt> {
+    group
+        .lines
+        .iter()
+        .filter(|line| exact::ends_attempt(line.complaint.message))
+        .map(|line| attempt(group, line, flows, calls))
+        .collect()
+}
+
+fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> Attempt {
+    let peer_name = peer_of(&line.line);
+    let upstream = peer_name.as_deref().and_then(Address::parse);
+    let flow = match upstream.as_ref().and_then(Address::ip) {
+        Some(address) => candidates(address, group.pid, line, flows),
+        None => Joined::None,
+    };
+    let socket = flow.one().and_then(|flow| last_socket(flow, line.event.at.latest)).cloned();
+    let counters = socket.as_ref().and_then(|socket| socket.tcp);
+    let reused = counters.and_then(|tcp| match (tcp.bytes_received, tcp.since_sent_us, tcp.since_received_us) {
+        (0, ..) => Some(false),
+        (_, Some(sent), Some(received)) if received > sent => Some(true),
+        _ => None,
+    });
+    let started = flow
+        .one()
+        .filter(|flow| flow.seen_from_start && reused == Some(false))
+        .and_then(|flow| flow.events.first().map(|event| event.at.earliest));
+    Attempt {
+        outcome: exact::outcome(Some(&line.complaint), None),
+        errno: line.complaint.errno,
+        status: None,
+        reused,
+        requests_before: if reused == Some(false) { Some(0) } else { None },
+        idle_us: match (reused, counters) {
+            (Some(true), Some(tcp)) => {
+                tcp.since_received_us.zip(tcp.since_sent_us).map(|(received, sent)| received.saturating_sub(sent))
+            }
+            _ => None,
+        },
+        started,
+        duration_us: started.map(|started| line.event.at.latest.since_ns(started) / 1_000),
+        bytes_sent: None,
+        bytes_received: None,
+        syscalls: syscalls(group.pid, line, calls),
+        complaint: Some((line.event.clone(), line.complaint.clone())),
+        link: Link::Inferred,
+        socket_at_failure: socket,
+        flow,
+        peer_name,
+        upstream,
+    }
+}
+
+fn syscalls(pid: u32, line: &Line, calls: &[Event]) -> Vec<Event> {
+    use crate::model::{event::Body, socket::Syscall};
+    let fits = |event: &&Event| match &event.body {
+        Body::Syscall(call) if call.pid == Pid(pid) => {
+            let errno = match &call.call {
+                Syscall::Connect { result: Err(errno), .. } => Some(*errno),
+                Syscall::Socket { error, .. } => Some(*error),
+                _ => None,
+            };
+            errno.is_some() && errno == line.complaint.errno && event.at.overlaps(&widened(line.event.at))
+        }
+        _ => false,
+    };
+    let mut fitting = calls.iter().filter(fits);
+    // One call for one line; with several in the same interval each is as good as the other, and they say the same.
+    fitting.next().cloned().into_iter().collect()
+}
+
+/// The failure itself lies a little before its line.
+fn widened(at: At) -> At {
+    At::between(at.earliest.minus_ns(5_000_000), at.latest.plus_ns(5_000_000))
+}
+
+/// Connections that can be the one the line speaks of: same upstream, same worker where it is known, an end that fits the message, in its time.
+fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flows) -> Joined<Flow> {
+    let window = widened(line.event.at);
+    let fitting: Vec<&Flow> = flows.towards(upstream).filter(|flow| ended_as(flow, &line.complaint, window)).collect();
+    let of_worker: Vec<&Flow> = fitting.iter().copied().filter(|flow| flow.worker == Some(Pid(pid))).collect();
+    let chosen = if of_worker.is_empty() { fitting } else { of_worker };
+    match chosen.as_slice() {
+        [] => Joined::None,
+        [only] => Joined::One(exact::as_of(only, line.event.at.latest)),
+        several => Joined::Several(several.iter().map(|flow| exact::as_of(flow, line.event.at.latest)).collect()),
+    }
+}
+
+fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
+    let in_window = |event: &Event| event.at.overlaps(&window);
+    let closed = [TcpState::Closed, TcpState::FinWait1, TcpState::LastAck]
+        .iter()
+        .any(|state| flow.entered(Side::Nginx, *state).any(|(event, _)| in_window(event)));
+    let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some() || !flow.seen_from_start;
+    let error = flow.sockets(Side::Nginx).find_map(|(_, socket)| socket.socket.error);
+    let reset = flow.resets_received().next().is_some();
+    let fin = flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some();
+    closed
+        && match complaint.message {
+            Message::ConnectFailed | Message::ConnectFailedAtOnce => error.is_some() && error == complaint.errno,
+            Message::TimedOut if complaint.phase == Phase::Connecting => !established,
+            Message::TimedOut => established && !reset,
+            Message::PrematurelyClosed => fin || reset,
+            Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
+                Some(Errno::ECONNRESET | Errno::EPIPE) => reset || fin,
+                _ => established,
+            },
+            _ => established,
+        }
+}
+
+/// The newest snapshot of nginx's socket at that time.
+fn last_socket(flow: &Flow, at: Moment) -> Option<&Socket> {
+    let limit = at.plus_ns(5_000_000);
+    flow.sockets(Side::Nginx)
+        .filter(|(event, _)| event.at.earliest <= limit)
+        .map(|(_, socket)| &socket.socket)
+        .filter(|socket| socket.tcp.is_some())
+        .last()
+}

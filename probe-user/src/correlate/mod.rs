@@ -1,0 +1,459 @@
+//! From one ordered stream of events to cases. Pure: time is an argument, and nothing is read but what it is given.
+//!
+//! `handle(event)`, `advance(to)`, then `poll_question()` and `poll_case()` until empty.
+
+pub mod attempts;
+mod build;
+pub mod flows;
+mod host;
+pub mod limits;
+pub mod lines;
+pub mod notable;
+pub mod requests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use flows::Flows;
+use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
+use lines::Lines;
+use notable::Notable;
+use requests::{OpenRequest, Requests};
+
+pub use host::Question;
+
+use crate::model::{
+    attempt::Outcome,
+    case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
+    complaint::{Message, Phase},
+    coverage::{Coverage, Sensor, Sight},
+    event::{Body, Event},
+    net::{Address, Errno},
+    nginx::{NginxAttempt, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
+    packet::{Content, PacketBody},
+    process::{Pid, ProcessEvent},
+    socket::Syscall,
+    time::{At, Moment, WallClock},
+};
+
+/// What the correlator is told before it begins.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds.
+    pub limits: Limits,
+    /// For the cases' names.
+    pub clock: WallClock,
+    /// Statuses that make an incident.
+    pub statuses: Vec<u16>,
+}
+
+/// A decided failure that waits for its late evidence.
+#[derive(Debug)]
+struct Decided {
+    kind: CaseKind,
+    origin: Origin,
+    status: Option<u16>,
+    at: At,
+    by: Event,
+    close_at: Moment,
+    /// Nothing is decided before this was heard: nginx's list of attempts follows the status.
+    request: OpenRequest,
+    /// What nginx said of the request itself, latest first.
+    statuses: Vec<NginxStatus>,
+    /// Known from the logs only.
+    from_lines: Option<lines::LineGroup>,
+}
+
+/// nginx's list of attempts follows the status it belongs to, record by record.
+#[derive(Clone, Copy, Debug)]
+struct Telling {
+    /// The request as the records name it.
+    told: RequestKey,
+    /// The main request they count for.
+    main: RequestKey,
+    /// It has just been decided; else it is still open. (The same pointer may name a request decided a moment ago.)
+    decided: bool,
+}
+
+/// The state.
+#[derive(Debug)]
+pub struct Correlator {
+    settings: Settings,
+    now: Moment,
+    flows: Flows,
+    requests: Requests,
+    lines: Lines,
+    notable: Notable,
+    host: host::Host,
+    sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
+    losses: VecDeque<(At, Option<Sensor>, u64, String)>,
+    decided: VecDeque<Decided>,
+    failures: VecDeque<EarlierFailure>,
+    /// Whose attempts are being told.
+    telling: Option<Telling>,
+    last_case: u64,
+    next_sweep: Moment,
+}
+
+impl Correlator {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let limits = settings.limits;
+        Self {
+            settings,
+            now: Moment(0),
+            flows: Flows::new(limits),
+            requests: Requests::new(limits),
+            lines: Lines::default(),
+            notable: Notable::new(limits),
+            host: host::Host::default(),
+            sensors: BTreeMap::new(),
+            losses: VecDeque::new(),
+            decided: VecDeque::new(),
+            failures: VecDeque::new(),
+            telling: None,
+            last_case: 0,
+            next_sweep: Moment(0),
+        }
+    }
+
+    /// This address is an upstream.
+    pub fn add_upstream(&mut self, address: std::net::SocketAddr) {
+        self.flows.add_upstream(address);
+    }
+
+    /// Takes the next event.
+    pub fn handle(&mut self, event: &Event) {
+        self.now = self.now.max(event.at.latest);
+        self.flows.handle(event);
+        self.notable.handle(event);
+        match &event.body {
+            Body::Nginx(nginx) => self.nginx(event, nginx),
+            Body::Coverage(coverage) => self.coverage(event.at, coverage),
+            Body::Host(fact) => {
+                self.host.learn(event, fact);
+                for address in self.host.new_upstreams() {
+                    self.flows.add_upstream(address);
+                }
+                if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = fact {
+                    self.flows.already_open(*worker, *local, *upstream, None, event.at.latest);
+                }
+            }
+            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child),
+            Body::Syscall(call) => {
+                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
+                    self.host.ask(Question::OpenFiles(call.pid), self.now);
+                }
+            }
+            Body::ErrorLine(line) => self.lines.error_line(event, line),
+            Body::AccessLine(line) => self.lines.access_line(event, line),
+            Body::Packet(packet) => {
+                if let PacketBody::Tcp(tcp) = &packet.body {
+                    if let Content::HttpStatus { code, .. } = tcp.content {
+                        let from = tcp.header.source;
+                        if self.settings.statuses.contains(&code) && !self.flows.is_upstream(from) {
+                            self.lines.status_packet(event, code, tcp.header.destination);
+                        }
+                    }
+                }
+            }
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+        }
+    }
+
+    /// Tells the time. Cases whose wait is over can be polled.
+    pub fn advance(&mut self, to: Moment) {
+        self.now = self.now.max(to);
+        if self.sight(Sensor::NginxFunctions) != Sight::On {
+            self.decide_lines();
+        }
+        if self.now >= self.next_sweep {
+            self.next_sweep = self.now.plus_ns(1_000_000_000);
+            self.flows.forget(self.now);
+            self.requests.forget(self.now);
+            self.notable.forget(self.now);
+            self.lines.forget(self.now);
+            let now = self.now;
+            while self.failures.front().is_some_and(|f| now.since_ns(f.at) > FAILURE_LINGER_NS) {
+                self.failures.pop_front();
+            }
+            while self.losses.front().is_some_and(|(at, ..)| now.since_ns(at.latest) > FAILURE_LINGER_NS) {
+                self.losses.pop_front();
+            }
+        }
+    }
+
+    /// The end of the stream: everything decided becomes ready now.
+    pub fn finish(&mut self) {
+        if self.sight(Sensor::NginxFunctions) != Sight::On {
+            self.lines.hurry();
+            self.decide_lines();
+        }
+        for decided in &mut self.decided {
+            decided.close_at = self.now;
+        }
+    }
+
+    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
+    /// that may be blamed on it is put together.
+    pub fn poll_case(&mut self) -> Option<Case> {
+        loop {
+            let due = self.decided.front().is_some_and(|decided| decided.close_at <= self.now);
+            let decided = if due { self.decided.pop_front()? } else { return None };
+            if let Some(case) = self.close(decided) {
+                return Some(case);
+            }
+        }
+    }
+
+    /// The next thing somebody should look up on the host; its answer comes back as an event.
+    pub fn poll_question(&mut self) -> Option<Question> {
+        self.host.poll()
+    }
+
+    /// When [`Correlator::advance`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Moment> {
+        self.decided.front().map(|decided| decided.close_at)
+    }
+
+    /// The cause found for an attempt of a case: blackouts are blamed on it.
+    pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
+        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
+            failure.cause = Some(cause);
+        }
+    }
+
+    /// Connections remembered.
+    #[must_use]
+    pub fn flows_known(&self) -> usize {
+        self.flows.len()
+    }
+
+    fn sight(&self, sensor: Sensor) -> Sight {
+        self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
+    }
+
+    fn coverage(&mut self, at: At, coverage: &Coverage) {
+        match coverage {
+            Coverage::Sensor { sensor, sight, why } => {
+                self.sensors.insert(*sensor, (*sight, why.clone()));
+            }
+            Coverage::Lost { sensor, count, why } => {
+                self.losses.push_back((at, *sensor, *count, why.clone()));
+            }
+        }
+    }
+
+    fn nginx(&mut self, event: &Event, nginx: &NginxEvent) {
+        match nginx {
+            NginxEvent::Log(log) => self.log(event, log),
+            NginxEvent::Status(status) => self.status(event, status),
+            NginxEvent::Attempt(attempt) => self.attempt(attempt),
+            NginxEvent::Connection { request, fd, .. } => {
+                if let Some(open) = request.and_then(|key| self.requests.get_mut(key)) {
+                    open.connections.push((event.at.latest, *fd));
+                }
+            }
+        }
+    }
+
+    fn log(&mut self, event: &Event, log: &NginxLog) {
+        let Some(complaint) = requests::complaint(log) else { return };
+        self.ask_about(log, complaint.message, complaint.phase);
+        let Some(key) = log.parent.or(log.request) else { return };
+        if let Some(peer) = &log.peer {
+            if attempts::ends_attempt(complaint.message) {
+                if let Some(Address::Ip(address)) = Address::parse(peer) {
+                    self.flows.add_upstream(address);
+                }
+            }
+        }
+        let truncated = complaint.phase == Phase::ReadingBody;
+        let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
+        open.subrequest |= log.parent.is_some();
+        open.complaints.push((event.clone(), log.clone(), complaint));
+        if truncated {
+            // The header was passed on: no status will follow that could decide it.
+            let request = self.requests.take(key, (log.number, log.client_requests));
+            if let Some(request) = request {
+                self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, None, None);
+            }
+        }
+    }
+
+    fn ask_about(&mut self, log: &NginxLog, message: Message, phase: Phase) {
+        let upstream = log.peer.as_deref().and_then(Address::parse).and_then(|address| address.ip());
+        match message {
+            Message::SocketFailed | Message::AcceptFailed | Message::WorkerConnections => {
+                self.host.ask(Question::OpenFiles(log.worker), self.now);
+            }
+            _ => {}
+        }
+        if let Some(upstream) = upstream {
+            self.host.ask(self.host.listeners(upstream, Some(log.worker)), self.now);
+        }
+        if message == Message::TimedOut && phase != Phase::Connecting {
+            let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
+            let holder = socket
+                .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
+                .and_then(|id| self.flows.get(id))
+                .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
+            if let Some(pid) = holder {
+                self.host.ask(Question::ProcessState(pid), self.now);
+            }
+        }
+    }
+
+    fn status(&mut self, event: &Event, status: &NginxStatus) {
+        let identity = (status.number, status.client_requests);
+        let main = status.parent.unwrap_or(status.request);
+        self.telling = Some(Telling { told: status.request, main, decided: false });
+        match status.point {
+            StatusPoint::SpecialResponse => {
+                let open = self.requests.entry(main, identity, event.at.latest);
+                open.subrequest |= status.parent.is_some();
+                if status.parent.is_none() {
+                    open.special = Some((event.clone(), status.clone()));
+                    open.redirected = false;
+                }
+                if status.parent.is_none() && self.sight(Sensor::NginxStatuses) != Sight::On {
+                    self.final_status(event, status, main, identity);
+                }
+            }
+            StatusPoint::Redirect => {
+                let open = self.requests.entry(main, identity, event.at.latest);
+                open.redirected = true;
+            }
+            StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
+            StatusPoint::SendHeader => {}
+        }
+    }
+
+    fn final_status(
+        &mut self,
+        event: &Event,
+        status: &NginxStatus,
+        main: RequestKey,
+        identity: (Option<u64>, Option<u64>),
+    ) {
+        let mut request = match self.requests.take(main, identity) {
+            Some(request) => request,
+            None => {
+                // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
+                self.requests.entry(main, identity, event.at.latest);
+                match self.requests.take(main, identity) {
+                    Some(request) => request,
+                    None => return,
+                }
+            }
+        };
+        if status.attempts.is_some() {
+            request.attempts.clear();
+            request.attempts_known = true;
+        }
+        if let Some(telling) = &mut self.telling {
+            telling.decided = true;
+        }
+        // The attempts follow in the next records; whether this is a case at all is decided when it closes.
+        self.decide(
+            event.clone(),
+            request,
+            CaseKind::Incident,
+            Origin::Unknown,
+            Some(status.status),
+            Some(status.clone()),
+        );
+    }
+
+    fn attempt(&mut self, attempt: &NginxAttempt) {
+        let Some(Telling { told, main, decided }) = self.telling else { return };
+        if told != attempt.request {
+            return;
+        }
+        let target = if decided {
+            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
+        } else {
+            self.requests.get_mut(main)
+        };
+        let Some(target) = target else { return };
+        if attempt.index == 0 {
+            target.attempts.clear();
+            target.attempts_known = true;
+        }
+        if !target.attempts.iter().any(|known| known.index == attempt.index) {
+            target.attempts.push(attempt.clone());
+        }
+    }
+
+    fn decide(
+        &mut self,
+        by: Event,
+        request: OpenRequest,
+        kind: CaseKind,
+        origin: Origin,
+        status: Option<u16>,
+        said: Option<NginxStatus>,
+    ) {
+        // The moment nginx decided is that of its special response; the header follows in the same call.
+        let (at, by) = match (&request.special, request.redirected) {
+            (Some((event, _)), false) => (event.at, event.clone()),
+            _ => (by.at, by),
+        };
+        let mut statuses: Vec<NginxStatus> = said.into_iter().collect();
+        statuses.extend(request.special.iter().map(|(_, status)| status.clone()));
+        let close_at = self.now.max(at.latest).plus_ns(CLOSE_DELAY_NS);
+        self.decided.push_back(Decided { kind, origin, status, at, by, close_at, request, statuses, from_lines: None });
+    }
+
+    fn decide_lines(&mut self) {
+        while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
+            let at = group.at;
+            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
+            let mut lone = Requests::new(Limits::default());
+            lone.entry(key, (group.number, None), at.latest);
+            let Some(request) = lone.take(key, (group.number, None)) else { continue };
+            let decided = Decided {
+                kind: group.kind,
+                origin: group.origin,
+                status: group.status,
+                at,
+                by: group.decided_by.clone(),
+                close_at: self.now,
+                request,
+                statuses: Vec::new(),
+                from_lines: Some(group),
+            };
+            self.decided.push_back(decided);
+        }
+    }
+
+    fn close(&mut self, mut decided: Decided) -> Option<Case> {
+        if decided.from_lines.is_none() && decided.status.is_some() {
+            let status = decided.status.unwrap_or(0);
+            (decided.kind, decided.origin) = requests::decide(&decided.request, status, &self.settings.statuses)?;
+        }
+        self.last_case += 1;
+        let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
+        let case = build::case(self, id, decided);
+        let failed = |outcome| outcome != Outcome::Ok;
+        for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
+            let Some(peer) = &attempt.peer_name else { continue };
+            if self.failures.len() >= self.settings.limits.failures {
+                self.failures.pop_front();
+            }
+            let at = attempt.complaint.as_ref().map_or(case.decided.latest, |(event, _)| event.at.latest);
+            self.failures.push_back(EarlierFailure {
+                case: case.id.clone(),
+                at,
+                peer: peer.clone(),
+                cause: None,
+                worker: case.worker,
+            });
+        }
+        Some(case)
+    }
+}
+
+#[cfg(test)]
+mod tests;

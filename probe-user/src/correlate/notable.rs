@@ -1,0 +1,80 @@
+//! Events that may explain a failure later: exits, signals, OOM kills, failed system calls.
+
+use std::collections::VecDeque;
+
+use super::limits::{Limits, NOTABLE_LINGER_NS};
+use crate::model::{
+    event::{Body, Event},
+    process::{Pid, ProcessEvent, Role},
+    socket::Syscall,
+    time::Moment,
+};
+
+/// Remembers them for a while.
+#[derive(Debug, Default)]
+pub struct Notable {
+    events: VecDeque<Event>,
+    limits: Limits,
+}
+
+impl Notable {
+    /// With these bounds.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { events: VecDeque::new(), limits }
+    }
+
+    /// Keeps the event if it is of that kind.
+    pub fn handle(&mut self, event: &Event) {
+        let keep = match &event.body {
+            Body::Process(process) => !matches!(process, ProcessEvent::Forked { .. }),
+            Body::Syscall(call) => match &call.call {
+                Syscall::Connect { result, socket, .. } => {
+                    // A connect() in progress over TCP is part of its flow; the rest has no other place.
+                    result.is_err() && socket.as_ref().is_none_or(|s| s.remote.is_none())
+                }
+                Syscall::Accept { result, .. } => result.is_err(),
+                Syscall::Socket { .. } => true,
+                Syscall::Close { .. } => false,
+            },
+            _ => false,
+        };
+        if keep {
+            if self.events.len() >= self.limits.notable {
+                self.events.pop_front();
+            }
+            self.events.push_back(event.clone());
+        }
+    }
+
+    /// Forgets what is too old.
+    pub fn forget(&mut self, now: Moment) {
+        while self.events.front().is_some_and(|event| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS) {
+            self.events.pop_front();
+        }
+    }
+
+    /// What may concern a request served by `worker` over connections held by `holders`, between the two moments.
+    #[must_use]
+    pub fn concerning(&self, worker: Option<Pid>, holders: &[Pid], from: Moment, to: Moment) -> Vec<Event> {
+        let in_time = |event: &&Event| event.at.latest >= from && event.at.earliest <= to;
+        let concerns = |event: &&Event| match &event.body {
+            Body::Process(process) => match process {
+                ProcessEvent::Exited { pid, role, .. } | ProcessEvent::Executed { pid, role, .. } => {
+                    *role == Role::Upstream || Some(*pid) == worker || holders.contains(pid)
+                }
+                ProcessEvent::Signalled { target, role, .. } => {
+                    *role == Role::Upstream || Some(*target) == worker || holders.contains(target)
+                }
+                ProcessEvent::OomVictim { .. } => true,
+                ProcessEvent::Forked { .. } => false,
+            },
+            Body::Syscall(call) => match &call.call {
+                Syscall::Accept { .. } => true,
+                _ => Some(call.pid) == worker,
+            },
+            _ => false,
+        };
+        self.events.iter().filter(in_time).filter(concerns).cloned().collect()
+    }
+}

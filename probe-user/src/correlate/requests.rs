@@ -1,0 +1,160 @@
+//! Requests with a failed attempt, from the first complaint to the status the client saw.
+
+use std::collections::BTreeMap;
+
+use super::limits::{Limits, REQUEST_PATIENCE_NS};
+use crate::model::{
+    case::{CaseKind, Origin},
+    complaint::{Complaint, Message, Phase},
+    event::Event,
+    nginx::{NginxAttempt, NginxLog, NginxStatus, RequestKey},
+    time::Moment,
+};
+
+/// A request about which something bad was heard.
+#[derive(Clone, Debug)]
+pub struct OpenRequest {
+    /// Its key (the main request's).
+    pub key: RequestKey,
+    /// When it was first heard of.
+    pub since: Moment,
+    /// `*N` and the number of the request on that connection: tells a reused pointer.
+    pub identity: (Option<u64>, Option<u64>),
+    /// What nginx complained of, in order.
+    pub complaints: Vec<(Event, NginxLog, Complaint)>,
+    /// nginx made an error response itself.
+    pub special: Option<(Event, NginxStatus)>,
+    /// nginx sent the request elsewhere afterwards.
+    pub redirected: bool,
+    /// nginx's own list of attempts, the last one heard.
+    pub attempts: Vec<NginxAttempt>,
+    /// nginx's list could be read.
+    pub attempts_known: bool,
+    /// A complaint was about a subrequest.
+    pub subrequest: bool,
+    /// Descriptors that became upstream connections for it.
+    pub connections: Vec<(Moment, i32)>,
+}
+
+impl OpenRequest {
+    fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
+        Self {
+            key,
+            since,
+            identity,
+            complaints: Vec::new(),
+            special: None,
+            redirected: false,
+            attempts: Vec::new(),
+            attempts_known: false,
+            subrequest: false,
+            connections: Vec::new(),
+        }
+    }
+}
+
+/// Requests that are not decided yet.
+#[derive(Debug, Default)]
+pub struct Requests {
+    open: BTreeMap<RequestKey, OpenRequest>,
+    forgotten: u64,
+    limits: Limits,
+}
+
+impl Requests {
+    /// With these bounds.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// The request with this key and identity, made if it is not known. A known one with another identity is over: nginx reuses the memory.
+    pub fn entry(&mut self, key: RequestKey, identity: (Option<u64>, Option<u64>), now: Moment) -> &mut OpenRequest {
+        if self.open.len() >= self.limits.requests && !self.open.contains_key(&key) {
+            self.forget_oldest();
+        }
+        let request = self.open.entry(key).or_insert_with(|| OpenRequest::new(key, now, identity));
+        if differs(request.identity, identity) {
+            *request = OpenRequest::new(key, now, identity);
+        }
+        request
+    }
+
+    /// The open request with this key.
+    pub fn get_mut(&mut self, key: RequestKey) -> Option<&mut OpenRequest> {
+        self.open.get_mut(&key)
+    }
+
+    /// Takes it out, for its decision.
+    pub fn take(&mut self, key: RequestKey, identity: (Option<u64>, Option<u64>)) -> Option<OpenRequest> {
+        self.open.remove(&key).filter(|request| !differs(request.identity, identity))
+    }
+
+    /// Requests forgotten for lack of room.
+    #[must_use]
+    pub const fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Forgets requests whose end nobody saw (the client went away: no answer is sent then).
+    pub fn forget(&mut self, now: Moment) {
+        self.open.retain(|_, request| now.since_ns(request.since) < REQUEST_PATIENCE_NS);
+    }
+
+    fn forget_oldest(&mut self) {
+        let oldest = self.open.values().min_by_key(|request| request.since).map(|request| request.key);
+        if let Some(key) = oldest {
+            self.open.remove(&key);
+            self.forgotten += 1;
+        }
+    }
+}
+
+/// Two identities that cannot be the same request's.
+fn differs(one: (Option<u64>, Option<u64>), other: (Option<u64>, Option<u64>)) -> bool {
+    let unequal = |a: Option<u64>, b: Option<u64>| matches!((a, b), (Some(a), Some(b)) if a != b);
+    unequal(one.0, other.0) || unequal(one.1, other.1)
+}
+
+/// What a message of nginx complains of, if it is a failure of an attempt or a shortage, and not a warning that accompanies one.
+#[must_use]
+pub fn complaint(log: &NginxLog) -> Option<Complaint> {
+    let message = Message::classify(&log.format)?;
+    let warning = log.level >= 5;
+    if message == Message::TemporarilyDisabled || (warning && message != Message::TimedOut) {
+        return None;
+    }
+    let phase = log.action.as_deref().map_or(Phase::Other, Phase::classify);
+    Some(Complaint { message, phase, errno: log.errno, text: log.format.clone() })
+}
+
+/// What the status sent to the client means.
+#[must_use]
+pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
+    let complained = !request.complaints.is_empty();
+    let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
+    let made_by_nginx = request.special.is_some() && !(last_accepted && !request.redirected);
+    let origin = if made_by_nginx {
+        Origin::Nginx
+    } else if last_accepted {
+        Origin::Upstream
+    } else if complained {
+        Origin::Nginx
+    } else {
+        Origin::Unknown
+    };
+    let near_miss = complained.then_some((CaseKind::NearMiss, origin));
+    if !watched.contains(&status) {
+        return near_miss;
+    }
+    match origin {
+        // The application's own 500, 503 and 504 are answers; its 502 is asked about.
+        Origin::Upstream if status == 502 => Some((CaseKind::Incident, origin)),
+        Origin::Upstream => near_miss,
+        Origin::Nginx | Origin::Unknown => {
+            let failed_attempt = request.attempts.iter().any(|attempt| attempt.header_ms.is_none());
+            let incident = complained || failed_attempt || status == 502;
+            incident.then_some((CaseKind::Incident, origin))
+        }
+    }
+}

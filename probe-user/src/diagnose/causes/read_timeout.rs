@@ -1,0 +1,256 @@
+//! `read-timeout`: the upstream took the request and stayed silent.
+
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Locality, Reading, duration, evidence, need},
+    },
+    server_advice,
+};
+use crate::model::{
+    attempt::Outcome,
+    complaint::{Message, Phase},
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    verdict::Need,
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "read-timeout",
+    title: "the upstream took the request and stayed silent",
+    family: Family::Connection,
+    statuses: &[504],
+    depth: Depth::Symptom,
+    page: Page {
+        happened: "The connection was up, the upstream's kernel acknowledged the whole request, and then nothing came back until \
+                   nginx's timer for the time between two reads (proxy_read_timeout, 60 s by default) ran out. The application is \
+                   slow, stuck, or waiting for something else.",
+        proof: "nginx's own timer while reading the response header; every byte of the request acknowledged; not a byte back since; \
+                and an application that has the connection (accepted here, or answering before on it).",
+        refuted: "Bytes of the request that were never acknowledged (path-stall, send-timeout). A connection that nobody accepted: \
+                  it sat in the accept queue (fd-exhausted-upstream, accept-queue-overflow).",
+        remedies: &[
+            (
+                "nginx",
+                "proxy_read_timeout (fastcgi_read_timeout, uwsgi_read_timeout, grpc_read_timeout, ...; default 60s) longer for \
+                       this location if the work may take that long; proxy_next_upstream timeout repeats the request elsewhere - and \
+                       the work with it.",
+            ),
+            (
+                "any server",
+                "What was it doing? A stack of the process (py-spy, jstack, rbspy, gdb -p) while a request hangs tells \
+                            most: a database lock, a call to another service without a timeout, a full pool.",
+            ),
+            (
+                "gunicorn",
+                "--timeout (30 s) aborts a sync worker before nginx's 60 s: then it is a 502. --workers and --threads bound \
+                          how many requests run; the others wait.",
+            ),
+            ("uvicorn", "A blocking call in an async handler stops every request of the process; --workers."),
+            (
+                "Node.js",
+                "A busy event loop answers nobody: perf_hooks.monitorEventLoopDelay(); server.requestTimeout (300000 ms) does \
+                         not bound the handler.",
+            ),
+            ("Puma", "threads 5, 5 and workers; rack-timeout interrupts."),
+            (
+                "php-fpm",
+                "pm.max_children reached: requests wait in the listen queue (pm.status_path shows it); request_slowlog_timeout \
+                         writes stacks; max_execution_time does not count waiting.",
+            ),
+            ("uWSGI", "--harakiri 30 ends such requests; --processes and --threads; --listen (100) is the queue."),
+            ("Go", "http.TimeoutHandler answers 503 in time; pass r.Context() on to everything that can wait."),
+            (
+                "Java",
+                "Tomcat: maxThreads (200) reached leaves connections unserved; a pool of database connections used up waits \
+                      (HikariCP connectionTimeout: 30 s).",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let by_timer = reading.complains_of(&[Message::TimedOut]) && reading.phase() == Some(Phase::ReadingHeader);
+    let unsaid = reading.complaint().is_none() && reading.outcome() == Outcome::TimeoutRead;
+    if !(by_timer || unsaid) || reading.connected() == Some(false) {
+        return None;
+    }
+    // Something of the request was never acknowledged: then the upstream did not take it.
+    if reading.unacknowledged().is_some_and(|(bytes, _)| bytes > 0) {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    finding.require(reading.request_acknowledged(), || {
+        need(
+            Sensor::NginxFunctions,
+            "whether the upstream acknowledged the whole request: the socket's counters when nginx gave up",
+        )
+    });
+    finding.require(reading.answer_evidence(), || need(Sensor::NginxFunctions, "whether a byte of an answer came"));
+    let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
+    let silent_us = silence_us(reading);
+    finding.support(Some(evidence(Fact::Silence { us: silent_us }, &[event], Weight::Fits)));
+    if by_timer {
+        let configured = reading.directive("proxy_read_timeout").map(str::to_owned);
+        let timer = Fact::NginxTimer { directive: "proxy_read_timeout", configured };
+        finding.support(Some(evidence(timer, &[event], Weight::Fits)));
+    }
+    if reading.taken_by_application().is_none() && reading.unix_path().is_none() {
+        finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
+        finding.missing.push(match reading.locality() {
+            Locality::Elsewhere => Need {
+                sensor: None,
+                what: "whether an application had accepted the connection: the upstream runs on another host"
+                    .to_owned(),
+            },
+            Locality::Here | Locality::Unknown => {
+                need(Sensor::Syscalls, "whether an application had accepted the connection")
+            }
+        });
+    }
+    finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
+    describe(&mut finding, reading, silent_us);
+    Some(finding)
+}
+
+/// How long nothing came, as far as it is known.
+fn silence_us(reading: &Reading<'_>) -> Option<u64> {
+    let lasted = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+    match reading.response_bytes() {
+        Some(0) => lasted,
+        _ => reading.counters_at_failure().and_then(|(tcp, _)| tcp.since_received_us),
+    }
+}
+
+fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>) {
+    let upstream = reading.upstream_name();
+    let took = if reading.request_acknowledged().is_some() { "took the whole request" } else { "was sent the request" };
+    let silence = silent_us.map(|us| format!(" for {}", duration(us))).unwrap_or_default();
+    let begun = match reading.response_bytes() {
+        Some(bytes) if bytes > 0 => format!(", after {bytes} bytes of an unfinished header,"),
+        _ => String::new(),
+    };
+    finding.summary =
+        format!("{upstream} {took} and then{begun} stayed silent{silence}, until nginx's timer ended it.");
+    let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
+    if let Some((pid, command)) = holder {
+        let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
+            Fact::ProcessState { state, wait_channel, .. } => Some((*state, wait_channel.clone())),
+            _ => None,
+        });
+        let doing = match state {
+            Some(('T' | 't', _)) => ", and is stopped (SIGSTOP or a debugger)".to_owned(),
+            Some(('R', _)) => ", and is busy on a processor".to_owned(),
+            Some(('D', channel)) => {
+                format!(", and waits for the kernel{}", channel.map(|c| format!(" in {c}")).unwrap_or_default())
+            }
+            Some((_, Some(channel))) => format!(", and sleeps in {channel}"),
+            _ => String::new(),
+        };
+        finding.say(format_args!(" {command} (pid {pid}) has the request{doing}."));
+        finding
+            .fix
+            .push(format!("Find out what {command} (pid {pid}) waits for: take its stack while a request hangs."));
+    } else {
+        finding
+            .fix
+            .push(format!("Find out what the server at {upstream} waits for: take its stack while a request hangs."));
+    }
+    let value = reading.directive("proxy_read_timeout").unwrap_or("60s by default");
+    finding.fix.push(format!(
+        "If the work may take that long: proxy_read_timeout (now {value}; for FastCGI and others its twin) longer for this location."
+    ));
+    finding.fix.extend(server_advice(&CAUSE, reading));
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{LENGTH, SERVER, START, World, moment},
+        model::{
+            complaint::{Message, Phase},
+            coverage::Sensor,
+            host::HostFact,
+            net::Errno,
+            socket::TcpState,
+            verdict::Confidence,
+        },
+    };
+
+    fn silent(upstream: &str) -> World {
+        let mut world = World::at(upstream, 504);
+        world.attempt().started = Some(moment(-2_000_000));
+        world.connect(-1_999_000);
+        world.sent(TcpState::Established, START + LENGTH);
+        world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    pub(crate) fn silent_here() -> World {
+        let mut world = silent("127.0.0.1:8000");
+        world.listening();
+        world.accepted();
+        world
+    }
+
+    #[test]
+    fn the_plain_case_says_what_the_process_does() {
+        let mut world = silent_here();
+        let fact = HostFact::ProcessState {
+            pid: SERVER,
+            command: "gunicorn".to_owned(),
+            state: 'S',
+            wait_channel: Some("hrtimer_nanosleep".to_owned()),
+        };
+        world.host(100, fact);
+        let explanation = world.expect("read-timeout", Confidence::Confirmed);
+        assert!(explanation.summary.contains("silent for 1.9 s"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("sleeps in hrtimer_nanosleep"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn on_another_host_nobody_may_have_accepted_it_unless_the_connection_had_served_before() {
+        let mut world = silent("10.9.9.9:8000");
+        world.look_up(false, Vec::new(), Vec::new());
+        world.expect("read-timeout", Confidence::Likely);
+        world.attempt().reused = Some(true);
+        world.expect("read-timeout", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_request_that_was_not_acknowledged_is_not_it() {
+        let mut world = silent_here();
+        world.sent(TcpState::Established, START);
+        assert_ne!(crate::report::cause(&world.judge()), "read-timeout");
+    }
+
+    #[test]
+    fn each_need_removed_lowers_it_and_names_no_other() {
+        let mut world = silent_here();
+        world.attempt().socket_at_failure = None;
+        world.expect("read-timeout", Confidence::Likely);
+        let mut world = silent_here();
+        world.attempt().bytes_received = None;
+        world.expect("read-timeout", Confidence::Confirmed);
+        let socket = world.attempt().socket_at_failure.as_mut().unwrap();
+        socket.tcp.as_mut().unwrap().bytes_received = 500;
+        world.attempt().reused = Some(true);
+        world.expect("read-timeout", Confidence::Likely);
+        let mut world = silent_here();
+        world.flow().accepted_by = None;
+        world.expect("read-timeout", Confidence::Likely);
+    }
+
+    #[test]
+    fn a_log_line_alone_makes_it_possible() {
+        let mut world = World::new(504);
+        for sensor in Sensor::ALL {
+            world.blind(*sensor);
+        }
+        world.log(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world.expect("read-timeout", Confidence::Possible);
+    }
+}

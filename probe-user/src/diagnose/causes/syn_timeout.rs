@@ -1,0 +1,286 @@
+//! `syn-timeout`: the SYN was never answered.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Locality, Reading, duration, evidence, need},
+};
+use crate::model::{
+    attempt::Outcome,
+    complaint::{Message, Phase},
+    coverage::Sensor,
+    event::EventId,
+    evidence::{Evidence, Fact, Weight},
+    flow::Side,
+    net::Errno,
+    socket::{SocketChange, TcpState},
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "syn-timeout",
+    title: "the SYN was never answered",
+    family: Family::Connect,
+    statuses: &[504, 502],
+    depth: Depth::Symptom,
+    page: Page {
+        happened: "nginx asked for a connection (SYN), the kernel repeated it after 1 s, 3 s, 7 s, ..., and nothing ever came back: \
+                   the packets or their answers are lost, the host is down, or something drops them in silence. Two timers can end \
+                   it: nginx's proxy_connect_timeout gives 504, the kernel's tcp_syn_retries gives ETIMEDOUT and 502.",
+        proof: "The SYN and at least one repetition, and nginx's socket still waiting for an answer when the timer fired; no drop of \
+                these packets on this host, and no full accept queue where the upstream is here.",
+        refuted: "An answer of any kind: SYN-ACK, RST, ICMP. A drop by this host's packet filter (firewall-dropped). A full accept \
+                  queue of a local upstream (accept-queue-overflow).",
+        remedies: &[
+            (
+                "nginx",
+                "proxy_connect_timeout (default 60s) of 2 to 5 s fails over sooner; proxy_next_upstream timeout (in the \
+                       default) tries another server. A timeout below 1 s leaves no time for a single repetition.",
+            ),
+            (
+                "kernel",
+                "net.ipv4.tcp_syn_retries (default 6: about 130 s) ends it with 502 when it is shorter than nginx's timeout.",
+            ),
+            (
+                "network",
+                "Is the host up, is the address still its own, does a security group or firewall on the way drop it? \
+                         `tcpdump -ni any host ADDRESS and port PORT` on the upstream's side tells whether the SYN arrives.",
+            ),
+            (
+                "any server",
+                "On the upstream's host: `nstat -az TcpExtListenDrops` and `ss -ltn` (Recv-Q above Send-Q is a full accept \
+                            queue).",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    reading.upstream()?;
+    let connecting = reading.phase() == Some(Phase::Connecting) || reading.outcome() == Outcome::TimeoutConnect;
+    let by_nginx = reading.complains_of(&[Message::TimedOut]);
+    let kernel = reading.connect_error().filter(|(errno, _)| *errno == Errno::ETIMEDOUT);
+    let by_kernel = kernel.is_some()
+        || (reading.complains_of(&[Message::ConnectFailed]) && reading.errno() == Some(Errno::ETIMEDOUT));
+    let unsaid = reading.complaint().is_none() && reading.outcome() == Outcome::TimeoutConnect;
+    if !(connecting && (by_nginx || unsaid) || by_kernel) || reading.connected() == Some(true) {
+        return None;
+    }
+    // An answer, even an unwelcome one, is not silence.
+    if reading.syn_reset().is_some() {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    let waited_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+    let (retransmits, events) = reading.syn_retransmits();
+    unanswered(&mut finding, reading, retransmits, events, waited_us, kernel.is_some());
+    if let Some((_, error)) = kernel {
+        finding.support(Some(evidence(Fact::KernelTimer, &error.events, Weight::Direct)));
+    } else if by_nginx {
+        let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
+        let configured = reading.directive("proxy_connect_timeout").map(str::to_owned);
+        let timer = Fact::NginxTimer { directive: "proxy_connect_timeout", configured };
+        finding.support(Some(evidence(timer, &[event], Weight::Fits)));
+    } else if by_kernel {
+        finding.missing.push(need(Sensor::SocketErrors, "the kernel's own word that it gave up"));
+    }
+    for (event, icmp) in reading.icmp() {
+        let fact = Fact::Icmp { from: icmp.from, icmp_type: icmp.icmp_type, code: icmp.code, v6: icmp.v6 };
+        finding.oppose(Some(evidence(fact, &[event.id], Weight::Symptom)));
+    }
+    exclude(&mut finding, reading);
+    describe(&mut finding, reading, by_kernel, retransmits, waited_us);
+    Some(finding)
+}
+
+fn unanswered(
+    finding: &mut Finding,
+    reading: &Reading<'_>,
+    retransmits: u32,
+    mut events: Vec<EventId>,
+    waited_us: Option<u64>,
+    told_by_kernel: bool,
+) {
+    let waiting = reading.socket_at_failure().filter(|(socket, _)| socket.state == TcpState::SynSent);
+    let retransmits = waiting.map_or(retransmits, |(socket, _)| retransmits.max(u32::from(socket.retransmits)));
+    events.extend(waiting.map(|(_, event)| event));
+    // nginx closed it while it still waited: without an error, straight from SYN_SENT.
+    let given_up = reading.flow().and_then(|flow| {
+        flow.entered(Side::Nginx, TcpState::Closed).find(|(_, e)| {
+            matches!(e.change, SocketChange::State { from: TcpState::SynSent }) && e.socket.error.is_none()
+        })
+    });
+    events.extend(given_up.map(|(event, _)| event.id));
+    let still_silent = waiting.is_some() || given_up.is_some() || told_by_kernel;
+    if retransmits == 0 {
+        let what =
+            "a repetition of the SYN: nginx's timeout is shorter than the kernel's first second, or it was not seen";
+        finding.missing.push(need(Sensor::Retransmits, what));
+    }
+    if !still_silent {
+        finding.missing.push(need(Sensor::NginxFunctions, "nginx's socket still waiting when the timer fired"));
+    }
+    let weight = match (retransmits, still_silent) {
+        (0, false) => return,
+        (0, true) | (_, false) => Weight::Symptom,
+        (_, true) => Weight::Direct,
+    };
+    finding.because.push(Evidence { fact: Fact::SynUnanswered { retransmits, waited_us }, events, weight });
+}
+
+/// What says more than silence.
+fn exclude(finding: &mut Finding, reading: &Reading<'_>) {
+    if !reading.sees(Sensor::Drops) {
+        finding.missing.push(need(Sensor::Drops, "whether this host itself dropped the SYN or its answer"));
+        finding.not_excluded(&["firewall-dropped"]);
+    }
+    match reading.locality() {
+        Locality::Elsewhere => {}
+        Locality::Here => match reading.accept_queue() {
+            Some((waiting, limit, event)) => {
+                finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Fits)));
+            }
+            None if reading.nobody_listens().is_some() => {}
+            None => {
+                finding.missing.push(need(Sensor::Host, "whether the listener's accept queue was full"));
+                finding.not_excluded(&["accept-queue-overflow"]);
+            }
+        },
+        Locality::Unknown => {
+            finding.missing.push(need(Sensor::Host, "whether the upstream is on this host, and its accept queue"));
+            finding.not_excluded(&["accept-queue-overflow"]);
+        }
+    }
+}
+
+fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retransmits: u32, waited_us: Option<u64>) {
+    let upstream = reading.upstream_name();
+    let waited = waited_us.map(|us| format!(" in {}", duration(us))).unwrap_or_default();
+    let repeated = match retransmits {
+        0 => "the SYN was not seen repeated".to_owned(),
+        1 => "the SYN was repeated once".to_owned(),
+        n => format!("the SYN was repeated {n} times"),
+    };
+    let timer = if by_kernel {
+        "the kernel gave up (ETIMEDOUT, net.ipv4.tcp_syn_retries), before nginx's own timer"
+    } else {
+        "nginx's own timer (proxy_connect_timeout) ended it"
+    };
+    finding.summary = format!("{upstream} never answered the SYN{waited}: {repeated}, and {timer}.");
+    finding.fix.push(format!(
+        "Find out whether the SYN reaches {upstream}: is the host up, is the address right, does a firewall on the way drop it? \
+         `tcpdump -ni any tcp port {}` there shows it.",
+        reading.upstream().map_or(0, |address| address.port())
+    ));
+    if by_kernel {
+        finding
+            .fix
+            .push("net.ipv4.tcp_syn_retries is what ended it; nginx's proxy_connect_timeout is longer.".to_owned());
+    } else {
+        let value = reading.directive("proxy_connect_timeout").unwrap_or("60s by default");
+        finding
+            .fix
+            .push(format!("proxy_connect_timeout is {value}; 2s to 5s would let nginx try another server sooner."));
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{World, moment},
+        model::{
+            complaint::{Message, Phase},
+            coverage::Sensor,
+            flow::Side,
+            net::Errno,
+            socket::{SocketChange, TcpState},
+            verdict::Confidence,
+        },
+    };
+
+    fn silent(upstream: &str, repetitions: u8) -> World {
+        let mut world = World::at(upstream, 504);
+        world.attempt().started = Some(moment(-4_000_000));
+        for repetition in 0..repetitions {
+            let socket = world.socket(Side::Nginx, TcpState::SynSent, None);
+            world.change(
+                -3_000_000 + i64::from(repetition) * 1_000_000,
+                socket,
+                SocketChange::Retransmitted { payload: 0 },
+            );
+        }
+        let socket = world.socket(Side::Nginx, TcpState::SynSent, None);
+        world.attempt().socket_at_failure = Some(socket);
+        world.complain(Message::TimedOut, Phase::Connecting, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    pub(crate) fn elsewhere() -> World {
+        let mut world = silent("10.9.9.9:8000", 2);
+        world.look_up(false, Vec::new(), Vec::new());
+        world
+    }
+
+    #[test]
+    fn nginxs_timer() {
+        let explanation = elsewhere().expect("syn-timeout", Confidence::Confirmed);
+        assert!(explanation.summary.contains("repeated 2 times"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("nginx's own timer"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn the_kernels_timer() {
+        let mut world = silent("10.9.9.9:8000", 2);
+        world.case.status = Some(502);
+        world.look_up(false, Vec::new(), Vec::new());
+        world.state(-40, Side::Nginx, TcpState::SynSent, TcpState::Closed, Some(Errno::ETIMEDOUT));
+        let socket = world.socket(Side::Nginx, TcpState::Closed, Some(Errno::ETIMEDOUT));
+        world.attempt().socket_at_failure = Some(socket);
+        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ETIMEDOUT), "connect() failed");
+        let explanation = world.expect("syn-timeout", Confidence::Confirmed);
+        assert!(explanation.summary.contains("the kernel gave up"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_timeout_too_short_for_a_repetition_is_likely() {
+        let mut world = silent("10.9.9.9:8000", 0);
+        world.look_up(false, Vec::new(), Vec::new());
+        let explanation = world.expect("syn-timeout", Confidence::Likely);
+        assert!(explanation.blind.iter().any(|need| need.what.contains("repetition")));
+    }
+
+    #[test]
+    fn here_the_accept_queue_must_be_known() {
+        let mut world = silent("127.0.0.1:8000", 2);
+        let explanation = world.expect("syn-timeout", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["accept-queue-overflow"]);
+        world.listening();
+        world.expect("syn-timeout", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn without_sight_of_drops_it_is_likely() {
+        let mut world = elsewhere();
+        world.blind(Sensor::Drops);
+        let explanation = world.expect("syn-timeout", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["firewall-dropped"]);
+    }
+
+    #[test]
+    fn a_connection_that_came_about_is_not_it() {
+        let mut world = elsewhere();
+        world.connect(-100);
+        assert_ne!(crate::report::cause(&world.judge()), "syn-timeout");
+    }
+
+    #[test]
+    fn a_log_line_alone_makes_it_possible() {
+        let mut world = World::at("10.9.9.9:8000", 504);
+        for sensor in Sensor::ALL {
+            world.blind(*sensor);
+        }
+        world.log(Message::TimedOut, Phase::Connecting, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world.expect("syn-timeout", Confidence::Possible);
+    }
+}

@@ -1,0 +1,64 @@
+//! `unknown`: none is proved.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Page},
+    reading::Reading,
+};
+use crate::model::{
+    evidence::Evidence,
+    verdict::{Need, Verdict},
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "unknown",
+    title: "none is proved",
+    family: Family::Origin,
+    statuses: &[],
+    depth: Depth::Symptom,
+    page: Page {
+        happened: "nginx answered a gateway failure, and what was seen does not prove why; or two causes are proved equally well. \
+                   Everything that was seen is printed, and what would have been needed to tell.",
+        proof: "Nothing is claimed, so nothing needs proof.",
+        refuted: "Any cause of the catalogue whose evidence is complete.",
+        remedies: &[
+            (
+                "probe502",
+                "Look at `probe502 doctor`: it names what this host does not let the probe see. `--depth deep` sees every \
+                          system call of the workers; running as root on nginx's own host sees most.",
+            ),
+            (
+                "nginx",
+                "Keep error_log at level error or finer: without the message only packets and system calls tell.",
+            ),
+        ],
+    },
+    rule: |_| None,
+};
+
+/// The verdict when no rule fits.
+pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Need>) -> Verdict {
+    let status = reading.case.status.map_or_else(|| "a failure".to_owned(), |status| status.to_string());
+    let about = match reading.attempt {
+        Some(_) => format!("the attempt at {}", reading.upstream_name()),
+        None => "a request for which no upstream was tried".to_owned(),
+    };
+    let said = reading
+        .complaint()
+        .or_else(|| reading.case.complaints.last().map(|(event, complaint)| (event, complaint)))
+        .map_or_else(|| "nginx logged nothing about it".to_owned(), |(_, c)| format!("nginx says: {}", c.text));
+    let lead = if needed.is_empty() {
+        "everything the probe can see was on, so this is a kind of failure it does not know"
+    } else {
+        "what could not be seen is listed below"
+    };
+    Verdict::Unexplained {
+        seen,
+        needed,
+        summary: format!("nginx answered {status} after {about}; {said}. No cause is proved; {lead}."),
+        fix: vec![
+            "Run `probe502 doctor` to see what this host hides from the probe.".to_owned(),
+            "Watch with --depth deep for the next one.".to_owned(),
+        ],
+    }
+}

@@ -1,0 +1,130 @@
+//! `upstream-crashed`: the process that held the connection died by a signal of its own making.
+
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        departure::{Manner, departure, finding, signals_needed, story},
+        reading::Reading,
+    },
+    server_advice,
+};
+use crate::model::process::Ending;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "upstream-crashed",
+    title: "the upstream's process crashed",
+    family: Family::Connection,
+    statuses: &[502],
+    depth: Depth::ProcessCrash,
+    page: Page {
+        happened: "The process that held this connection was ended by a signal that it brought upon itself: a bad memory access \
+                   (SIGSEGV, SIGBUS), an illegal instruction or system call (SIGILL, SIGSYS), abort() (SIGABRT), arithmetic (SIGFPE). \
+                   The kernel closed its sockets, and nginx saw a FIN or RST.",
+        proof: "The end of the very process that had accepted this connection, by such a signal which no other process had sent, \
+                just before the FIN or RST.",
+        refuted: "The same signal sent by another process (upstream-killed), or by the OOM killer (upstream-oom-killed).",
+        remedies: &[
+            (
+                "any server",
+                "Get the core: coredumpctl gdb PID, or /proc/sys/kernel/core_pattern; ulimit -c unlimited (systemd: \
+                            LimitCORE=infinity). `dmesg` names the faulting library. Suspect native extensions first.",
+            ),
+            (
+                "nginx",
+                "proxy_next_upstream error (the default) tries another server, except for POST, LOCK and PATCH; a request that \
+                       crashes one server will crash the next: proxy_next_upstream_tries 2 limits the damage.",
+            ),
+            ("gunicorn", "PYTHONFAULTHANDLER=1 prints the Python stack of a crash; the arbiter starts a new worker."),
+            ("uvicorn", "PYTHONFAULTHANDLER=1."),
+            (
+                "Node.js",
+                "SIGABRT is an out-of-memory of V8: --max-old-space-size; --report-on-fatalerror writes a report.",
+            ),
+            ("Puma", "Ruby prints the native stack of a crash to stderr."),
+            (
+                "php-fpm",
+                "rlimit_core = unlimited and catch_workers_output = yes in the pool; try without opcache.jit and extensions.",
+            ),
+            (
+                "uWSGI",
+                "--catch-exceptions does not help here; it prints a backtrace of the worker at a crash by itself.",
+            ),
+            ("Go", "GOTRACEBACK=crash makes a core; SIGABRT follows a fatal runtime error; cgo is the usual suspect."),
+            ("Java", "hs_err_pidN.log in the working directory names the frame."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let (death, manner) = departure(reading)?;
+    if manner != Manner::Crashed {
+        return None;
+    }
+    let mut found = finding(reading, &death);
+    signals_needed(&mut found, reading, &death);
+    found.summary = format!("{}: it crashed.", story(reading, &death));
+    let (pid, command) = &death.process;
+    found.fix.push(match death.how {
+        Ending::Signal { core: true, .. } => {
+            format!("A core was dumped: `coredumpctl gdb {pid}`, or the file that core_pattern names.")
+        }
+        _ => format!(
+            "No core was dumped: let {command} make one (LimitCORE=infinity, ulimit -c unlimited), and read `dmesg`."
+        ),
+    });
+    found.fix.extend(server_advice(&CAUSE, reading));
+    Some(found)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{World, broken_by_exit},
+        model::{coverage::Sensor, process::Ending, verdict::Confidence},
+    };
+
+    pub(crate) fn crashed() -> World {
+        let mut world = broken_by_exit(Ending::Signal { signal: 11, core: true });
+        world.signal(-130, 11, None);
+        world
+    }
+
+    #[test]
+    fn the_plain_case() {
+        let explanation = crashed().expect("upstream-crashed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("SIGSEGV, core dumped"), "{}", explanation.summary);
+        assert!(explanation.fix[0].contains("coredumpctl gdb 88"));
+    }
+
+    #[test]
+    fn abort_is_sent_by_the_process_to_itself() {
+        let mut world = broken_by_exit(Ending::Signal { signal: 6, core: false });
+        world.signal(-130, 6, Some((88, "gunicorn")));
+        world.expect("upstream-crashed", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_same_signal_from_another_process_is_not_it() {
+        let mut world = broken_by_exit(Ending::Signal { signal: 11, core: false });
+        world.signal(-130, 11, Some((4711, "bash")));
+        world.expect("upstream-killed", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn without_sight_of_signals_somebody_can_have_sent_it() {
+        let mut world = broken_by_exit(Ending::Signal { signal: 11, core: false });
+        world.blind(Sensor::Signals);
+        let explanation = world.expect("upstream-crashed", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["upstream-killed"]);
+    }
+
+    #[test]
+    fn without_the_exit_only_the_close_is_left_and_not_certain() {
+        let mut world = crashed();
+        world.case.processes.clear();
+        world.case.coverage.events_lost = 2;
+        world.expect("premature-close", Confidence::Likely);
+    }
+}

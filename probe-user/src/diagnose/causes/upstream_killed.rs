@@ -1,0 +1,162 @@
+//! `upstream-killed`: somebody ended the process that held the connection.
+
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        departure::{Manner, departure, finding, signal_from, story},
+        reading::{Death, Reading, need},
+    },
+    server_advice,
+};
+use crate::model::{coverage::Sensor, process::Ending};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "upstream-killed",
+    title: "somebody killed the upstream's process",
+    family: Family::Connection,
+    statuses: &[502],
+    depth: Depth::ProcessKilled,
+    page: Page {
+        happened: "Another process sent a signal to the one that held this connection, and it ended under the running request: a \
+                   supervisor that restarts it, a master that gives up on a slow worker, a deployment, a person. How it then ended \
+                   does not matter: gunicorn's arbiter sends SIGABRT to a worker past its timeout, which a handler turns into exit(1).",
+        proof: "The signal with its sender, then the end of the very process that had accepted this connection, then the FIN or RST.",
+        refuted: "The OOM killer's record for the process (upstream-oom-killed); a signal that the process sent to itself \
+                  (upstream-crashed).",
+        remedies: &[
+            ("nginx", "proxy_next_upstream error (the default) tries another server, except for POST, LOCK and PATCH."),
+            (
+                "systemd",
+                "TimeoutStopSec (90 s) before SIGKILL, KillMode=mixed for servers with workers; stop by the server's own \
+                         graceful signal (KillSignal=).",
+            ),
+            (
+                "gunicorn",
+                "A signal from the arbiter (the parent) is WORKER TIMEOUT: --timeout (30 s) exceeded by one request; raise \
+                          it, or use gthread workers. --graceful-timeout (30 s) bounds a reload.",
+            ),
+            (
+                "uvicorn",
+                "--timeout-graceful-shutdown waits for running requests; the default waits without end, the supervisor may not.",
+            ),
+            (
+                "Node.js",
+                "Handle SIGTERM with server.close() and wait; containers send SIGKILL after 10 s (docker stop) or 30 s (pods).",
+            ),
+            ("Puma", "worker_timeout (60 s) lets the master end a worker that does not check in."),
+            (
+                "php-fpm",
+                "request_terminate_timeout ends a slow child by SIGTERM; process_control_timeout (0) lets children finish on reload.",
+            ),
+            ("uWSGI", "--harakiri kills a worker whose request takes too long; --worker-reload-mercy (60 s)."),
+            ("Go", "signal.NotifyContext and http.Server.Shutdown let running requests finish."),
+            (
+                "Java",
+                "server.shutdown=graceful, spring.lifecycle.timeout-per-shutdown-phase (30 s), and a longer grace period outside.",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let (death, manner) = departure(reading)?;
+    if manner != Manner::Killed {
+        return None;
+    }
+    let mut found = finding(reading, &death);
+    if death.signal.is_none() {
+        found.missing.push(need(Sensor::Signals, "who sent the signal"));
+    }
+    let sigkill = matches!(death.how, Ending::Signal { signal: 9, .. });
+    let by_process = death.signal.as_ref().is_some_and(|(_, _, sender)| sender.is_some());
+    if sigkill && !by_process && !reading.sees(Sensor::OomKills) {
+        found.missing.push(need(Sensor::OomKills, "whether the OOM killer chose the process"));
+        found.not_excluded(&["upstream-oom-killed"]);
+    }
+    describe(&mut found, reading, &death);
+    Some(found)
+}
+
+fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
+    let by = signal_from(death)
+        .map_or_else(|| "by a signal whose sender was not seen".to_owned(), |signal| format!("by {signal}"));
+    found.summary = format!("{}: it was ended {by}.", story(reading, death));
+    let own_master = death
+        .signal
+        .as_ref()
+        .and_then(|(_, signal, sender)| sender.as_ref().map(|sender| (*signal, sender)))
+        .filter(|(_, sender)| sender.command == death.process.1);
+    if let Some((signal, sender)) = own_master {
+        let timeout = if signal == 6 && sender.command.contains("gunicorn") {
+            " This is gunicorn's WORKER TIMEOUT: the request took longer than --timeout (30 s by default)."
+        } else {
+            ""
+        };
+        found.say(format_args!(" The sender is the server's own {} (pid {}).{timeout}", sender.command, sender.pid));
+    }
+    found.fix.push(match death.signal.as_ref().and_then(|(_, _, sender)| sender.as_ref()) {
+        Some(sender) => format!(
+            "Find out why {} (pid {}) ended it, and let it wait for running requests.",
+            sender.command, sender.pid
+        ),
+        None => {
+            "Find out who ended it: with the signal sensor on (see `probe502 doctor`) the sender is named.".to_owned()
+        }
+    });
+    found.fix.extend(server_advice(&CAUSE, reading));
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{World, broken_by_exit},
+        model::{coverage::Sensor, process::Ending, verdict::Confidence},
+    };
+
+    const KILLED: Ending = Ending::Signal { signal: 9, core: false };
+
+    pub(crate) fn killed() -> World {
+        let mut world = broken_by_exit(KILLED);
+        world.signal(-200, 9, Some((1, "systemd")));
+        world
+    }
+
+    #[test]
+    fn the_plain_case_names_the_sender() {
+        let explanation = killed().expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("SIGKILL from systemd (pid 1)"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn gunicorns_worker_timeout() {
+        let mut world = broken_by_exit(Ending::Exit(1));
+        world.signal(-900, 6, Some((80, "gunicorn")));
+        let explanation = world.expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn the_oom_killer_says_more() {
+        let mut world = killed();
+        world.oom(-250);
+        world.expect("upstream-oom-killed", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_term_long_ago_is_not_what_ended_it() {
+        let mut world = broken_by_exit(Ending::Exit(1));
+        world.signal(-60_000_000, 15, Some((1, "systemd")));
+        world.expect("upstream-exited", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn without_the_sender_it_is_likely() {
+        let mut world = killed();
+        world.case.processes.remove(1);
+        world.blind(Sensor::Signals).blind(Sensor::OomKills);
+        let explanation = world.expect("upstream-killed", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["upstream-oom-killed"]);
+    }
+}

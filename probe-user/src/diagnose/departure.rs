@@ -1,0 +1,102 @@
+//! What the four causes about a departed process have in common: whose end it was, and which of the four it is.
+
+use super::{
+    cause::Finding,
+    causes::{ending, signal_name},
+    reading::{Death, Reading, Survival, duration, evidence, need},
+};
+use crate::model::{
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    process::Ending,
+};
+
+/// Which of the four it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// It ended by itself.
+    Exited,
+    /// By a signal of its own making.
+    Crashed,
+    /// Somebody ended it.
+    Killed,
+    /// The OOM killer did.
+    OomKilled,
+}
+
+/// The end of the process that held the connection, if that is what broke it, and in which manner.
+pub(super) fn departure<'a>(reading: &Reading<'a>) -> Option<(Box<Death<'a>>, Manner)> {
+    reading.broken()?;
+    let Survival::Ended(death) = reading.survival() else { return None };
+    let manner = manner(&death);
+    Some((death, manner))
+}
+
+fn manner(death: &Death<'_>) -> Manner {
+    if death.oom.is_some() {
+        return Manner::OomKilled;
+    }
+    let foreign =
+        death.signal.as_ref().and_then(|(_, _, sender)| sender.as_ref()).is_some_and(|s| s.pid != death.process.0);
+    match death.how {
+        _ if foreign => Manner::Killed,
+        // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS: what a process brings upon itself.
+        Ending::Signal { signal: 4..=8 | 11 | 24 | 25 | 31, .. } => Manner::Crashed,
+        Ending::Signal { .. } => Manner::Killed,
+        Ending::Exit(_) => Manner::Exited,
+    }
+}
+
+/// The evidence the four share: the end of the process, what was done to it, and the end of the connection that followed.
+pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    if let Some((event, signal, sender)) = &death.signal {
+        let fact = Fact::Signalled { process: death.process.0, signal: *signal, sender: sender.clone() };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
+    }
+    if let Some(event) = death.oom {
+        finding.support(Some(evidence(Fact::OomKilled { process: death.process.0 }, &[event.id], Weight::Direct)));
+    }
+    let ended = Fact::ProcessEnded { process: death.process.clone(), how: death.how };
+    finding.support(Some(evidence(ended, &[death.event.id], Weight::Direct)));
+    let (close, reset) = (reading.close(), reading.reset());
+    finding.support(close.as_ref().map(|close| close.evidence(Weight::Symptom)));
+    finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)));
+    if close.is_none() && reset.is_none() {
+        finding.missing.push(need(Sensor::SocketStates, "the FIN or RST by which the connection ended"));
+    }
+    finding.support(reading.answer_evidence());
+    finding
+}
+
+/// Who, and how long before the connection broke.
+pub(super) fn story(reading: &Reading<'_>, death: &Death<'_>) -> String {
+    let (pid, command) = &death.process;
+    let before = reading.ended_at().since_ns(death.event.at.latest) / 1_000;
+    format!(
+        "{command} (pid {pid}), which held this connection at {}, ended ({}) {} before the connection broke",
+        reading.upstream_name(),
+        ending(death.how),
+        duration(before)
+    )
+}
+
+/// Without a view of signals, what looks like the process's own doing can be another's.
+pub(super) fn signals_needed(finding: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
+    if death.signal.is_none() && !reading.sees(Sensor::Signals) {
+        finding.missing.push(need(Sensor::Signals, "whether somebody had sent the process a signal"));
+        finding.not_excluded(&["upstream-killed"]);
+    }
+}
+
+/// `SIGTERM from systemd (pid 1)`.
+pub(super) fn signal_from(death: &Death<'_>) -> Option<String> {
+    death.signal.as_ref().map(|(_, signal, sender)| {
+        let name = signal_name(*signal);
+        match sender {
+            Some(sender) => format!("{name} from {} (pid {})", sender.command, sender.pid),
+            None => format!("{name} from the kernel"),
+        }
+    })
+}

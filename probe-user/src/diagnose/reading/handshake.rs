@@ -1,0 +1,167 @@
+//! How connecting went.
+
+use super::{Reading, evidence};
+use crate::model::{
+    complaint::Phase,
+    event::{Body, Event, EventId},
+    evidence::{Evidence, Fact, Weight},
+    flow::Side,
+    net::Errno,
+    packet::{IcmpPacket, PacketBody},
+    socket::{SocketChange, Syscall, TcpState},
+};
+
+impl Reading<'_> {
+    /// Whether the connection came about; `None`: not known.
+    pub(crate) fn connected(&self) -> Option<bool> {
+        if self.reused() == Some(true) {
+            return Some(true);
+        }
+        if let Some(flow) = self.flow() {
+            let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some()
+                || flow.entered(Side::Upstream, TcpState::Established).next().is_some()
+                || flow.packets_from_upstream().any(|(_, p)| p.header.flags.syn() && p.header.flags.ack());
+            if established {
+                return Some(true);
+            }
+            let gave_up = flow
+                .entered(Side::Nginx, TcpState::Closed)
+                .any(|(_, e)| matches!(e.change, SocketChange::State { from: TcpState::SynSent }));
+            if gave_up {
+                return Some(false);
+            }
+        }
+        match self.phase() {
+            Some(Phase::Connecting) => Some(false),
+            Some(Phase::Sending | Phase::ReadingHeader | Phase::ReadingBody | Phase::TlsHandshake) => Some(true),
+            _ => None,
+        }
+    }
+
+    /// The RST that answered the SYN: accepted by nginx's socket, or on the wire.
+    pub(crate) fn syn_reset(&self) -> Option<Evidence> {
+        let flow = self.flow()?;
+        if self.connected() == Some(true) {
+            return None;
+        }
+        let mut events: Vec<EventId> = flow
+            .resets_received()
+            .filter(|(_, e)| e.socket.state == TcpState::SynSent)
+            .map(|(event, _)| event.id)
+            .collect();
+        events.extend(flow.packets_from_upstream().filter(|(_, p)| p.header.flags.rst()).map(|(event, _)| event.id));
+        events.sort_unstable();
+        (!events.is_empty()).then_some(Evidence {
+            fact: Fact::SynReset { upstream: flow.upstream },
+            events,
+            weight: Weight::Symptom,
+        })
+    }
+
+    /// This host's kernel found no socket for the SYN.
+    pub(crate) fn no_socket_for_syn(&self) -> Option<Evidence> {
+        let flow = self.flow()?;
+        if self.connected() == Some(true) {
+            return None;
+        }
+        let mut events: Vec<EventId> = flow
+            .resets_sent_by_upstream()
+            .filter(|(_, _, reason)| *reason == Some("NO_SOCKET"))
+            .map(|(event, ..)| event.id)
+            .collect();
+        events.extend(flow.events.iter().filter_map(|event| match &event.body {
+            Body::Drop(drop) if drop.packet.destination == flow.upstream => {
+                (drop.reason.as_deref() == Some("NO_SOCKET")).then_some(event.id)
+            }
+            _ => None,
+        }));
+        events.sort_unstable();
+        (!events.is_empty()).then_some(Evidence {
+            fact: Fact::NoListener { upstream: flow.upstream },
+            events,
+            weight: Weight::Direct,
+        })
+    }
+
+    /// The errno by which connecting failed, as the kernel told it: by the socket, or by `connect()` itself.
+    pub(crate) fn connect_error(&self) -> Option<(Errno, Evidence)> {
+        let of_flow = self.flow().and_then(|flow| {
+            flow.sockets(Side::Nginx).find_map(|(event, e)| {
+                let failed = match e.change {
+                    SocketChange::State { from } => from == TcpState::SynSent && e.socket.state == TcpState::Closed,
+                    SocketChange::ErrorReported => true,
+                    _ => false,
+                };
+                let error = e.socket.error.filter(|_| failed && self.connected() != Some(true))?;
+                Some((error, evidence(Fact::SocketError { errno: error }, &[event.id], Weight::Symptom)))
+            })
+        });
+        of_flow.or_else(|| self.connect_call_error())
+    }
+
+    /// The errno that `connect()` itself returned.
+    pub(crate) fn connect_call_error(&self) -> Option<(Errno, Evidence)> {
+        self.attempt_syscalls().find_map(|event| match &event.body {
+            Body::Syscall(syscall) => match &syscall.call {
+                Syscall::Connect { result: Err(errno), .. } if *errno != Errno::EINPROGRESS => Some((
+                    *errno,
+                    evidence(
+                        Fact::SyscallFailed { call: "connect", process: None, errno: *errno },
+                        &[event.id],
+                        Weight::Direct,
+                    ),
+                )),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// System calls that belong to the attempt: its own, and those about its connection.
+    pub(crate) fn attempt_syscalls(&self) -> impl Iterator<Item = &Event> {
+        let own = self.attempt.into_iter().flat_map(|attempt| attempt.syscalls.iter());
+        let of_flow = self.flow_events().filter(|event| matches!(event.body, Body::Syscall(_)));
+        own.chain(of_flow)
+    }
+
+    /// SYNs sent again, and whatever proves them.
+    pub(crate) fn syn_retransmits(&self) -> (u32, Vec<EventId>) {
+        let Some(flow) = self.flow() else { return (0, Vec::new()) };
+        let by_kernel: Vec<EventId> = flow
+            .sockets(Side::Nginx)
+            .filter(|(_, e)| {
+                e.socket.state == TcpState::SynSent && matches!(e.change, SocketChange::Retransmitted { .. })
+            })
+            .map(|(event, _)| event.id)
+            .collect();
+        let on_wire: Vec<EventId> = flow
+            .packets_to_upstream()
+            .filter(|(_, p)| p.header.flags.syn() && !p.header.flags.ack())
+            .map(|(event, _)| event.id)
+            .collect();
+        let count = by_kernel.len().max(on_wire.len().saturating_sub(1));
+        let mut events = by_kernel;
+        events.extend(on_wire);
+        events.sort_unstable();
+        (u32::try_from(count).unwrap_or(u32::MAX), events)
+    }
+
+    /// ICMP messages about the connection.
+    pub(crate) fn icmp(&self) -> impl Iterator<Item = (&Event, &IcmpPacket)> {
+        self.flow_events().filter_map(|event| match &event.body {
+            Body::Packet(packet) => match &packet.body {
+                PacketBody::Icmp(icmp) => Some((event, icmp)),
+                PacketBody::Tcp(_) => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Packets of the connection that this host's kernel dropped, for a reason that is not a missing socket.
+    pub(crate) fn drops(&self) -> impl Iterator<Item = (&Event, Option<&str>)> {
+        self.flow_events().filter_map(|event| match &event.body {
+            Body::Drop(drop) if drop.reason.as_deref() != Some("NO_SOCKET") => Some((event, drop.reason.as_deref())),
+            _ => None,
+        })
+    }
+}

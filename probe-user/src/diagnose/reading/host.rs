@@ -1,0 +1,183 @@
+//! What the host looked like.
+
+use std::net::SocketAddr;
+
+use super::{Reading, evidence};
+use crate::model::{
+    event::Body,
+    event::EventId,
+    evidence::{Evidence, Fact, Weight},
+    flow::Side,
+    host::{HostFact, Listener},
+    process::{Pid, ProcessEvent},
+};
+
+/// Where the upstream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Locality {
+    /// On this host: its kernel is ours.
+    Here,
+    /// On another host.
+    Elsewhere,
+    /// Nobody looked.
+    Unknown,
+}
+
+/// What a look-up of an upstream's address found.
+pub(crate) struct LookUp<'a> {
+    /// The look-up.
+    pub(crate) event: EventId,
+    /// The address belongs to this host.
+    pub(crate) local: bool,
+    /// Who would take a SYN to it.
+    pub(crate) listeners: &'a [Listener],
+    /// Who listens nearby.
+    pub(crate) nearby: &'a [Listener],
+}
+
+impl<'a> Reading<'a> {
+    /// Every look-up of the upstream's address, in order.
+    fn look_ups(&self) -> impl DoubleEndedIterator<Item = LookUp<'a>> {
+        let wanted = self.upstream();
+        self.case.host.iter().filter_map(move |(event, _, fact)| match fact {
+            HostFact::Listeners { upstream, local, listeners, nearby, .. } if Some(*upstream) == wanted => {
+                Some(LookUp { event: *event, local: *local, listeners, nearby })
+            }
+            _ => None,
+        })
+    }
+
+    /// The last look-up of the upstream's address.
+    pub(crate) fn look_up(&self) -> Option<LookUp<'a>> {
+        self.look_ups().next_back()
+    }
+
+    /// Where the upstream is.
+    pub(crate) fn locality(&self) -> Locality {
+        if self.unix_path().is_some() {
+            return Locality::Here;
+        }
+        let upstreams_end_seen = self.flow().is_some_and(|flow| {
+            flow.accepted_by.is_some()
+                || flow.sockets(Side::Upstream).next().is_some()
+                || flow.resets_sent_by_upstream().next().is_some()
+        });
+        if upstreams_end_seen || self.upstream().is_some_and(|address| address.ip().is_loopback()) {
+            return Locality::Here;
+        }
+        match self.look_up() {
+            Some(look_up) if look_up.local => Locality::Here,
+            Some(_) => Locality::Elsewhere,
+            None => Locality::Unknown,
+        }
+    }
+
+    /// Nobody listens there, by look-up.
+    pub(crate) fn nobody_listens(&self) -> Option<Evidence> {
+        let (upstream, look_up) = (self.upstream()?, self.look_up()?);
+        (look_up.local && look_up.listeners.is_empty())
+            .then(|| evidence(Fact::NoListener { upstream }, &[look_up.event], Weight::Direct))
+    }
+
+    /// Somebody listens there, by look-up.
+    pub(crate) fn somebody_listens(&self) -> Option<Evidence> {
+        let look_up = self.look_up()?;
+        let listener = look_up.listeners.first().filter(|_| look_up.local)?;
+        Some(evidence(
+            Fact::ListensThere { address: listener.address, process: process_of(listener) },
+            &[look_up.event],
+            Weight::Symptom,
+        ))
+    }
+
+    /// Who listens nearby.
+    pub(crate) fn listens_nearby(&self) -> Vec<Evidence> {
+        self.look_up().map_or_else(Vec::new, |look_up| {
+            look_up
+                .nearby
+                .iter()
+                .map(|listener| {
+                    evidence(
+                        Fact::ListensNearby { address: listener.address, process: process_of(listener) },
+                        &[look_up.event],
+                        Weight::Fits,
+                    )
+                })
+                .collect()
+        })
+    }
+
+    /// The end of a process that used to listen there.
+    pub(crate) fn former_listener(&self) -> Option<Evidence> {
+        let former: Vec<Pid> = self.look_ups().flat_map(|l| l.listeners.iter().filter_map(|l| l.pid)).collect();
+        self.case.processes.iter().rev().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, command, how, .. })
+                if former.contains(pid) && event.at.earliest <= self.case.decided.latest =>
+            {
+                Some(evidence(
+                    Fact::ProcessEnded { process: (*pid, command.clone()), how: *how },
+                    &[event.id],
+                    Weight::Fits,
+                ))
+            }
+            _ => None,
+        })
+    }
+
+    /// The accept queue of the listener on the upstream's address, where it was read; the fullest.
+    pub(crate) fn accept_queue(&self) -> Option<(u32, u32, EventId)> {
+        self.look_ups()
+            .flat_map(|l| l.listeners.iter().filter_map(move |x| x.accept_queue.map(|(w, limit)| (w, limit, l.event))))
+            .max_by_key(|(waiting, limit, _)| i64::from(*waiting) - i64::from(*limit))
+    }
+
+    /// Processes that listen on the upstream's address.
+    pub(crate) fn listening_processes(&self) -> impl Iterator<Item = Pid> {
+        self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|listener| listener.pid))
+    }
+
+    /// A process's open files against its limit.
+    pub(crate) fn open_files(&self, of: Pid) -> Option<Evidence> {
+        self.case.host.iter().rev().find_map(|(event, _, fact)| match fact {
+            HostFact::OpenFiles { pid, command, open, limit } if *pid == of => Some(evidence(
+                Fact::OpenFiles { process: (*pid, command.clone()), open: *open, limit: *limit },
+                &[*event],
+                Weight::Fits,
+            )),
+            _ => None,
+        })
+    }
+
+    /// What a process was doing.
+    pub(crate) fn process_state(&self, of: Pid) -> Option<Evidence> {
+        self.case.host.iter().rev().find_map(|(event, _, fact)| match fact {
+            HostFact::ProcessState { pid, command, state, wait_channel } if *pid == of => Some(evidence(
+                Fact::ProcessState {
+                    process: (*pid, command.clone()),
+                    state: *state,
+                    wait_channel: wait_channel.clone(),
+                },
+                &[*event],
+                Weight::Fits,
+            )),
+            _ => None,
+        })
+    }
+}
+
+/// Who a listener is, where anything is known of it.
+fn process_of(listener: &Listener) -> Option<(Option<Pid>, String)> {
+    match (&listener.command, listener.pid) {
+        (None, None) => None,
+        (command, pid) => Some((pid, command.clone().unwrap_or_else(|| "?".to_owned()))),
+    }
+}
+
+/// The address, and who is there: for sentences.
+pub(crate) fn named(address: SocketAddr, process: Option<&(Option<Pid>, String)>) -> String {
+    match process {
+        Some((Some(pid), command)) => format!("{address} ({command}, pid {pid})"),
+        Some((None, command)) => format!("{address} ({command})"),
+        None => address.to_string(),
+    }
+}

@@ -1,0 +1,187 @@
+//! The process at the other end of the connection, where it is on this host.
+
+use super::{Locality, Reading, need};
+use crate::model::{
+    coverage::Sensor,
+    event::{Body, Event},
+    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    socket::Syscall,
+    verdict::Need,
+};
+
+/// A dying process closes its sockets at once; freeing much memory may come between.
+const EXIT_TO_CLOSE_NS: u64 = 2_000_000_000;
+/// Records of two processors can be swapped by this much.
+const SKEW_NS: u64 = 1_000_000;
+/// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
+const GRACE_NS: u64 = 35_000_000_000;
+
+/// How the process that held the connection ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Death<'a> {
+    /// The record of its end.
+    pub(crate) event: &'a Event,
+    /// Who.
+    pub(crate) process: (Pid, String),
+    /// How.
+    pub(crate) how: Ending,
+    /// The OOM killer chose it.
+    pub(crate) oom: Option<&'a Event>,
+    /// The signal that asked for it, and who sent it; `None` inside: the kernel.
+    pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
+}
+
+/// Whether the process at the other end outlived the connection.
+#[derive(Clone, Debug)]
+pub(crate) enum Survival<'a> {
+    /// It ended just before.
+    Ended(Box<Death<'a>>),
+    /// It did not.
+    Alive,
+    /// It cannot be told.
+    NotKnown(Need),
+}
+
+impl<'a> Reading<'a> {
+    /// Who closed the connection, by the kernel's own context.
+    fn closed_by(&self) -> Option<Pid> {
+        use crate::model::{flow::Side, socket::TcpState};
+        let flow = self.flow()?;
+        let ends = [TcpState::FinWait1, TcpState::Closed];
+        ends.iter().find_map(|state| flow.entered(Side::Upstream, *state).find_map(|(_, e)| e.by))
+    }
+
+    /// The process that held the upstream's end.
+    pub(crate) fn holder(&self) -> Option<Pid> {
+        self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid).or_else(|| self.closed_by())
+    }
+
+    /// The name of the process at the other end: who holds the connection, else who listens there.
+    pub(crate) fn server_command(&self) -> Option<&'a str> {
+        let holder = self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(_, command)| command.as_str());
+        let look_up = self.look_up();
+        holder.or_else(|| look_up.and_then(|look_up| look_up.listeners.iter().find_map(|l| l.command.as_deref())))
+    }
+
+    /// Whether the process at the other end outlived the connection.
+    pub(crate) fn survival(&self) -> Survival<'a> {
+        let Some(holder) = self.holder() else {
+            return match self.locality() {
+                Locality::Here if self.listeners_watched() && !self.some_upstream_ended() => Survival::Alive,
+                Locality::Here => {
+                    Survival::NotKnown(need(Sensor::Syscalls, "which process of this host held the connection"))
+                }
+                Locality::Elsewhere => Survival::NotKnown(Need {
+                    sensor: None,
+                    what: "what the upstream's process did: it runs on another host".to_owned(),
+                }),
+                Locality::Unknown => Survival::NotKnown(need(Sensor::Host, "whether the upstream runs on this host")),
+            };
+        };
+        if let Some(death) = self.death(holder) {
+            return Survival::Ended(Box::new(death));
+        }
+        if self.sees(Sensor::Processes) {
+            Survival::Alive
+        } else {
+            Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
+        }
+    }
+
+    /// Processes that listen there are known, and the end of any of them would have been seen.
+    fn listeners_watched(&self) -> bool {
+        self.sees(Sensor::Processes) && self.listening_processes().next().is_some()
+    }
+
+    /// Some upstream process of this host ended about then.
+    fn some_upstream_ended(&self) -> bool {
+        let end = self.ended_at().plus_ns(SKEW_NS);
+        self.case.processes.iter().any(|event| {
+            matches!(&event.body, Body::Process(ProcessEvent::Exited { role: Role::Upstream | Role::Other, .. }))
+                && event.at.earliest <= end
+                && end.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS + SKEW_NS
+        })
+    }
+
+    /// How this process ended, if that is what ended the connection.
+    fn death(&self, holder: Pid) -> Option<Death<'a>> {
+        let ended = self.ended_at();
+        let closed_it = self.closed_by() == Some(holder);
+        let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
+                let before = event.at.earliest <= ended.plus_ns(SKEW_NS);
+                let close = closed_it || ended.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS;
+                (before && close).then_some((event, command, *how))
+            }
+            _ => None,
+        })?;
+        let oom = self.case.processes.iter().find(
+            |event| matches!(&event.body, Body::Process(ProcessEvent::OomVictim { victim, .. }) if *victim == holder),
+        );
+        Some(Death {
+            event,
+            process: (holder, command.clone()),
+            how,
+            oom,
+            signal: self.fatal_signal(holder, event, how),
+        })
+    }
+
+    /// The signal that asked the process to end.
+    fn fatal_signal(&self, target: Pid, exit: &Event, how: Ending) -> Option<(&'a Event, u32, Option<Sender>)> {
+        self.case.processes.iter().rev().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Signalled { target: to, signal, sender, .. }) if *to == target => {
+                let in_time =
+                    event.at.earliest <= exit.at.latest && exit.at.latest.since_ns(event.at.latest) <= GRACE_NS;
+                let decisive = match how {
+                    Ending::Signal { signal: died_of, .. } if u32::from(died_of) == *signal => true,
+                    // SIGINT, SIGQUIT, SIGABRT, SIGKILL, SIGTERM ask a process to end, whatever its handler makes of it.
+                    Ending::Signal { .. } | Ending::Exit(_) => matches!(signal, 2 | 3 | 6 | 9 | 15),
+                };
+                (in_time && decisive).then(|| (event, *signal, sender.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    /// Failed `accept()` calls of processes that listen on the upstream's address, in order.
+    pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = FailedAccept<'a>> {
+        let upstream = self.upstream();
+        let listening: Vec<Pid> = self.listening_processes().collect();
+        let of_flow = self.flow().into_iter().flat_map(|flow| flow.events.iter());
+        self.case.processes.iter().chain(of_flow).filter_map(move |event| match &event.body {
+            Body::Syscall(syscall) => match &syscall.call {
+                Syscall::Accept { result: Err(errno), socket, command, .. } => {
+                    let address = socket.as_ref().and_then(|socket| socket.local);
+                    let same = match (address, upstream) {
+                        (Some(address), Some(upstream)) => {
+                            address.port() == upstream.port()
+                                && (address.ip().is_unspecified() || address.ip() == upstream.ip())
+                        }
+                        _ => listening.contains(&syscall.pid),
+                    };
+                    same.then(|| FailedAccept {
+                        event,
+                        process: (syscall.pid, command.clone()),
+                        errno: *errno,
+                        queue: socket.as_ref().and_then(|socket| socket.accept_queue),
+                    })
+                }
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+}
+
+/// An `accept()` of the upstream that failed.
+pub(crate) struct FailedAccept<'a> {
+    /// The record.
+    pub(crate) event: &'a Event,
+    /// Who called.
+    pub(crate) process: (Pid, String),
+    /// Why it failed.
+    pub(crate) errno: crate::model::net::Errno,
+    /// The listener's accept queue then: waiting, limit.
+    pub(crate) queue: Option<(u32, u32)>,
+}

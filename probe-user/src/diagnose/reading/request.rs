@@ -1,0 +1,184 @@
+//! What became of the request's bytes, and whether an answer began.
+
+use super::{Reading, evidence};
+use crate::model::{
+    event::EventId,
+    evidence::{Evidence, Fact, Weight},
+    flow::Side,
+    packet::Content,
+    socket::TcpState,
+};
+
+/// nginx's clock, from which an attempt's beginning may be known, is a cached millisecond.
+const CLOCK_SLACK_NS: u64 = 5_000_000;
+/// The kernel's tick is at most 10 ms (`CONFIG_HZ=100`); counters of "how long ago" are that coarse at both ends.
+const TICK_SLACK_US: u64 = 20_000;
+
+/// The tick as [`TICK_SLACK_US`], for comparisons of two such counters read at the same moment.
+pub(crate) const ONE_TICK_US: u64 = 10_000;
+
+/// The sequence numbers a request occupies: from its first byte to the one after its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// First byte; `None`: only the end is known.
+    pub(crate) start: Option<u32>,
+    /// One past the last byte.
+    pub(crate) end: u32,
+}
+
+/// Whether `a` is at or before `b` on the sequence circle.
+pub(crate) const fn at_or_before(a: u32, b: u32) -> bool {
+    b.wrapping_sub(a) < 1 << 31
+}
+
+impl Reading<'_> {
+    /// Whether the connection had served requests before.
+    pub(crate) fn reused(&self) -> Option<bool> {
+        let attempt = self.attempt?;
+        if attempt.reused.is_some() {
+            return attempt.reused;
+        }
+        if let Some(before) = attempt.requests_before {
+            return Some(before > 0);
+        }
+        let (flow, started) = (self.flow()?, attempt.started?);
+        let connected = flow.entered(Side::Nginx, TcpState::Established).next().map(|(event, _)| event.at.earliest)?;
+        (connected.plus_ns(CLOCK_SLACK_NS) >= started).then_some(false)
+    }
+
+    /// Evidence that the connection is a reused one.
+    pub(crate) fn idle_connection(&self) -> Option<Evidence> {
+        let attempt = self.attempt?;
+        if self.reused() != Some(true) {
+            return None;
+        }
+        let event = attempt.complaint.as_ref().map_or(self.case.decided_by, |(event, _)| event.id);
+        let fact = Fact::IdleConnection { requests_before: attempt.requests_before, idle_us: attempt.idle_us };
+        Some(evidence(fact, &[event], Weight::Fits))
+    }
+
+    /// Whether the connection is encrypted, so that nginx's byte counts are not those of the wire.
+    fn encrypted(&self) -> bool {
+        self.flow().is_some_and(|flow| {
+            flow.packets_to_upstream()
+                .chain(flow.packets_from_upstream())
+                .any(|(_, packet)| matches!(packet.content, Content::Tls { .. }))
+        })
+    }
+
+    /// Where the request lies in the stream of bytes to the upstream.
+    pub(crate) fn request_span(&self) -> Option<Span> {
+        let attempt = self.attempt?;
+        let sent: Vec<(u32, u32)> = self.flow().map_or_else(Vec::new, |flow| {
+            flow.packets_to_upstream()
+                .filter(|(event, packet)| {
+                    packet.payload_length > 0
+                        && attempt.started.is_some_and(|started| event.at.earliest.plus_ns(CLOCK_SLACK_NS) >= started)
+                })
+                .map(|(_, p)| (p.header.sequence, p.header.sequence.wrapping_add(p.payload_length)))
+                .collect()
+        });
+        let end_on_wire = sent.iter().map(|(_, end)| *end).reduce(|a, b| if at_or_before(a, b) { b } else { a });
+        let end = self.counters_at_failure().map(|(tcp, _)| tcp.write_seq).or(end_on_wire)?;
+        let by_count = attempt
+            .bytes_sent
+            .filter(|_| !self.encrypted())
+            .and_then(|bytes| u32::try_from(bytes).ok())
+            .map(|bytes| end.wrapping_sub(bytes));
+        let start_on_wire = self.flow().and_then(|flow| {
+            flow.packets_to_upstream()
+                .filter(|(event, packet)| {
+                    matches!(packet.content, Content::HttpRequest { .. })
+                        && attempt.started.is_some_and(|started| event.at.earliest.plus_ns(CLOCK_SLACK_NS) >= started)
+                })
+                .map(|(_, packet)| packet.header.sequence)
+                .next()
+        });
+        Some(Span { start: by_count.or(start_on_wire), end })
+    }
+
+    /// Whether something of the request was handed to the kernel; `None`: not known.
+    pub(crate) fn request_sent(&self) -> Option<bool> {
+        self.attempt?.bytes_sent.map(|bytes| bytes > 0)
+    }
+
+    /// The upstream's kernel took the whole request.
+    pub(crate) fn request_acknowledged(&self) -> Option<Evidence> {
+        let (tcp, event) = self.counters_at_failure()?;
+        (self.request_sent() != Some(false) && tcp.unacknowledged() == 0).then(|| {
+            let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
+            evidence(Fact::RequestAcknowledged { bytes }, &[event], Weight::Direct)
+        })
+    }
+
+    /// Bytes of the request that the upstream's kernel had not acknowledged when nginx gave up.
+    pub(crate) fn unacknowledged(&self) -> Option<(u32, EventId)> {
+        self.counters_at_failure().map(|(tcp, event)| (tcp.unacknowledged(), event))
+    }
+
+    /// Payload that nginx's socket had received in its life, and the event that shows it. A FIN counts one in the kernel's counter.
+    fn payload_received(&self) -> Option<(u64, EventId)> {
+        let (tcp, event) = self.counters_at_failure()?;
+        let fin = u64::from(self.close().is_some());
+        Some((tcp.bytes_received.saturating_sub(fin), event))
+    }
+
+    /// How many bytes of an answer came.
+    pub(crate) fn response_bytes(&self) -> Option<u64> {
+        let attempt = self.attempt?;
+        if attempt.bytes_received.is_some() {
+            return attempt.bytes_received;
+        }
+        let (received, _) = self.payload_received()?;
+        if received == 0 || self.reused() == Some(false) {
+            return Some(received);
+        }
+        // Nothing came since before the request began: then nothing came for it.
+        let (tcp, _) = self.counters_at_failure()?;
+        let lasted_us = self.failed_at().since_ns(attempt.started?) / 1_000;
+        tcp.since_received_us.filter(|ago| *ago > lasted_us.saturating_add(TICK_SLACK_US)).map(|_| 0)
+    }
+
+    /// Evidence that no answer began, or how far it got.
+    pub(crate) fn answer_evidence(&self) -> Option<Evidence> {
+        let bytes = self.response_bytes()?;
+        let event = self.complaint().map_or(self.case.decided_by, |(event, _)| event.id);
+        let fact = if bytes == 0 { Fact::NoResponseByte } else { Fact::PartialResponse { bytes } };
+        Some(evidence(fact, &[event], Weight::Fits))
+    }
+
+    /// How much of the request the upstream's application had not read when its socket closed: unread, received in all.
+    pub(crate) fn upstream_unread(&self) -> Option<(u32, EventId)> {
+        let flow = self.flow()?;
+        flow.sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= self.failed_at())
+            .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
+            .find_map(|(event, e)| e.socket.tcp.map(|tcp| (tcp.unread(), event.id)))
+    }
+
+    /// How many bytes the upstream's application had read from the connection when its end was closed, if that was before nginx gave up:
+    /// what it does with a connection that nginx has left says nothing.
+    pub(crate) fn application_read(&self) -> Option<u64> {
+        let flow = self.flow()?;
+        flow.sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= self.failed_at())
+            .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
+            .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
+    }
+
+    /// The upstream's application had read nothing of the request when its end was closed.
+    pub(crate) fn request_never_read(&self) -> Option<EventId> {
+        let bytes = self.attempt?.bytes_sent.filter(|bytes| *bytes > 0 && !self.encrypted())?;
+        let (unread, event) = self.upstream_unread()?;
+        (u64::from(unread) >= bytes).then_some(event)
+    }
+
+    /// An application of the upstream certainly has the connection: it accepted it, or answered on it.
+    pub(crate) fn taken_by_application(&self) -> Option<bool> {
+        let flow = self.flow()?;
+        let answered = self.reused() == Some(true)
+            || self.payload_received().is_some_and(|(bytes, _)| bytes > 0)
+            || self.response_bytes().is_some_and(|bytes| bytes > 0);
+        (flow.accepted_by.is_some() || answered).then_some(true)
+    }
+}

@@ -1,0 +1,231 @@
+//! Tests of the loader. Those that load programs need root: `cargo test -- --include-ignored`.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use object::{Object as _, ObjectSymbol as _};
+use probe_abi::{
+    Endpoint, Header, Kind,
+    endpoint::{FAMILY_INET, FAMILY_UNIX},
+    process::{Watched, role},
+    socket::{SocketEvent, StateChange, present, state},
+    syscall::Connect,
+};
+use zerocopy::FromBytes as _;
+
+use super::*;
+
+#[test]
+fn the_object_holds_what_the_names_say() {
+    let file = object::File::parse(OBJECT).expect("this test needs the kernel programs: build without AYA_BUILD_SKIP");
+    let symbols: BTreeSet<&str> =
+        file.symbols().filter(object::ObjectSymbol::is_global).filter_map(|symbol| symbol.name().ok()).collect();
+    let maps = ["EVENTS", "PROCESSES", "UPSTREAMS", "PORTS", "LAYOUTS", "LOSSES", "COUNTERS"];
+    let globals = [names::global::OFFSETS, names::global::SETTINGS, names::global::RECORDS];
+    for name in names::program::ALL.iter().chain(&maps).chain(&globals) {
+        assert!(symbols.contains(name), "the object has no {name}");
+    }
+}
+
+fn loopback(port: u16) -> Endpoint {
+    let mut endpoint = Endpoint { family: FAMILY_INET, port: port.to_be_bytes(), address: [0; 16] };
+    endpoint.address[..4].copy_from_slice(&Ipv4Addr::LOCALHOST.octets());
+    endpoint
+}
+
+#[test]
+#[ignore = "needs root"]
+fn every_program_passes_the_verifier_alone() {
+    // The verifier gives up at a million.
+    const LIMIT: u32 = 200_000;
+    let btf = Btf::running_kernel().unwrap();
+    let mut facts = Facts::of(Some(&btf));
+    facts.records = super::super::records::formats().unwrap();
+    let aya_btf = aya::Btf::from_sys_fs().unwrap();
+    let mut ebpf = load_object(&facts, 1 << 20, Some(&aya_btf)).unwrap();
+    let done = with_tracefs(|| {
+        for alternative in HOOKS.iter().chain(FUNCTIONS).flat_map(|hook| hook.alternatives) {
+            let name = alternative.program;
+            if let Way::Function(_) = alternative.way {
+                program::<UProbe>(&mut ebpf, name).unwrap().load().unwrap();
+            } else if alternative.needs.unmet(&facts).is_none() {
+                assert_eq!(start(&mut ebpf, Some(&aya_btf), alternative), Ok(()), "{name}");
+            }
+        }
+    });
+    assert_eq!(done, Ok(()));
+    for (name, program) in ebpf.programs() {
+        let count = program.info().unwrap().verified_instruction_count().unwrap_or(0);
+        assert!(count < LIMIT, "{name}: {count} instructions");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_not_attached_says_why_and_what_that_costs() {
+    for (hide_btf, depth) in [(false, Depth::Standard), (false, Depth::Light), (true, Depth::Standard)] {
+        let kernel = Kernel::load(&LoadOptions { depth, hide_btf, ..LoadOptions::default() }).unwrap();
+        assert_eq!(kernel.btf_problem().is_some(), hide_btf);
+        let names: BTreeSet<&str> = kernel.attachments().iter().map(|attachment| attachment.name).collect();
+        assert_eq!(names.len(), HOOKS.len());
+        for attachment in kernel.attachments() {
+            let on = attachment.state == State::On;
+            assert_eq!((on, on), (attachment.why.is_empty(), attachment.lost.is_empty()), "{attachment:?}");
+        }
+        let state = |name: &str| kernel.attachments().iter().find(|one| one.name == name).unwrap().state;
+        assert_eq!(state("inet_sock_set_state"), if hide_btf { State::Degraded } else { State::On });
+        assert_eq!(state("sys_exit_connect"), if depth == Depth::Light { State::Off } else { State::On });
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_reset_connection_is_told_from_both_sides() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut kernel = Kernel::load(&LoadOptions { depth: Depth::Light, ..LoadOptions::default() }).unwrap();
+    kernel.watch_upstream(loopback(port)).unwrap();
+    assert_eq!(kernel.upstreams().unwrap(), [loopback(port)]);
+
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    client.write_all(b"unread").unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let mut byte = [0];
+    server.peek(&mut byte).unwrap();
+    // Closing with data unread makes the kernel send a RST.
+    drop(server);
+    assert_eq!(client.read(&mut byte).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let here = loopback(client.local_addr().unwrap().port());
+
+    let mut changes = Vec::new();
+    let mut resets = Vec::new();
+    let mut ring = kernel.take_ring().unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    while resets.len() < 2 && Instant::now() < end {
+        ring.next(|bytes| match Kind::from_number(Header::read_from_prefix(bytes).unwrap().0.kind) {
+            Some(Kind::StateChange) => changes.push(StateChange::read_from_bytes(bytes).unwrap()),
+            Some(Kind::ResetSent | Kind::ResetReceived) => resets.push(SocketEvent::read_from_bytes(bytes).unwrap()),
+            _ => {}
+        });
+    }
+    let client_end = changes.iter().find(|change| change.socket.local == here && change.socket.state == state::CLOSE);
+    let socket = client_end.expect("the client's socket closed").socket;
+    assert_eq!((socket.old_state, socket.error, socket.bytes_sent), (state::ESTABLISHED, 104, 6));
+    assert_eq!(socket.present & (present::TUPLE | present::TCP), present::TUPLE | present::TCP);
+    let server_end = changes.iter().find(|change| change.socket.remote == here && change.socket.state == state::CLOSE);
+    let server_end = server_end.expect("the server's socket closed");
+    assert_eq!((server_end.in_task, server_end.header.tgid), (1, std::process::id()));
+    let received = resets.iter().find(|event| event.header.kind == Kind::ResetReceived as u16);
+    assert_eq!(received.expect("the reset was received").socket.local, here);
+    let sent = resets.iter().find(|event| event.header.kind == Kind::ResetSent as u16);
+    let sent = sent.expect("the reset was sent");
+    assert_eq!(sent.socket.remote, here);
+    if kernel.settings().has_reset_reason != 0 {
+        assert_eq!(kernel.reset_reason_name(sent.value), "TCP_ABORT_ON_CLOSE");
+    }
+    assert_eq!(kernel.losses().unwrap(), super::super::Losses::default());
+}
+
+/// `connect()` to a port nobody listens on, told by the call's own tracepoint and by the stand-in for all calls.
+#[test]
+#[ignore = "needs root"]
+fn a_failed_connect_is_told_either_way() {
+    let btf = Btf::running_kernel().unwrap();
+    let connect = HOOKS.iter().find(|hook| hook.name == "sys_exit_connect").unwrap();
+    for alternative in connect.alternatives {
+        let mut facts = Facts::of(Some(&btf));
+        // Not the test itself, which is what is watched here.
+        facts.settings.own_tgid = 0;
+        let mut ebpf = load_object(&facts, 1 << 20, None).unwrap();
+        assert_eq!(with_tracefs(|| start(&mut ebpf, None, alternative)), Ok(Ok(())), "{}", alternative.program);
+        let watched = Watched { role: role::UPSTREAM, ..Watched::default() };
+        let mut processes: aya::maps::HashMap<_, u32, Pod<Watched>> =
+            ebpf.map_mut(names::map::PROCESSES).unwrap().try_into().unwrap();
+        processes.insert(std::process::id(), Pod(watched), 0).unwrap();
+        let mut ring = RingBuf::try_from(ebpf.take_map(names::map::EVENTS).unwrap()).unwrap();
+
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, free)).is_err());
+        let path = "/nonexistent/probe502";
+        assert!(std::os::unix::net::UnixStream::connect(path).is_err());
+
+        let mut connects = Vec::new();
+        while let Some(item) = ring.next() {
+            connects.extend(Connect::read_from_bytes(&item).ok());
+        }
+        let [tcp, unix] = connects.as_slice() else {
+            panic!("{}: {} records", alternative.program, connects.len());
+        };
+        assert_eq!(
+            (tcp.result, tcp.address, tcp.header.tgid),
+            (-libc::ECONNREFUSED, loopback(free), std::process::id())
+        );
+        assert_eq!((unix.result, unix.address.family), (-libc::ENOENT, FAMILY_UNIX));
+        assert_eq!(&unix.path[..path.len()], path.as_bytes());
+    }
+}
+
+#[test]
+#[ignore = "needs root and nginx"]
+fn an_nginx_is_attached_to_once_and_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nginx.conf");
+    std::fs::write(&file, "daemon off; master_process off; pid nginx.pid; error_log stderr; events {}").unwrap();
+    let mut server = std::process::Command::new("nginx")
+        .arg("-p")
+        .arg(folder.path())
+        .arg("-c")
+        .arg(&file)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut kernel = Kernel::load(&LoadOptions { depth: Depth::Light, ..LoadOptions::default() }).unwrap();
+    // The child is this program until it has executed nginx.
+    let mut attached = Vec::new();
+    for _ in 0..50 {
+        attached = kernel.attach_nginx(server.id()).unwrap();
+        if attached.iter().any(|attachment| attachment.state == State::On) {
+            break;
+        }
+        kernel.detach_nginx(server.id());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let on = |attachments: &[Attachment]| attachments.iter().filter(|one| one.state == State::On).count();
+    assert_eq!(on(&attached), FUNCTIONS.iter().filter(|hook| hook.depth == Depth::Light).count(), "{attached:?}");
+    assert_eq!(kernel.attach_nginx(server.id()).unwrap(), attached);
+    assert_eq!(kernel.binaries.len(), 1);
+    kernel.detach_nginx(server.id());
+    assert_eq!(kernel.binaries.len(), 0);
+    let again = kernel.attach_nginx(server.id()).unwrap();
+    assert_eq!(on(&again), on(&attached));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(matches!(kernel.attach_nginx(server.id()), Err(super::super::NginxError::Process { .. })));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_program_that_is_no_nginx_has_nothing_to_attach_to() {
+    let mut kernel = Kernel::load(&LoadOptions::default()).unwrap();
+    for attachment in kernel.attach_nginx(std::process::id()).unwrap() {
+        assert_eq!(attachment.state, State::Off);
+        assert!(attachment.why.contains("does not export"), "{attachment:?}");
+    }
+}
+
+#[test]
+fn the_tick_is_a_sane_number() {
+    assert!((24..=1200).contains(&Kernel::hz()), "{}", Kernel::hz());
+}
+
+#[test]
+fn reasons_without_a_name_are_shown_as_numbers() {
+    let names = BTreeMap::from([(3, "NO_SOCKET".to_owned())]);
+    assert_eq!(reason_name(&names, 3), "NO_SOCKET");
+    assert_eq!(reason_name(&names, 0x3_0001), "reason 0x30001");
+    assert_eq!(reason_name(&names, NO_REASON), "not given");
+}

@@ -1,0 +1,22 @@
+//! The kernel side: loading, attaching, and reading what it tells.
+//!
+//! Everything that names aya is here. A hook that cannot be attached is a fact ([`Attachment`]), not an error; only
+//! when nothing at all can run is there a [`LoadError`]. Nothing is pinned: when [`Kernel`] is dropped, or the process
+//! dies, the kernel takes everything down.
+
+pub mod attach;
+pub mod btf;
+pub mod calibrate;
+pub mod layout;
+pub mod load;
+pub mod offsets;
+mod records;
+pub mod ring;
+pub mod symbols;
+mod tracefs;
+mod watch;
+
+pub use attach::{Attachment, Depth, State};
+pub use load::{Kernel, LoadError, LoadOptions};
+pub use ring::Ring;
+pub use watch::{Losses, NginxError};

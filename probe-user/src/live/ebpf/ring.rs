@@ -1,0 +1,102 @@
+//! The ring of records, as an asynchronous source.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use tokio::{io::Interest, io::unix::AsyncFd, time};
+
+/// How long records that nobody was woken for may wait. The kernel side wakes the reader only for failures, because
+/// waking costs a healthy nginx more than the record does.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The ring.
+pub struct Ring {
+    ring: RingBuf<MapData>,
+}
+
+impl Ring {
+    pub(super) const fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring }
+    }
+
+    /// Hands over the oldest record, if there is one. Its bytes begin with a [`probe_abi::Header`].
+    pub fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.ring.next().map(|item| read(&item))
+    }
+
+    /// Waits at most `patience` for a record that asks to be read at once. Records may also be there without.
+    pub fn wait(&self, patience: Duration) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        // SAFETY: the ring owns this descriptor and outlives the borrow.
+        let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        match poll(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// For a tokio runtime; must be called inside one.
+    pub fn into_async(self) -> io::Result<AsyncRing> {
+        // SAFETY: the ring owns the descriptor of its map and reports that same one for as long as it lives.
+        let source = unsafe { AsyncFd::register_with_interest(Source(self.ring), Interest::READABLE) }?;
+        let mut timer = time::interval(PATIENCE);
+        timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        Ok(AsyncRing { source, timer })
+    }
+}
+
+struct Source(RingBuf<MapData>);
+
+impl AsRawFd for Source {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// The ring inside a tokio runtime.
+pub struct AsyncRing {
+    source: AsyncFd<Source>,
+    timer: time::Interval,
+}
+
+impl AsyncRing {
+    /// Waits until records may be there (a failure's at once, others within 20 ms), then hands over at most `budget`
+    /// of them and says how many. Fewer than `budget`: the ring is empty.
+    ///
+    /// Cancel-safe: nothing is taken from the ring before the last await.
+    pub async fn read(&mut self, budget: usize, mut each: impl FnMut(&[u8])) -> io::Result<usize> {
+        let Self { source, timer } = self;
+        tokio::select! {
+            biased;
+            ready = source.readable_mut() => {
+                let mut guard = ready?;
+                let count = drain(&mut guard.get_inner_mut().0, budget, &mut each);
+                if count < budget {
+                    // Readiness is told once per arrival: forgotten only when the ring is empty.
+                    guard.clear_ready();
+                }
+                Ok(count)
+            }
+            _ = timer.tick() => Ok(drain(&mut source.get_mut().0, budget, &mut each)),
+        }
+    }
+
+    /// Hands over at most `budget` records that are there now; says how many.
+    pub fn drain(&mut self, budget: usize, mut each: impl FnMut(&[u8])) -> usize {
+        drain(&mut self.source.get_mut().0, budget, &mut each)
+    }
+}
+
+fn drain(ring: &mut RingBuf<MapData>, budget: usize, each: &mut impl FnMut(&[u8])) -> usize {
+    for count in 0..budget {
+        let Some(item) = ring.next() else { return count };
+        each(&item);
+    }
+    budget
+}

@@ -1,0 +1,452 @@
+//! The set of nginx that is watched: picks up new ones, notices reloads, forgets those that are gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use probe_abi::{
+    Endpoint,
+    process::{Watched, role},
+};
+
+use super::{
+    capture::{Capture, CaptureError, Options, SNAP_LENGTH, Statistics, filter, interfaces},
+    clock,
+    ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
+    host::Lookup,
+    namespaces,
+    nginx::{self, Found, Master},
+    sources::{self, Counts, Tails},
+    thinker::{Delivery, Intake},
+};
+use crate::{
+    cli::plan::{Depth, Watch},
+    merge::Arrival,
+    model::{
+        coverage::{Coverage, Sensor, Sight},
+        event::{Body, Source},
+        host::{HostFact, NginxInstance},
+        process::Pid,
+        time::At,
+    },
+};
+
+/// Interfaces that are listened on besides those towards the upstreams, where the clients' side is needed too.
+const CLIENT_INTERFACES: usize = 8;
+
+/// What happened to the set.
+#[derive(Debug)]
+pub enum Change {
+    /// A new nginx is watched from now on.
+    Appeared(NginxInstance),
+    /// A watched nginx was told to read its configuration again, or replaced its workers.
+    Changed(NginxInstance),
+    /// A watched nginx is gone.
+    Gone(u32),
+}
+
+/// One nginx.
+struct Followed {
+    master: Master,
+    found: Found,
+    captures: Vec<Capture>,
+    captured: BTreeSet<SocketAddr>,
+    tails: Tails,
+    attachments: Vec<Attachment>,
+}
+
+/// The set.
+pub struct Followers {
+    plan: Watch,
+    kernel: Option<Kernel>,
+    kernel_problem: Option<String>,
+    intake: Intake,
+    counts: Arc<Counts>,
+    lookup: Lookup,
+    followed: BTreeMap<u32, Followed>,
+    numbers: Arc<AtomicU64>,
+    interfaces: Vec<String>,
+    last_interface: u32,
+    told: BTreeMap<Sensor, (Sight, Option<String>)>,
+    capture_problem: Option<String>,
+    /// What captures that have ended had counted.
+    ended_captures: Statistics,
+}
+
+impl Followers {
+    /// Watches nothing yet.
+    #[must_use]
+    pub fn new(
+        plan: Watch,
+        kernel: Option<Kernel>,
+        kernel_problem: Option<String>,
+        intake: Intake,
+        counts: Arc<Counts>,
+    ) -> Self {
+        Self {
+            counts,
+            plan,
+            kernel,
+            kernel_problem,
+            intake,
+            lookup: Lookup::default(),
+            followed: BTreeMap::new(),
+            numbers: Arc::new(AtomicU64::new(0)),
+            interfaces: Vec::new(),
+            last_interface: 0,
+            told: BTreeMap::new(),
+            capture_problem: None,
+            ended_captures: Statistics::default(),
+        }
+    }
+
+    /// The kernel side.
+    pub const fn kernel(&mut self) -> Option<&mut Kernel> {
+        self.kernel.as_mut()
+    }
+
+    /// Every nginx that is watched.
+    pub fn instances(&self) -> impl Iterator<Item = &NginxInstance> {
+        self.followed.values().map(|followed| &followed.found.instance)
+    }
+
+    /// What was said of each sensor last.
+    pub fn sensors(&self) -> impl Iterator<Item = (Sensor, Sight, Option<&str>)> {
+        self.told.iter().map(|(sensor, (sight, why))| (*sensor, *sight, why.as_deref()))
+    }
+
+    /// What could not be learnt of the nginx that are watched.
+    pub fn gaps(&self) -> impl Iterator<Item = (u32, &str)> {
+        self.followed.iter().flat_map(|(pid, followed)| followed.found.gaps.iter().map(|gap| (*pid, gap.as_str())))
+    }
+
+    /// Names of the interfaces packets come from, by [`super::capture::CapturedPacket::interface`].
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
+    /// What all captures counted.
+    #[must_use]
+    pub fn packet_statistics(&self) -> Statistics {
+        let mut sum = self.ended_captures;
+        for capture in self.followed.values().flat_map(|followed| &followed.captures) {
+            add(&mut sum, capture.statistics());
+        }
+        sum
+    }
+
+    /// Looks at the host and brings the set up to date. An unusable interface given by the user is an error; everything else that fails
+    /// is a gap.
+    pub fn look(&mut self) -> Result<Vec<Change>, CaptureError> {
+        let masters: Vec<Master> = nginx::masters().into_iter().filter(|master| self.is_wanted(master)).collect();
+        let mut changes = Vec::new();
+        let gone: Vec<u32> = self
+            .followed
+            .iter()
+            .filter(|(pid, followed)| {
+                !masters.iter().any(|master| master.pid == **pid && master.started == followed.master.started)
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in gone {
+            self.leave(pid);
+            changes.push(Change::Gone(pid));
+        }
+        for master in masters {
+            match self.followed.get(&master.pid).map(|followed| followed.master.workers.clone()) {
+                None => changes.push(Change::Appeared(self.follow(&master)?)),
+                Some(workers) if workers != master.workers => {
+                    if let Some(instance) = self.refresh(&master)? {
+                        changes.push(Change::Changed(instance));
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        self.tell_sensors();
+        Ok(changes)
+    }
+
+    fn is_wanted(&self, master: &Master) -> bool {
+        let pids = &self.plan.pids;
+        pids.is_empty() || pids.iter().any(|pid| *pid == master.pid || master.workers.contains(pid))
+    }
+
+    fn follow(&mut self, master: &Master) -> Result<NginxInstance, CaptureError> {
+        let found = nginx::examine(master);
+        let attachments = self.attach(master, &found);
+        self.watch_processes(master, &found);
+        // Workers that were forked between the look at /proc and the watch on their master are found now.
+        let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
+        self.watch_processes(&now, &found);
+        let upstreams = self.watch_upstreams(&now, &found);
+        let (captures, captured) = self.capture(&now, &found, &upstreams)?;
+        let tails = self.follow_logs(&found);
+        let mut found = found;
+        found.instance.workers = now.workers.iter().copied().map(Pid).collect();
+        let instance = found.instance.clone();
+        self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
+        self.tell_open_connections(&now, &upstreams);
+        self.followed.insert(master.pid, Followed { master: now, found, captures, captured, tails, attachments });
+        Ok(instance)
+    }
+
+    /// A reload or a dead worker: the children changed. The configuration is read again.
+    fn refresh(&mut self, master: &Master) -> Result<Option<NginxInstance>, CaptureError> {
+        let found = nginx::examine(master);
+        self.watch_processes(master, &found);
+        let upstreams = self.watch_upstreams(master, &found);
+        let outdated = self.followed.get(&master.pid).is_some_and(|followed| !upstreams.is_subset(&followed.captured));
+        // The new capture is open before the old one ends; a packet seen by both is told twice and does no harm.
+        let renewed = if outdated { Some(self.capture(master, &found, &upstreams)?) } else { None };
+        let tails = self.follow_logs(&found);
+        let Some(followed) = self.followed.get_mut(&master.pid) else { return Ok(None) };
+        followed.master = master.clone();
+        followed.found = found;
+        followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
+        followed.tails = tails;
+        let mut ended = Vec::new();
+        if let Some((captures, captured)) = renewed {
+            ended = std::mem::replace(&mut followed.captures, captures);
+            followed.captured = captured;
+        }
+        let instance = followed.found.instance.clone();
+        for capture in ended {
+            add(&mut self.ended_captures, capture.stop());
+        }
+        self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
+        Ok(Some(instance))
+    }
+
+    fn leave(&mut self, pid: u32) {
+        let Some(followed) = self.followed.remove(&pid) else { return };
+        for capture in followed.captures {
+            add(&mut self.ended_captures, capture.stop());
+        }
+        if let Some(kernel) = &mut self.kernel {
+            for process in followed.master.workers.iter().chain(&followed.master.others).chain([&pid]) {
+                // A process that is gone is not watched any more anyway.
+                let _ = kernel.unwatch_process(*process);
+            }
+            kernel.detach_nginx(pid);
+        }
+        self.tell(vec![Body::Host(HostFact::NginxGone { master: Pid(pid) })]);
+    }
+
+    fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
+        let off = |why: String| {
+            vec![Attachment {
+                name: "ngx_log_error_core",
+                state: State::Off,
+                why,
+                lost: "failures are tied to connections by the error log and by time, not exactly",
+            }]
+        };
+        if !self.plan.uprobes {
+            return off("switched off (--no-uprobes)".to_owned());
+        }
+        let Some(kernel) = &mut self.kernel else { return off("the kernel programs are not loaded".to_owned()) };
+        if let Some(Err(error)) = found.build.as_deref().map(Build::parse) {
+            return off(format!("nginx {}: {error}", master.pid));
+        }
+        if found.build.is_none() {
+            return off(format!(
+                "nginx {}: its version is not known, and so not how its memory is laid out",
+                master.pid
+            ));
+        }
+        kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
+    }
+
+    fn watch_processes(&mut self, master: &Master, found: &Found) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let build = found.build.as_deref().and_then(|text| Build::parse(text).ok());
+        let layout = build.map(|mut build| {
+            if let Ok(binary) = Binary::of_process(master.pid) {
+                let calibration = calibrate(&mut build.layout, &binary);
+                tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
+            }
+            build.layout
+        });
+        let layout = layout.and_then(|layout| kernel.add_layout(&layout).ok()).unwrap_or(0);
+        let single = master.workers.contains(&master.pid);
+        let watched = |role| Watched { role, layout, master: master.pid, reserved: 0 };
+        let own = if single { role::NGINX_WORKER } else { role::NGINX_MASTER };
+        let children = master.workers.iter().chain(&master.others).filter(|pid| **pid != master.pid);
+        for (pid, role) in [(master.pid, own)].into_iter().chain(children.map(|pid| (*pid, role::NGINX_WORKER))) {
+            if let Err(error) = kernel.watch_process(pid, watched(role)) {
+                tracing::warn!("nginx process {pid} is not watched: {error}");
+            }
+        }
+    }
+
+    /// Upstream addresses from the configuration and from open connections; both ends of them are watched.
+    fn watch_upstreams(&mut self, master: &Master, found: &Found) -> BTreeSet<SocketAddr> {
+        let mut upstreams: BTreeSet<SocketAddr> = nginx::upstream_addresses(found).into_iter().collect();
+        if found.instance.configuration.is_none() {
+            let open = nginx::open_connections(&master.workers, &BTreeSet::new());
+            upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
+        }
+        let servers = self.lookup.servers(&upstreams, found.instance.netns);
+        if let Some(kernel) = &mut self.kernel {
+            for address in &upstreams {
+                if let Err(error) = kernel.watch_upstream(endpoint(*address)) {
+                    tracing::warn!("upstream {address} is not watched: {error}");
+                }
+            }
+            let nginx: BTreeSet<u32> =
+                nginx::masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
+            for pid in servers.iter().filter(|pid| !nginx.contains(&pid.0)) {
+                let watched = Watched { role: role::UPSTREAM, layout: 0, master: pid.0, reserved: 0 };
+                if let Err(error) = kernel.watch_process(pid.0, watched) {
+                    tracing::warn!("upstream process {pid} is not watched: {error}");
+                }
+            }
+        }
+        upstreams
+    }
+
+    fn tell_open_connections(&mut self, master: &Master, upstreams: &BTreeSet<SocketAddr>) {
+        let open = nginx::open_connections(&master.workers, upstreams);
+        self.tell(
+            open.into_iter()
+                .map(|(worker, local, upstream)| {
+                    Body::Host(HostFact::OpenConnection { worker: Pid(worker), local, upstream })
+                })
+                .collect(),
+        );
+    }
+
+    fn capture(
+        &mut self,
+        master: &Master,
+        found: &Found,
+        upstreams: &BTreeSet<SocketAddr>,
+    ) -> Result<(Vec<Capture>, BTreeSet<SocketAddr>), CaptureError> {
+        if !self.plan.packets {
+            self.capture_problem = Some("switched off (--no-packets)".to_owned());
+            return Ok((Vec::new(), BTreeSet::new()));
+        }
+        let given = !self.plan.interfaces.is_empty();
+        let opened = self.open_captures(master, found, upstreams);
+        match opened {
+            Ok(captures) => Ok((captures, upstreams.clone())),
+            Err(error) if given => Err(error),
+            Err(error) => {
+                self.capture_problem = Some(error.to_string());
+                Ok((Vec::new(), upstreams.clone()))
+            }
+        }
+    }
+
+    fn open_captures(
+        &mut self,
+        master: &Master,
+        found: &Found,
+        upstreams: &BTreeSet<SocketAddr>,
+    ) -> Result<Vec<Capture>, CaptureError> {
+        let netns: Option<Arc<File>> = namespaces::open(master.pid, "net")
+            .map_err(|error| CaptureError::Namespace(error.to_string()))?
+            .map(Arc::new);
+        let upstreams: Vec<SocketAddr> = upstreams.iter().copied().collect();
+        let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
+        let names = if self.plan.interfaces.is_empty() {
+            let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
+            if !self.plan.uprobes && !names.iter().any(|name| name == "any") {
+                // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
+                let all = interfaces::list(netns.as_ref())?;
+                let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
+                names.extend(other.map(|interface| interface.name).take(CLIENT_INTERFACES).collect::<Vec<_>>());
+            }
+            names
+        } else {
+            self.plan.interfaces.clone()
+        };
+        let detail = if self.plan.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
+        let filter = filter::build(&upstreams, listen, detail);
+        let mut captures = Vec::new();
+        for name in names {
+            let index = self.last_interface;
+            let options = Options {
+                interface: name.clone(),
+                index,
+                netns: netns.clone(),
+                filter: filter.text.clone(),
+                snap_length: SNAP_LENGTH,
+                numbers: Arc::clone(&self.numbers),
+            };
+            let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
+            captures.push(Capture::start(options, sink)?);
+            self.last_interface += 1;
+            self.interfaces.push(name);
+        }
+        Ok(captures)
+    }
+
+    fn follow_logs(&self, found: &Found) -> Tails {
+        let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
+        let access = sources::follows_access_log(&self.plan, statuses);
+        sources::follow_logs(found, access, &self.intake, &self.counts)
+    }
+
+    /// Says how each sensor sees, where that has changed.
+    fn tell_sensors(&mut self) {
+        let now = sources::sensors(
+            self.kernel.as_ref().map(Kernel::attachments),
+            self.kernel_problem.as_deref(),
+            self.kernel.as_ref().and_then(Kernel::btf_problem),
+            self.followed.values().map(|followed| (followed.attachments.as_slice(), &followed.found, &followed.tails)),
+            self.followed.values().any(|followed| !followed.captures.is_empty()),
+            self.capture_problem.as_deref(),
+            &self.plan,
+        );
+        let mut news = Vec::new();
+        for (sensor, sight, why) in now {
+            if self.told.get(&sensor) != Some(&(sight, why.clone())) {
+                news.push(Body::Coverage(Coverage::Sensor { sensor, sight, why: why.clone() }));
+                self.told.insert(sensor, (sight, why));
+            }
+        }
+        self.tell(news);
+    }
+
+    fn tell(&self, bodies: Vec<Body>) {
+        if bodies.is_empty() {
+            return;
+        }
+        let at = At::exactly(clock::now());
+        let arrivals = bodies.into_iter().map(|body| Arrival { at, source: Source::Probe, body }).collect();
+        self.intake.deliver(Delivery::Arrivals(arrivals));
+    }
+}
+
+fn add(sum: &mut Statistics, more: Statistics) {
+    sum.received += more.received;
+    sum.dropped_by_kernel += more.dropped_by_kernel;
+    sum.dropped_by_interface += more.dropped_by_interface;
+    sum.dropped_by_sink += more.dropped_by_sink;
+}
+
+/// An address as the kernel side keys it.
+fn endpoint(address: SocketAddr) -> Endpoint {
+    use probe_abi::endpoint::{FAMILY_INET, FAMILY_INET6};
+
+    let mut endpoint = Endpoint { port: address.port().to_be_bytes(), ..Endpoint::UNKNOWN };
+    match nginx::plain(address) {
+        SocketAddr::V4(v4) => {
+            endpoint.family = FAMILY_INET;
+            for (to, from) in endpoint.address.iter_mut().zip(v4.ip().octets()) {
+                *to = from;
+            }
+        }
+        SocketAddr::V6(v6) => {
+            endpoint.family = FAMILY_INET6;
+            endpoint.address = v6.ip().octets();
+        }
+    }
+    endpoint
+}

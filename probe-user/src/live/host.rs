@@ -1,0 +1,322 @@
+//! Looking things up on this host: who listens, how many files are open, what a process is doing.
+
+mod diag;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use procfs::{
+    net::TcpState,
+    process::{FDTarget, LimitValue, Process, all_processes},
+};
+
+use self::diag::Listening;
+use super::{capture, namespaces, nginx::plain};
+use crate::{
+    correlate::Question,
+    model::{
+        host::{HostFact, Listener},
+        process::Pid,
+    },
+};
+
+/// The list of network namespaces is looked up again after this; a new container is rarer.
+const NAMESPACES_REST: Duration = Duration::from_secs(2);
+
+/// Listeners nearby that are worth naming.
+const NEARBY: usize = 8;
+
+/// Answers questions. Remembers who was found where, so that a storm does not walk `/proc` again and again.
+#[derive(Debug, Default)]
+pub struct Lookup {
+    /// Network namespace → a process in it.
+    namespaces: BTreeMap<u32, u32>,
+    looked: Option<Instant>,
+    /// Socket inode → its process, verified before use.
+    owners: BTreeMap<u64, (u32, i32)>,
+}
+
+impl Lookup {
+    /// Looks it up now; `None` when the subject is gone.
+    pub fn answer(&mut self, question: Question) -> Option<HostFact> {
+        match question {
+            Question::Listeners { upstream, netns } => Some(self.listeners(upstream, netns)),
+            Question::OpenFiles(pid) => open_files(pid),
+            Question::ProcessState(pid) => process_state(pid),
+        }
+    }
+
+    /// Who listens on this address. For a loopback address only the given namespace counts.
+    pub fn listeners(&mut self, upstream: SocketAddr, netns: Option<u32>) -> HostFact {
+        self.look_around();
+        let loopback = upstream.ip().is_loopback();
+        let homes: Vec<(u32, u32)> = self
+            .namespaces
+            .iter()
+            .map(|(netns, pid)| (*netns, *pid))
+            .filter(|(candidate, pid)| {
+                if loopback { netns.is_none_or(|wanted| wanted == *candidate) } else { is_local(*pid, upstream.ip()) }
+            })
+            .collect();
+        let mut listeners = Vec::new();
+        let mut nearby = Vec::new();
+        for (netns, pid) in &homes {
+            let all = listening(*pid);
+            let reached = reached(&all, plain(upstream));
+            for one in all.iter().filter(|one| one.address.port() == upstream.port()) {
+                let listener = self.listener(one, *netns);
+                if reached.contains(&one) { listeners.push(listener) } else { nearby.push(listener) }
+            }
+        }
+        listeners.sort();
+        nearby.sort();
+        nearby.truncate(NEARBY);
+        HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
+    }
+
+    fn listener(&mut self, one: &Listening, netns: u32) -> Listener {
+        let owner = self.owner(netns, one.inode);
+        let command =
+            owner.and_then(|pid| Process::new(pid).ok()).and_then(|process| process.stat().ok()).map(|stat| stat.comm);
+        let pid = owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid);
+        Listener { address: one.address, netns: Some(netns), pid, command, accept_queue: one.queue }
+    }
+
+    /// The process that holds the socket; the parent of those that share it (a prefork server's master).
+    fn owner(&mut self, netns: u32, inode: u64) -> Option<i32> {
+        if let Some((known_netns, pid)) = self.owners.get(&inode).copied() {
+            if known_netns == netns && holds(pid, inode) {
+                return Some(pid);
+            }
+        }
+        let processes = all_processes().ok()?;
+        let mut holders: Vec<i32> = processes
+            .flatten()
+            .filter(|process| u32::try_from(process.pid).is_ok_and(|pid| namespaces::inode(pid, "net") == Some(netns)))
+            .map(|process| process.pid)
+            .filter(|pid| holds(*pid, inode))
+            .collect();
+        holders.sort_unstable();
+        let owner = holders.first().copied()?;
+        if self.owners.len() > 4_096 {
+            self.owners.clear();
+        }
+        self.owners.insert(inode, (netns, owner));
+        Some(owner)
+    }
+
+    fn look_around(&mut self) {
+        if self.looked.is_some_and(|at| at.elapsed() < NAMESPACES_REST) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        self.namespaces.clear();
+        let Ok(processes) = all_processes() else { return };
+        for process in processes.flatten() {
+            let Ok(pid) = u32::try_from(process.pid) else { continue };
+            if let Some(netns) = namespaces::inode(pid, "net") {
+                self.namespaces.entry(netns).or_insert(pid);
+            }
+        }
+    }
+
+    /// Processes that serve these addresses on this host, with their children: they inherit the listener.
+    pub fn servers(&mut self, upstreams: &BTreeSet<SocketAddr>, netns: Option<u32>) -> Vec<Pid> {
+        let mut found = BTreeSet::new();
+        for upstream in upstreams {
+            let home = if upstream.ip().is_loopback() { netns } else { None };
+            if let HostFact::Listeners { listeners, .. } = self.listeners(*upstream, home) {
+                found.extend(listeners.iter().filter_map(|listener| listener.pid));
+            }
+        }
+        let Ok(processes) = all_processes() else { return found.into_iter().collect() };
+        let mut parents: BTreeMap<u32, u32> = BTreeMap::new();
+        for stat in processes.flatten().filter_map(|process| process.stat().ok()) {
+            if let (Ok(pid), Ok(parent)) = (u32::try_from(stat.pid), u32::try_from(stat.ppid)) {
+                parents.insert(pid, parent);
+            }
+        }
+        let descends = |pid: u32| {
+            let mut at = pid;
+            // A process tree is not deeper than this; a loop cannot be, but /proc changes while it is read.
+            for _ in 0..32 {
+                match parents.get(&at) {
+                    Some(parent) if found.contains(&Pid(*parent)) => return true,
+                    Some(parent) => at = *parent,
+                    None => return false,
+                }
+            }
+            false
+        };
+        let children: Vec<Pid> = parents.keys().copied().filter(|pid| descends(*pid)).map(Pid).collect();
+        found.extend(children);
+        found.into_iter().collect()
+    }
+}
+
+fn holds(pid: i32, inode: u64) -> bool {
+    let Ok(process) = Process::new(pid) else { return false };
+    let Ok(descriptors) = process.fd() else { return false };
+    descriptors.flatten().any(|descriptor| matches!(descriptor.target, FDTarget::Socket(found) if found == inode))
+}
+
+/// TCP listeners of a process's network namespace: as the kernel answers, else as `/proc` lists them.
+fn listening(pid: u32) -> Vec<Listening> {
+    let answered = File::open(format!("/proc/{pid}/ns/net"))
+        .ok()
+        .and_then(|namespace| capture::inside(Some(&Arc::new(namespace)), diag::listening).ok()?.ok());
+    answered.unwrap_or_else(|| listed(pid))
+}
+
+/// `/proc` tells neither the accept queue's limit nor whether `::` takes IPv4. It counts as taking it, because claiming that nobody listens
+/// needs the stronger proof.
+fn listed(pid: u32) -> Vec<Listening> {
+    let Ok(process) = i32::try_from(pid).map_err(drop).and_then(|pid| Process::new(pid).map_err(drop)) else {
+        return Vec::new();
+    };
+    [process.tcp(), process.tcp6()]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.state == TcpState::Listen)
+        .map(|entry| Listening {
+            address: entry.local_address,
+            inode: entry.inode,
+            queue: None,
+            takes_v4: entry.local_address.is_ipv6() && entry.local_address.ip().is_unspecified(),
+        })
+        .collect()
+}
+
+/// The listeners that a SYN to this address reaches: those on the address itself, else those on any address.
+fn reached(all: &[Listening], address: SocketAddr) -> Vec<&Listening> {
+    let port = || all.iter().filter(|one| one.address.port() == address.port());
+    let exact: Vec<_> = port().filter(|one| plain(one.address).ip() == address.ip()).collect();
+    if !exact.is_empty() {
+        return exact;
+    }
+    let any = |one: &&Listening| one.address.ip().is_unspecified() && one.address.is_ipv4() == address.is_ipv4();
+    let family: Vec<_> = port().filter(any).collect();
+    if !family.is_empty() || address.is_ipv6() {
+        return family;
+    }
+    port().filter(|one| one.takes_v4).collect()
+}
+
+/// Whether the address belongs to the network namespace of this process.
+fn is_local(pid: u32, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/fib_trie")) else { return false };
+            let entry = format!("|-- {v4}");
+            let mut lines = table.lines();
+            while let Some(line) = lines.next() {
+                if line.trim() == entry && lines.clone().next().is_some_and(|next| next.contains("/32 host LOCAL")) {
+                    return true;
+                }
+            }
+            false
+        }
+        IpAddr::V6(v6) => {
+            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/if_inet6")) else { return false };
+            let wanted: String = v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+            table.lines().any(|line| line.starts_with(&wanted))
+        }
+    }
+}
+
+fn process(pid: Pid) -> Option<Process> {
+    Process::new(i32::try_from(pid.0).ok()?).ok()
+}
+
+fn open_files(pid: Pid) -> Option<HostFact> {
+    let process = process(pid)?;
+    let open = u64::try_from(process.fd_count().ok()?).ok()?;
+    let limit = process.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
+        LimitValue::Value(value) => Some(value),
+        LimitValue::Unlimited => None,
+    });
+    Some(HostFact::OpenFiles { pid, command: process.stat().ok()?.comm, open, limit })
+}
+
+fn process_state(pid: Pid) -> Option<HostFact> {
+    let process = process(pid)?;
+    let stat = process.stat().ok()?;
+    // "0" says that it runs, or that we may not know.
+    let wait_channel =
+        process.wchan().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty() && name != "0");
+    Some(HostFact::ProcessState { pid, command: stat.comm, state: stat.state, wait_channel })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_of_ours_is_found_with_its_process() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let netns = namespaces::inode(std::process::id(), "net");
+        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else {
+            panic!()
+        };
+        assert!(local);
+        assert_eq!(listeners.len(), 1);
+        assert_eq!(listeners[0].pid, Some(Pid(std::process::id())));
+    }
+
+    #[test]
+    fn an_ipv6_wildcard_takes_ipv4_unless_it_was_told_not_to() {
+        let netns = namespaces::inode(std::process::id(), "net");
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = SocketAddr::new("127.0.0.9".parse().unwrap(), port);
+        let HostFact::Listeners { listeners, nearby, .. } = Lookup::default().listeners(asked, netns) else { panic!() };
+        assert_eq!((listeners.len(), nearby.len()), (1, 0));
+        assert!(listeners[0].accept_queue.is_some_and(|(waiting, limit)| waiting == 0 && limit >= 128));
+
+        let one =
+            |address: &str, takes_v4| Listening { address: address.parse().unwrap(), inode: 1, queue: None, takes_v4 };
+        let v4: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        assert!(reached(&[one("[::]:80", false)], v4).is_empty(), "ipv6only=on, as nginx has it");
+        let all =
+            [one("0.0.0.0:80", false), one("10.0.0.1:80", false), one("[::]:80", true), one("10.0.0.2:80", false)];
+        assert_eq!(reached(&all, v4), [&all[1]]);
+        assert_eq!(reached(&all, "10.0.0.3:80".parse().unwrap()), [&all[0]]);
+        assert_eq!(reached(&all, "[fd00::1]:80".parse().unwrap()), [&all[2]]);
+    }
+
+    #[test]
+    fn nobody_listens_on_a_port_just_left() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let netns = namespaces::inode(std::process::id(), "net");
+        let HostFact::Listeners { local, listeners, .. } = Lookup::default().listeners(address, netns) else {
+            panic!()
+        };
+        assert!(local && listeners.is_empty());
+    }
+
+    #[test]
+    fn a_foreign_address_is_not_local() {
+        // TEST-NET-3: nobody has it.
+        let HostFact::Listeners { local, .. } = Lookup::default().listeners("203.0.113.9:80".parse().unwrap(), None)
+        else {
+            panic!()
+        };
+        assert!(!local);
+    }
+
+    #[test]
+    fn our_own_descriptors_are_counted() {
+        let Some(HostFact::OpenFiles { open, limit, .. }) = open_files(Pid(std::process::id())) else { panic!() };
+        assert!(open >= 3 && limit.is_none_or(|limit| limit >= open));
+        assert_eq!(open_files(Pid(0)), None);
+    }
+}

@@ -1,0 +1,218 @@
+//! What the probe must say about a fault, and the one comparison.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use anyhow::{Result, bail};
+
+use crate::client::Exchange;
+use crate::line::{Confidence, Incident, Link, Outcome};
+
+/// What must be reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// An incident.
+    Incident,
+    /// A near miss.
+    NearMiss,
+    /// Nothing at all.
+    Nothing,
+}
+
+/// What must be said about one request.
+#[derive(Debug, Clone)]
+pub struct Expectation {
+    /// Whether it must be reported, and as what.
+    pub report: Report,
+    /// The status the client saw; `None` when it saw none.
+    pub status: Option<u16>,
+    /// The causes that are right; more than one only where the machine leaves it open.
+    pub cause: &'static [&'static str],
+    /// The confidences that are right.
+    pub confidence: &'static [Confidence],
+    /// The links that are right.
+    pub link: &'static [Link],
+    /// The attempts, in order.
+    pub attempts: Vec<AttemptExpectation>,
+    /// Causes that must not be said: the likeliest mistakes.
+    pub never: &'static [&'static str],
+    /// A piece of the line nginx writes to its error log for this request; `None`: it writes none.
+    pub error_log: Option<&'static str>,
+    /// Whether the client's port may stay unknown (null): nginx writes only the address to its error log.
+    pub client_may_be_null: bool,
+    /// The earlier request of the same fault whose incident this one must name by its id.
+    pub blames: Option<usize>,
+}
+
+/// What must be said about one attempt.
+#[derive(Debug, Clone)]
+pub struct AttemptExpectation {
+    /// The peer, as the contract writes addresses.
+    pub upstream: String,
+    /// The outcomes that are right.
+    pub outcome: &'static [Outcome],
+    /// The errno that is right.
+    pub errno: &'static [Option<&'static str>],
+    /// Whether the connection had served before.
+    pub reused: Option<bool>,
+}
+
+impl AttemptExpectation {
+    /// An attempt on a fresh connection with one right outcome and errno.
+    #[must_use]
+    pub fn fresh(upstream: SocketAddr, outcome: &'static [Outcome], errno: &'static [Option<&'static str>]) -> Self {
+        Self { upstream: upstream.to_string(), outcome, errno, reused: Some(false) }
+    }
+
+    /// The same on a connection that served before.
+    #[must_use]
+    pub fn reused(upstream: SocketAddr, outcome: &'static [Outcome], errno: &'static [Option<&'static str>]) -> Self {
+        Self { reused: Some(true), ..Self::fresh(upstream, outcome, errno) }
+    }
+}
+
+impl Expectation {
+    /// A confirmed, exactly linked incident.
+    #[must_use]
+    pub fn incident(status: u16, cause: &'static [&'static str], attempts: Vec<AttemptExpectation>) -> Self {
+        Self {
+            report: Report::Incident,
+            status: Some(status),
+            cause,
+            confidence: &[Confidence::Confirmed],
+            link: &[Link::Exact],
+            attempts,
+            never: &[],
+            error_log: None,
+            client_may_be_null: false,
+            blames: None,
+        }
+    }
+
+    /// A confirmed, exactly linked near miss.
+    #[must_use]
+    pub fn near_miss(status: u16, cause: &'static [&'static str], attempts: Vec<AttemptExpectation>) -> Self {
+        Self { report: Report::NearMiss, ..Self::incident(status, cause, attempts) }
+    }
+
+    /// Nothing may be reported.
+    #[must_use]
+    pub fn nothing(status: Option<u16>) -> Self {
+        Self { report: Report::Nothing, status, ..Self::incident(0, &[], Vec::new()) }
+    }
+
+    /// The error log's line.
+    #[must_use]
+    pub fn logged(self, piece: &'static str) -> Self {
+        Self { error_log: Some(piece), ..self }
+    }
+
+    /// What must not be said.
+    #[must_use]
+    pub fn never(self, causes: &'static [&'static str]) -> Self {
+        Self { never: causes, ..self }
+    }
+
+    /// The same as seen without uprobes: no exact link, no more confidence than the evidence gives, and the client's port only if
+    /// packets or system calls tell it. Cause, status and attempts stay what they are.
+    #[must_use]
+    pub fn without_uprobes(mut self) -> Self {
+        self.client_may_be_null = true;
+        self.link = &[Link::Strong, Link::Inferred];
+        self.confidence = &[Confidence::Confirmed, Confidence::Likely, Confidence::Possible];
+        self
+    }
+}
+
+/// One request of a fault: what the client saw and what must be said.
+#[derive(Debug, Clone)]
+pub struct Witness {
+    /// What the client saw.
+    pub exchange: Exchange,
+    /// What must be said.
+    pub expected: Expectation,
+}
+
+impl Witness {
+    /// Puts both together; fails when the client already saw something else than it should have.
+    pub fn new(exchange: Exchange, expected: Expectation) -> Result<Self> {
+        if exchange.status != expected.status {
+            bail!(
+                "the fault did not come about: {} {} from {} was answered {:?}, not {:?}, after {:?}",
+                exchange.method,
+                exchange.uri,
+                exchange.local,
+                exchange.status,
+                expected.status,
+                exchange.took
+            );
+        }
+        Ok(Self { exchange, expected })
+    }
+
+    /// Whether an incident is about this request: same client connection, as far as it must be known, and same target.
+    #[must_use]
+    pub fn is_meant_by(&self, incident: &Incident) -> bool {
+        self.is_client(incident.request.client.as_deref())
+            && incident.request.uri.as_deref() == Some(&self.exchange.uri)
+    }
+
+    /// Whether what is said of the client is right.
+    fn is_client(&self, said: Option<&str>) -> bool {
+        match said {
+            Some(said) => said == self.exchange.local.to_string(),
+            None => self.expected.client_may_be_null,
+        }
+    }
+}
+
+/// Compares an incident (or near miss) with what must be said; on a mismatch both are shown whole.
+pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()> {
+    let mut wrong = String::new();
+    let mut differ = |what: &str, same: bool, is: &dyn std::fmt::Debug, should: &dyn std::fmt::Debug| {
+        if !same {
+            let _ = writeln!(wrong, "  {what}: is {is:?}, should be {should:?}");
+        }
+    };
+    let Witness { exchange, expected } = witness;
+    let verdict = &incident.verdict;
+    differ("reported as", kind == expected.report, &kind, &expected.report);
+    differ("schema", incident.schema == 1, &incident.schema, &1);
+    differ("status", incident.status == expected.status, &incident.status, &expected.status);
+    let dated = incident.time.as_deref().is_some_and(|time| time.contains('T') && time.ends_with('Z'));
+    differ("time", dated, &incident.time, &"a time in UTC");
+    let client = exchange.local.to_string();
+    let request = &incident.request;
+    differ("client", witness.is_client(request.client.as_deref()), &request.client, &client);
+    differ("method", request.method.as_ref() == Some(&exchange.method), &request.method, &exchange.method);
+    differ("uri", request.uri.as_ref() == Some(&exchange.uri), &request.uri, &exchange.uri);
+    differ("cause", expected.cause.contains(&verdict.cause.as_str()), &verdict.cause, &expected.cause);
+    let forbidden = expected.never.contains(&verdict.cause.as_str());
+    differ("cause (forbidden)", !forbidden, &verdict.cause, &"anything else");
+    let confident = expected.confidence.contains(&verdict.confidence);
+    differ("confidence", confident, &verdict.confidence, &expected.confidence);
+    differ("link", expected.link.contains(&incident.link), &incident.link, &expected.link);
+    differ("summary", !verdict.summary.trim().is_empty(), &verdict.summary, &"words");
+    let fixed = verdict.cause == "unknown" || !verdict.fix.is_empty();
+    differ("fix", fixed, &verdict.fix, &"something to do");
+    differ("evidence", !incident.evidence.is_empty(), &incident.evidence.len(), &"some");
+    let ordered = incident.evidence.is_sorted_by(|one, other| one.t_us <= other.t_us);
+    differ("evidence's order", ordered, &"unordered", &"in time order");
+    let (is, should) = (incident.attempts.len(), expected.attempts.len());
+    differ("number of attempts", is == should, &is, &should);
+    for (number, (attempt, expected)) in incident.attempts.iter().zip(&expected.attempts).enumerate() {
+        let what = |field: &str| format!("attempt {number}: {field}");
+        let upstream = attempt.upstream.as_ref() == Some(&expected.upstream);
+        differ(&what("upstream"), upstream, &attempt.upstream, &expected.upstream);
+        let outcome = expected.outcome.contains(&attempt.outcome);
+        differ(&what("outcome"), outcome, &attempt.outcome, &expected.outcome);
+        let errno = expected.errno.contains(&attempt.errno.as_deref());
+        differ(&what("errno"), errno, &attempt.errno, &expected.errno);
+        let reused = expected.reused.is_none() || attempt.reused == expected.reused;
+        differ(&what("reused"), reused, &attempt.reused, &expected.reused);
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    bail!("the incident is not what it should be:\n{wrong}\n--- expected\n{witness:#?}\n--- incident\n{incident:#?}");
+}

@@ -1,0 +1,193 @@
+//! A real nginx in the lab.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::client::{Connection, find};
+use crate::config::Config;
+use crate::lab::Lab;
+use crate::process::{Process, Start, Stopped, send, stat, wait_until};
+
+/// nginx starts, reloads and stops well within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running nginx: one master and its workers.
+#[derive(Debug)]
+pub struct Nginx {
+    master: Process,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Nginx {
+    /// Writes the configuration into a directory `name` of the lab, starts nginx beside the proxy's addresses and waits until it
+    /// answers.
+    pub fn start(lab: &Lab, name: &str, config: &Config) -> Result<Self> {
+        let directory = lab.subdirectory(name)?;
+        let path = directory.join("nginx.conf");
+        fs::write(&path, config.render(&directory)).with_context(|| format!("write {}", path.display()))?;
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(&path).arg("-p").arg(&directory).arg("-e").arg(directory.join("error.log"));
+        let output = fs::File::create(directory.join("stderr.log")).context("make stderr.log")?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        let start = Start { namespace: Some(lab.proxy()), ..Start::default() };
+        let master = Process::spawn("nginx", command, start)?;
+        let mut nginx = Self { master, directory, port: config.port };
+        nginx.wait_answers(lab)?;
+        Ok(nginx)
+    }
+
+    /// Waits for the first answer.
+    fn wait_answers(&mut self, lab: &Lab) -> Result<()> {
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        wait_until("nginx answers", PATIENCE, || {
+            if let Some(status) = self.master.ended()? {
+                bail!("nginx ended at once: {status}\n{}{}", self.read("stderr.log")?, self.error_log()?);
+            }
+            let answer = Connection::open(lab.proxy(), target).and_then(|mut connection| connection.get("/lab-ready"));
+            Ok(answer.is_ok_and(|exchange| exchange.status == Some(204)))
+        })
+    }
+
+    /// The master's pid.
+    #[must_use]
+    pub fn master(&self) -> u32 {
+        self.master.pid()
+    }
+
+    /// The pids of the master's children, in order; those that are shutting down too.
+    pub fn workers(&self) -> Result<Vec<u32>> {
+        children_of(self.master())
+    }
+
+    /// The port it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where its configuration and logs lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// `nginx -s reload`: waits until new workers run and the old ones take no more connections, though they may still be finishing
+    /// what they have. Gives the new ones.
+    pub fn reload(&self) -> Result<Vec<u32>> {
+        let before = self.workers()?;
+        self.master.signal(Signal::SIGHUP)?;
+        let mut new = Vec::new();
+        wait_until("new workers run", PATIENCE, || {
+            let (old, fresh) = self.workers()?.into_iter().partition(|pid| before.contains(pid));
+            new = fresh;
+            let (old, wanted): (Vec<u32>, usize) = (old, before.len());
+            Ok(new.len() >= wanted && old.into_iter().all(is_leaving))
+        })?;
+        Ok(new)
+    }
+
+    /// Rotates the error log as logrotate does: renames it, then USR1. Waits until nginx has opened the new one.
+    pub fn rotate_error_log(&self) -> Result<()> {
+        let path = self.directory.join("error.log");
+        fs::rename(&path, self.directory.join("error.log.1")).context("rename the error log")?;
+        self.master.signal(Signal::SIGUSR1)?;
+        let workers = self.workers()?;
+        wait_until("every worker has opened the new error log", PATIENCE, || {
+            let mut open = path.exists();
+            for worker in &workers {
+                open &= has_open(*worker, &path)?;
+            }
+            Ok(open)
+        })
+    }
+
+    /// Kills a worker with SIGKILL and waits for the one the master starts instead, which it gives.
+    pub fn kill_worker(&self, worker: u32) -> Result<u32> {
+        let before = self.workers()?;
+        send(worker, Signal::SIGKILL)?;
+        let mut new = None;
+        wait_until("another worker runs", PATIENCE, || {
+            new = self.workers()?.into_iter().find(|pid| !before.contains(pid));
+            Ok(new.is_some())
+        })?;
+        new.context("a new worker")
+    }
+
+    /// Stops every worker (SIGSTOP) while `work` runs: what arrives meanwhile, nginx finds in one batch, in its order.
+    pub fn while_stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _stopped = Stopped::new(self.workers()?)?;
+        work()
+    }
+
+    /// A fast shutdown, in order.
+    pub fn stop(mut self) -> Result<()> {
+        self.master.signal(Signal::SIGTERM)?;
+        self.master.wait(PATIENCE)?;
+        Ok(())
+    }
+
+    /// The error log so far.
+    pub fn error_log(&self) -> Result<String> {
+        self.read("error.log")
+    }
+
+    /// The access log so far: `status "upstream_status" "upstream_addr" client port pid connection "request"`.
+    pub fn access_log(&self) -> Result<String> {
+        self.read("access.log")
+    }
+
+    /// A file of its directory.
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.directory.join(name);
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let workers = self.workers().unwrap_or_default();
+        let _ = self.master.signal(Signal::SIGTERM);
+        if self.master.wait(Duration::from_secs(3)).is_err() {
+            // Killing the master alone would leave its workers behind.
+            let _ = self.master.signal(Signal::SIGKILL);
+            for worker in workers {
+                let _ = send(worker, Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Whether a worker takes no more connections: it says so in its title before it closes its listeners in the same turn, and it may be
+/// gone altogether.
+fn is_leaving(worker: u32) -> bool {
+    fs::read(format!("/proc/{worker}/cmdline")).map_or(true, |title| find(&title, b"shutting down").is_some())
+}
+
+/// Whether a process has a file open, by its present name.
+fn has_open(pid: u32, path: &Path) -> Result<bool> {
+    let directory = format!("/proc/{pid}/fd");
+    let entries = fs::read_dir(&directory).with_context(|| format!("list {directory}"))?;
+    Ok(entries.flatten().any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path)))
+}
+
+/// The children of a process, in order of their pids.
+pub fn children_of(parent: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").context("list /proc")? {
+        let name = entry.context("list /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end between the listing and the reading.
+        if stat(pid).is_ok_and(|(state, of)| of == parent && state != 'Z') {
+            children.push(pid);
+        }
+    }
+    children.sort_unstable();
+    Ok(children)
+}

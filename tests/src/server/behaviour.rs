@@ -1,0 +1,88 @@
+//! What a path asks for.
+
+use std::time::Duration;
+
+/// What to do with a request that has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Behaviour {
+    /// How long to wait first.
+    pub(super) delay: Duration,
+    /// What to do then.
+    pub(super) action: Action,
+}
+
+/// One way to treat a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Send these bytes; keep the connection if the request allows it.
+    Answer(Vec<u8>),
+    /// Send these bytes, then close.
+    AnswerAndClose(Vec<u8>),
+    /// Reset.
+    Reset,
+    /// Close without a byte.
+    Close,
+    /// Nothing, ever.
+    Hang,
+}
+
+impl Behaviour {
+    /// What the request's target asks for; anything unknown is a 404.
+    pub(super) fn of(target: &str) -> Self {
+        let mut segments = target.split(['/', '?']).skip(1);
+        let name = segments.next().unwrap_or_default();
+        let number = segments.next().and_then(|segment| segment.parse::<u64>().ok());
+        let delay = match name {
+            "slow" | "reset" | "close" => Duration::from_millis(number.unwrap_or(0)),
+            _ => Duration::ZERO,
+        };
+        let action = match name {
+            "ok" | "slow" => Action::Answer(response(200, "hello from the upstream\n")),
+            "reset" => Action::Reset,
+            "close" => Action::Close,
+            "half" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nContent-Type: text/pl".to_vec()),
+            "hang" => Action::Hang,
+            "status" => {
+                let status = number.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
+                Action::Answer(response(status, "the upstream's own words\n"))
+            }
+            "bighdr" => Action::AnswerAndClose(big_header()),
+            "garbage" => Action::AnswerAndClose(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+            _ => Action::Answer(response(404, "no such behaviour\n")),
+        };
+        Self { delay, action }
+    }
+}
+
+/// A whole response.
+pub(super) fn response(status: u16, body: &str) -> Vec<u8> {
+    let reason = if status < 400 { "OK" } else { "Not So Good" };
+    let length = body.len();
+    format!("HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// A response with 64 KiB of header.
+fn big_header() -> Vec<u8> {
+    let cookie = "x".repeat(64 * 1024);
+    format!("HTTP/1.1 200 OK\r\nSet-Cookie: session={cookie}\r\nContent-Length: 2\r\n\r\nok").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Action, Behaviour};
+
+    #[test]
+    fn a_path_chooses_the_behaviour_and_its_number() {
+        assert_eq!(Behaviour::of("/reset/300/17").action, Action::Reset);
+        assert_eq!(Behaviour::of("/reset/300/17").delay, Duration::from_millis(300));
+        assert_eq!(Behaviour::of("/close").action, Action::Close);
+        assert_eq!(Behaviour::of("/hang?x").action, Action::Hang);
+        let Action::Answer(bytes) = Behaviour::of("/status/503/9").action else { panic!("an answer") };
+        assert!(bytes.starts_with(b"HTTP/1.1 503 "));
+        let Action::Answer(bytes) = Behaviour::of("/nothing").action else { panic!("an answer") };
+        assert!(bytes.starts_with(b"HTTP/1.1 404 "));
+    }
+}

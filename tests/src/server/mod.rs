@@ -1,0 +1,232 @@
+//! The lab's own upstream: one small HTTP/1 server that misbehaves as the path of the request says.
+//!
+//! | path | does |
+//! | --- | --- |
+//! | `/ok` | answers 200 |
+//! | `/slow/MS` | the same, later |
+//! | `/reset[/MS]` | reads the request, then resets (linger 0) |
+//! | `/close[/MS]` | reads the request, then closes without a byte |
+//! | `/half` | closes in the middle of the response header |
+//! | `/unread` | closes with the request unread: the kernel resets |
+//! | `/hang` | takes the request and never answers |
+//! | `/status/CODE` | answers that status |
+//! | `/bighdr` | a response header larger than any default buffer |
+//! | `/garbage` | something that is not HTTP |
+//!
+//! Further segments are ignored, so a request can carry a number of its own.
+//! On the control address `GET /close-idle`, `/reset-idle` and `/count` say what to do with idle keepalive connections.
+
+mod behaviour;
+mod connection;
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use connection::{Connection, Ending};
+
+/// After a failed accept the listener rests so long, as servers do that would otherwise spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the command line says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    listen: Vec<SocketAddr>,
+    control: Option<SocketAddr>,
+    idle: Option<Duration>,
+}
+
+/// The program: `upstream ADDRESS... [--control ADDRESS] [--idle-ms N]`; runs until it is killed.
+pub fn serve(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let options = parse(arguments)?;
+    let mut listeners = Vec::new();
+    for address in &options.listen {
+        listeners.push(Listener::open(*address, false)?);
+    }
+    if let Some(address) = options.control {
+        listeners.push(Listener::open(address, true)?);
+    }
+    let mut server = Server { listeners, connections: BTreeMap::new(), next: 0, idle: options.idle };
+    loop {
+        server.turn()?;
+    }
+}
+
+/// Reads the command line.
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
+    let mut options = Options::default();
+    while let Some(word) = arguments.next() {
+        let mut value = || arguments.next().with_context(|| format!("{word} needs a value"));
+        match word.as_str() {
+            "--control" => options.control = Some(value()?.parse().context("--control")?),
+            "--idle-ms" => options.idle = Some(Duration::from_millis(value()?.parse().context("--idle-ms")?)),
+            address => options.listen.push(address.parse().with_context(|| format!("the address {address:?}"))?),
+        }
+    }
+    if options.listen.is_empty() {
+        bail!("usage: upstream ADDRESS... [--control ADDRESS] [--idle-ms N]");
+    }
+    Ok(options)
+}
+
+/// A listening socket.
+struct Listener {
+    socket: TcpListener,
+    control: bool,
+    rests_until: Option<Instant>,
+}
+
+impl Listener {
+    fn open(address: SocketAddr, control: bool) -> Result<Self> {
+        let socket = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, control, rests_until: None })
+    }
+}
+
+/// The whole state; one thread, one turn after the other.
+struct Server {
+    listeners: Vec<Listener>,
+    connections: BTreeMap<u64, Connection>,
+    next: u64,
+    idle: Option<Duration>,
+}
+
+impl Server {
+    /// Waits for something to do and does it.
+    fn turn(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let timeout = self.timeout(now);
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(self.listeners.len() + self.connections.len());
+        for listener in &self.listeners {
+            let rests = listener.rests_until.is_some_and(|until| until > now);
+            polled
+                .push(PollFd::new(listener.socket.as_fd(), if rests { PollFlags::empty() } else { PollFlags::POLLIN }));
+        }
+        let order: Vec<u64> = self.connections.keys().copied().collect();
+        for connection in self.connections.values() {
+            polled.push(PollFd::new(connection.stream().as_fd(), connection.interest()));
+        }
+        match poll(&mut polled, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error).context("poll"),
+        }
+        let ready: Vec<bool> = polled.iter().map(|entry| entry.any().unwrap_or(false)).collect();
+        drop(polled);
+
+        let now = Instant::now();
+        let (of_listeners, of_connections) = ready.split_at(self.listeners.len());
+        for (id, ready) in order.iter().zip(of_connections) {
+            self.advance(*id, *ready, now);
+        }
+        for (index, ready) in of_listeners.iter().enumerate() {
+            if *ready {
+                self.accept(index, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Until the next thing that happens by itself.
+    fn timeout(&self, now: Instant) -> PollTimeout {
+        let deadlines = self.connections.values().filter_map(|connection| connection.deadline(self.idle));
+        let rests = self.listeners.iter().filter_map(|listener| listener.rests_until).filter(|until| *until > now);
+        let Some(next) = deadlines.chain(rests).min() else { return PollTimeout::NONE };
+        let wait = next.saturating_duration_since(now) + Duration::from_millis(1);
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Takes every connection that waits.
+    fn accept(&mut self, index: usize, now: Instant) -> Result<()> {
+        let listener = &mut self.listeners[index];
+        loop {
+            match listener.socket.accept() {
+                Ok((stream, _peer)) => {
+                    stream.set_nonblocking(true)?;
+                    stream.set_nodelay(true)?;
+                    self.connections.insert(self.next, Connection::new(stream, listener.control, now));
+                    self.next += 1;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(_no_descriptor_left) => {
+                    listener.rests_until = Some(now + ACCEPT_PAUSE);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Lets one connection read, write or act.
+    fn advance(&mut self, id: u64, ready: bool, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let ending = connection.advance(ready, now, self.idle);
+        if let Some(command) = connection.take_command() {
+            let answer = self.command(&command);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.answer(&answer);
+            }
+        }
+        if let Some(ending) = ending {
+            self.end(id, ending);
+        }
+    }
+
+    /// Carries out a command from the control address and says to how many connections it applied.
+    fn command(&mut self, command: &str) -> String {
+        let idle: Vec<u64> =
+            self.connections.iter().filter(|(_, connection)| connection.is_idle()).map(|(id, _)| *id).collect();
+        let ending = match command {
+            "/close-idle" => Some(Ending::Close),
+            "/reset-idle" => Some(Ending::Reset),
+            _ => None,
+        };
+        if let Some(ending) = ending {
+            for id in &idle {
+                self.end(*id, ending);
+            }
+        }
+        idle.len().to_string()
+    }
+
+    /// Ends a connection.
+    fn end(&mut self, id: u64, ending: Ending) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        if ending == Ending::Reset {
+            linger_zero(connection.stream());
+        }
+        drop(connection);
+    }
+}
+
+/// Makes the coming close a reset.
+fn linger_zero(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // A refusal would turn the reset into a close, which the lab's own tests notice.
+    let _ = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Options, parse};
+
+    #[test]
+    fn the_command_line_is_read() {
+        let words = ["10.0.0.1:80", "[::1]:80", "--idle-ms", "250", "--control", "127.0.0.1:81"];
+        let options = parse(words.into_iter().map(str::to_owned)).unwrap();
+        let wanted = Options {
+            listen: vec!["10.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()],
+            control: Some("127.0.0.1:81".parse().unwrap()),
+            idle: Some(Duration::from_millis(250)),
+        };
+        assert_eq!(options, wanted);
+        assert!(parse(std::iter::empty()).is_err());
+        assert!(parse(["--idle-ms".to_owned()].into_iter()).is_err());
+    }
+}

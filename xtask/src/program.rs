@@ -1,0 +1,32 @@
+//! `cargo xtask build` and `cargo xtask demo`.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::Result;
+
+use crate::{command, setup, workspace::Workspace};
+
+/// Builds `probe502` in release and returns its path.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    setup::run(workspace)?;
+    release(workspace, &["--package=probe-user", "--bin=probe502"])?;
+    let path = workspace.target_dir()?.join("release/probe502");
+    println!("build: {}", path.display());
+    Ok(path)
+}
+
+/// Builds the program and the lab, and lets the lab show one failure after another. Whether all of it went well.
+pub(crate) fn demo(workspace: &Workspace) -> Result<bool> {
+    setup::run(workspace)?;
+    println!("demo: building probe502 and the lab (some minutes the first time)");
+    // In one go: both processors stay busy, and what the two have in common is built once.
+    release(workspace, &["--package=probe-user", "--package=probe-tests", "--bins"])?;
+    let built = workspace.target_dir()?.join("release");
+    let mut demo = Command::new(built.join("demo"));
+    demo.current_dir(workspace.root()).env("PATH", crate::workspace::search_path());
+    command::succeeds(demo.env("PROBE502_BIN", built.join("probe502")))
+}
+
+fn release(workspace: &Workspace, what: &[&str]) -> Result<()> {
+    command::run(workspace.cargo().args(["build", "--locked", "--release"]).args(what))
+}

@@ -1,0 +1,105 @@
+//! What has to be on the machine. Asked by effect (the program runs, the header is there) and not by package, so that a
+//! node from elsewhere counts, and so that the question costs no process.
+
+use std::path::Path;
+
+use crate::workspace::find_program;
+
+/// One Debian package, why it is wanted, and how its presence shows.
+pub(crate) struct Need {
+    /// Its name in Debian 12.
+    pub(crate) package: &'static str,
+    /// What it is for, for the person whose machine it is.
+    pub(crate) why: &'static str,
+    sign: Sign,
+    /// Wanted only while bpf-linker is built.
+    for_linker: bool,
+}
+
+enum Sign {
+    Program(&'static str),
+    /// Any of these files.
+    File(&'static [&'static str]),
+}
+
+impl Need {
+    const fn program(package: &'static str, name: &'static str, why: &'static str) -> Self {
+        Self { package, why, sign: Sign::Program(name), for_linker: false }
+    }
+
+    const fn for_linker(package: &'static str, file: &'static [&'static str], why: &'static str) -> Self {
+        Self { package, why, sign: Sign::File(file), for_linker: true }
+    }
+
+    fn is_met(&self) -> bool {
+        match self.sign {
+            Sign::Program(name) => find_program(name).is_some(),
+            Sign::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
+        }
+    }
+}
+
+/// Everything, in the order in which it is shown.
+pub(crate) const ALL: &[Need] = &[
+    Need {
+        package: "libpcap-dev",
+        why: "packets are captured with libpcap",
+        sign: Sign::File(&["/usr/include/pcap/pcap.h", "/usr/local/include/pcap/pcap.h"]),
+        for_linker: false,
+    },
+    Need::program("pkg-config", "pkg-config", "the build finds libpcap with it"),
+    Need {
+        package: "g++",
+        why: "bpf-linker is linked with the C++ library of LLVM",
+        sign: Sign::Program("g++"),
+        for_linker: true,
+    },
+    Need::for_linker(
+        "llvm-22-dev",
+        &["/usr/lib/llvm-22/bin/llvm-config"],
+        "bpf-linker is built on the LLVM that rustc has",
+    ),
+    Need::for_linker(
+        "libpolly-22-dev",
+        &["/usr/lib/llvm-22/lib/libPolly.a"],
+        "llvm-config 22 names it among its libraries",
+    ),
+    Need::for_linker("libzstd-dev", &["/usr/include/zstd.h"], "a library of LLVM's"),
+    Need::for_linker("zlib1g-dev", &["/usr/include/zlib.h"], "a library of LLVM's"),
+    Need::program("nginx-light", "nginx", "the tests and the demo break a real nginx"),
+    Need::program("nodejs", "node", "the tests and the demo have upstreams in Node.js"),
+    Need::program("python3", "python3", "the tests and the demo have upstreams in Python"),
+    Need::program("iproute2", "ip", "the lab is made of network namespaces"),
+    Need::program("nftables", "nft", "the lab drops and refuses packets with it"),
+    Need::program("bpftool", "bpftool", "the tests look with it whether anything stayed attached"),
+    Need::program("tcpdump", "tcpdump", "the tests compare with what it captures"),
+    Need::program("tshark", "tshark", "the tests compare with what it dissects"),
+    Need::program("wrk", "wrk", "the tests make load with it"),
+];
+
+/// What is not there, of what is wanted.
+pub(crate) fn missing(linker_is_built: bool) -> Vec<&'static Need> {
+    ALL.iter().filter(|need| (linker_is_built || !need.for_linker) && !need.is_met()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presence_is_asked_by_effect() {
+        assert!(Need::program("dash", "sh", "").is_met());
+        assert!(!Need::program("none", "no-such-program-502", "").is_met());
+        assert!(Need::for_linker("base-files", &["/no/such/file", "/etc/os-release"], "").is_met());
+        assert!(!Need::for_linker("none", &["/no/such/file"], "").is_met());
+    }
+
+    #[test]
+    fn what_only_the_linker_needs_is_wanted_only_then() {
+        let without: Vec<&str> = missing(false).iter().map(|need| need.package).collect();
+        assert!(
+            !without.iter().any(|package| ["llvm-22-dev", "g++", "libpolly-22-dev"].contains(package)),
+            "{without:?}"
+        );
+    }
+}
