@@ -1,10 +1,16 @@
 //! The middle in one piece: arrivals in, judged cases and questions out. Live, replay and offline run this and nothing else.
 
+use std::collections::VecDeque;
+
 use crate::{
-    correlate::{Correlator, Question, Settings},
+    correlate::Correlator,
     diagnose,
-    merge::{Arrival, Merge},
+    merge::Merge,
     model::{case::Case, time::Moment, verdict::Verdict},
+};
+pub use crate::{
+    correlate::{Question, Settings, limits::Limits},
+    merge::Arrival,
 };
 
 /// A case with its judgement.
@@ -21,13 +27,14 @@ pub struct Judged {
 pub struct Pipeline {
     merge: Merge,
     correlator: Correlator,
+    judged: VecDeque<Judged>,
 }
 
 impl Pipeline {
     /// Empty.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { merge: Merge::default(), correlator: Correlator::new(settings) }
+        Self { merge: Merge::default(), correlator: Correlator::new(settings), judged: VecDeque::new() }
     }
 
     /// Takes an arrival.
@@ -37,30 +44,53 @@ impl Pipeline {
 
     /// Every source has delivered everything up to here: thinks up to here.
     pub fn advance(&mut self, complete_until: Moment) {
-        self.merge.advance(complete_until);
-        while let Some(event) = self.merge.pop() {
-            self.correlator.handle(&event);
-        }
-        self.correlator.advance(complete_until);
+        self.think(complete_until);
+        self.pass_time(complete_until);
     }
 
     /// The end: everything that waits is thought through and judged.
     pub fn finish(&mut self) {
-        self.merge.advance(Moment(u64::MAX));
-        while let Some(event) = self.merge.pop() {
-            self.correlator.handle(&event);
+        self.think(Moment(u64::MAX));
+        while let Some(deadline) = self.correlator.next_deadline() {
+            self.pass_time(deadline);
         }
         self.correlator.finish();
+        self.judge();
+    }
+
+    /// What is known of a case when it closes must not depend on how much was delivered at once: a recording read in one go gives the
+    /// cases that were seen live. So everything whose wait is over before an event closes before it.
+    fn think(&mut self, complete_until: Moment) {
+        self.merge.advance(complete_until);
+        while let Some(event) = self.merge.pop() {
+            self.pass_time(event.at.latest.minus_ns(1));
+            self.correlator.handle(&event);
+        }
+    }
+
+    /// Lets time pass, stopping wherever a wait is over: what is forgotten by then is forgotten, nothing else.
+    fn pass_time(&mut self, to: Moment) {
+        while let Some(deadline) = self.correlator.next_deadline().filter(|deadline| *deadline <= to) {
+            self.correlator.advance(deadline);
+            self.judge();
+        }
+        self.correlator.advance(to);
+        self.judge();
+    }
+
+    fn judge(&mut self) {
+        while let Some(case) = self.correlator.poll_case() {
+            let verdict = diagnose::judge(&case);
+            for (peer, cause) in diagnose::attempt_causes(&case) {
+                self.correlator.judged(&case.id, &peer, cause);
+            }
+            self.judged.push_back(Judged { case, verdict });
+        }
     }
 
     /// The next judged case.
     pub fn poll_case(&mut self) -> Option<Judged> {
-        let case = self.correlator.poll_case()?;
-        let verdict = diagnose::judge(&case);
-        for (peer, cause) in diagnose::attempt_causes(&case) {
-            self.correlator.judged(&case.id, &peer, cause);
-        }
-        Some(Judged { case, verdict })
+        self.judged.pop_front()
     }
 
     /// The next thing to look up on the host; its answer is to be pushed.

@@ -40,6 +40,8 @@ pub struct Expectation {
     pub error_log: Option<&'static str>,
     /// Whether the client's port may stay unknown (null): nginx writes only the address to its error log.
     pub client_may_be_null: bool,
+    /// Whether it may stay unknown (null) that a connection was kept: without nginx's own count its counters do not always tell.
+    pub reused_may_be_null: bool,
     /// The earlier request of the same fault whose incident this one must name by its id.
     pub blames: Option<usize>,
 }
@@ -85,6 +87,7 @@ impl Expectation {
             never: &[],
             error_log: None,
             client_may_be_null: false,
+            reused_may_be_null: false,
             blames: None,
         }
     }
@@ -118,6 +121,7 @@ impl Expectation {
     #[must_use]
     pub fn without_uprobes(mut self) -> Self {
         self.client_may_be_null = true;
+        self.reused_may_be_null = true;
         self.link = &[Link::Strong, Link::Inferred];
         self.confidence = &[Confidence::Confirmed, Confidence::Likely, Confidence::Possible];
         self
@@ -208,7 +212,8 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
         differ(&what("outcome"), outcome, &attempt.outcome, &expected.outcome);
         let errno = expected.errno.contains(&attempt.errno.as_deref());
         differ(&what("errno"), errno, &attempt.errno, &expected.errno);
-        let reused = expected.reused.is_none() || attempt.reused == expected.reused;
+        let unknown = witness.expected.reused_may_be_null && attempt.reused.is_none();
+        let reused = expected.reused.is_none() || attempt.reused == expected.reused || unknown;
         differ(&what("reused"), reused, &attempt.reused, &expected.reused);
     }
     if wrong.is_empty() {

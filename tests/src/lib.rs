@@ -30,3 +30,4 @@ pub mod server;
 pub mod site;
 pub mod trial;
 pub mod upstream;
+pub mod worlds;

@@ -19,7 +19,6 @@ use super::{
 };
 use crate::{
     cli::plan::{Depth, Watch},
-    correlate::{self, limits::Limits},
     decode::kernel::Names,
     live::{
         clock,
@@ -27,16 +26,17 @@ use crate::{
         follow::{Change, Followers},
         host::Lookup,
         nginx,
+        scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
     },
-    merge::Arrival,
     model::{
         case::CaseKind,
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
         time::{At, Moment},
     },
+    pipeline::{Arrival, Limits, Question, Settings},
     report::json,
 };
 
@@ -82,6 +82,20 @@ fn log_to_stderr(plan: &Watch) {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().try_init();
 }
 
+fn scope(plan: &Watch) -> Scope {
+    Scope {
+        pids: plan.pids.clone(),
+        interfaces: plan.interfaces.clone(),
+        depth: match plan.depth {
+            Depth::Light => scope::Depth::Light,
+            Depth::Standard => scope::Depth::Standard,
+            Depth::Deep => scope::Depth::Deep,
+        },
+        uprobes: plan.uprobes,
+        packets: plan.packets,
+    }
+}
+
 /// Why the watch ends.
 enum End {
     /// It was asked to, or has done what it should.
@@ -102,8 +116,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let tally = SharedTally::default();
     let interfaces = SharedInterfaces::default();
     let printer = Printer::new(form, clock::wall(), folder, Arc::clone(&interfaces), Arc::clone(&tally));
-    let settings =
-        correlate::Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
+    let settings = Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let (intake, thinking) = thinker::start(settings, Box::new(printer), said)
         .context("cannot start the thinking thread")
@@ -115,7 +128,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(plan.clone(), kernel, problem, intake.clone(), Arc::clone(&counts)),
+        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts)),
         intake: intake.clone(),
         counts,
         interfaces,
@@ -271,8 +284,8 @@ fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Not
 }
 
 /// A thread that looks things up on the host: reading `/proc` may take milliseconds and must not hold anything else up.
-fn answer_questions(intake: Intake) -> std::sync::mpsc::Sender<correlate::Question> {
-    let (sender, receiver) = std::sync::mpsc::channel::<correlate::Question>();
+fn answer_questions(intake: Intake) -> std::sync::mpsc::Sender<Question> {
+    let (sender, receiver) = std::sync::mpsc::channel::<Question>();
     let started = std::thread::Builder::new().name("lookup".into()).spawn(move || {
         let mut lookup = Lookup::default();
         while let Ok(question) = receiver.recv() {

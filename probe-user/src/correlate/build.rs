@@ -32,8 +32,8 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
     CaseId(format!("{text}-{number:06}"))
 }
 
-pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Case {
-    let until = correlator.now;
+pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Case {
+    let until = decided.close_at;
     let worker = match &decided.from_lines {
         Some(group) => Some(Pid(group.pid)),
         None => Some(decided.request.key.worker),
@@ -53,8 +53,8 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Cas
     let processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
-    let complaints = complaints(&decided);
-    let earlier = earlier(correlator, &decided, &complaints, configuration.as_ref());
+    let complaints = complaints(decided);
+    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref());
     let host = host(correlator, &list, &processes, worker);
     let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
         Link::Inferred
@@ -68,7 +68,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Cas
         origin: decided.origin,
         decided: decided.at,
         decided_by: decided.by.id,
-        request: request(&decided),
+        request: request(decided),
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,
@@ -166,10 +166,10 @@ fn host(
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
     }
     for event in processes {
-        if let Body::Syscall(call) = &event.body {
-            if matches!(call.call, Syscall::Accept { .. }) {
-                questions.insert(Question::OpenFiles(call.pid));
-            }
+        if let Body::Syscall(call) = &event.body
+            && matches!(call.call, Syscall::Accept { .. })
+        {
+            questions.insert(Question::OpenFiles(call.pid));
         }
     }
     correlator.host.about(&questions)

@@ -15,6 +15,9 @@ use crate::model::{
     time::Moment,
 };
 
+/// Packets and kernel records are stamped by different clocks, which differ by less than this.
+const CLOCK_SKEW_NS: u64 = 200_000;
+
 /// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tuple {
@@ -29,12 +32,16 @@ struct State {
     tuple: Tuple,
     /// Sequence number of nginx's SYN, where a SYN was seen.
     syn: Option<u32>,
-    /// The connect() that made it was seen.
+    /// The `connect()` that made it was seen.
     connected_by_syscall: bool,
-    /// It left SYN_SENT: another SYN_SENT on the tuple is another connection.
+    /// It left `SYN_SENT`: another `SYN_SENT` on the tuple is another connection.
     beyond_syn: bool,
     /// nginx's socket is gone.
     ended: Option<Moment>,
+    /// When its first event happened.
+    begun: Moment,
+    /// The incarnation of the same tuple before it.
+    older: Option<FlowId>,
 }
 
 /// What an event says about the incarnation it belongs to.
@@ -44,14 +51,14 @@ enum Beginning {
     No,
     /// It belongs to a handshake; `Some`: with this initial sequence number.
     Handshake(Option<u32>),
-    /// It is the connect() call itself, which is recorded after its packets on loopback.
+    /// It is the `connect()` call itself, which is recorded after its packets on loopback.
     Call,
 }
 
 /// All connections known.
 #[derive(Debug, Default)]
 pub struct Flows {
-    flows: BTreeMap<FlowId, State>,
+    known: BTreeMap<FlowId, State>,
     /// Newest incarnation of each tuple.
     newest: BTreeMap<Tuple, FlowId>,
     /// Addresses that are upstreams: decides which end of a packet is nginx.
@@ -92,7 +99,7 @@ impl Flows {
             Body::Socket(socket) => {
                 let (tuple, beginning, nginx_side) = self.place_socket(&socket.socket, &socket.change)?;
                 let id = self.incarnation(tuple, beginning, event.at.latest);
-                let state = self.flows.get_mut(&id)?;
+                let state = self.known.get_mut(&id)?;
                 if nginx_side {
                     note_nginx_state(state, &socket.socket, &socket.change, event.at.latest);
                     if let (Some(by), SocketChange::State { .. }) = (socket.by, &socket.change) {
@@ -109,9 +116,9 @@ impl Flows {
                 Syscall::Connect { socket: Some(socket), address, .. } => {
                     let (local, upstream) = (socket.local?, socket.remote.or(address.as_ref()?.ip())?);
                     self.upstreams.insert(upstream);
-                    let tuple = self.tuple(local, upstream, socket.netns);
+                    let tuple = Self::tuple(local, upstream, socket.netns);
                     let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
-                    if let Some(state) = self.flows.get_mut(&id) {
+                    if let Some(state) = self.known.get_mut(&id) {
                         state.connected_by_syscall = true;
                         state.flow.worker = Some(call.pid);
                     }
@@ -124,7 +131,7 @@ impl Flows {
                         return None;
                     }
                     let id = self.current(local, upstream, None)?;
-                    self.flows.get_mut(&id)?.flow.accepted_by = Some((call.pid, command.clone()));
+                    self.known.get_mut(&id)?.flow.accepted_by = Some((call.pid, command.clone()));
                     self.append(id, event);
                     Some(id)
                 }
@@ -158,9 +165,9 @@ impl Flows {
     ) {
         self.upstreams.insert(upstream);
         if self.current(local, upstream, netns).is_none() {
-            let tuple = self.tuple(local, upstream, netns);
+            let tuple = Self::tuple(local, upstream, netns);
             let id = self.begin(tuple, false, at);
-            if let Some(state) = self.flows.get_mut(&id) {
+            if let Some(state) = self.known.get_mut(&id) {
                 state.flow.worker = Some(worker);
                 state.beyond_syn = true;
             }
@@ -170,7 +177,7 @@ impl Flows {
     /// The newest incarnation of this tuple.
     #[must_use]
     pub fn current(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Option<FlowId> {
-        if let Some(id) = self.newest.get(&self.tuple(local, upstream, netns)) {
+        if let Some(id) = self.newest.get(&Self::tuple(local, upstream, netns)) {
             return Some(*id);
         }
         if netns.is_some() && !upstream.ip().is_loopback() {
@@ -186,53 +193,66 @@ impl Flows {
         }
     }
 
+    /// The incarnation of this tuple that was on at `moment`: a case is put together later, and the port may have come back meanwhile.
+    #[must_use]
+    pub fn at(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>, moment: Moment) -> Option<FlowId> {
+        let mut id = self.current(local, upstream, netns)?;
+        loop {
+            let state = self.known.get(&id)?;
+            if state.begun <= moment.plus_ns(CLOCK_SKEW_NS) {
+                return Some(id);
+            }
+            id = state.older?;
+        }
+    }
+
     /// The connection with this name.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&Flow> {
-        self.flows.get(&id).map(|state| &state.flow)
+        self.known.get(&id).map(|state| &state.flow)
     }
 
     /// Every connection towards `upstream`, oldest first.
     pub fn towards(&self, upstream: SocketAddr) -> impl Iterator<Item = &Flow> {
-        self.flows.values().map(|state| &state.flow).filter(move |flow| flow.upstream == upstream)
+        self.known.values().map(|state| &state.flow).filter(move |flow| flow.upstream == upstream)
     }
 
     /// Connections remembered.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.flows.len()
+        self.known.len()
     }
 
     /// Whether none is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.flows.is_empty()
+        self.known.is_empty()
     }
 
     /// Forgets connections that ended long before `now`.
     pub fn forget(&mut self, now: Moment) {
         while let Some((ended, id)) = self.ended.front().copied() {
-            if now.since_ns(ended) < FLOW_LINGER_NS && self.flows.len() <= self.limits.flows {
+            if now.since_ns(ended) < FLOW_LINGER_NS && self.known.len() <= self.limits.flows {
                 break;
             }
             self.ended.pop_front();
             self.remove(id);
         }
-        while self.flows.len() > self.limits.flows {
-            let Some(id) = self.flows.keys().next().copied() else { break };
+        while self.known.len() > self.limits.flows {
+            let Some(id) = self.known.keys().next().copied() else { break };
             self.forgotten += 1;
             self.remove(id);
         }
     }
 
     fn remove(&mut self, id: FlowId) {
-        let Some(state) = self.flows.remove(&id) else { return };
+        let Some(state) = self.known.remove(&id) else { return };
         if self.newest.get(&state.tuple) == Some(&id) {
             self.newest.remove(&state.tuple);
         }
     }
 
-    fn tuple(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
+    fn tuple(local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
         let zone = if upstream.ip().is_loopback() { netns.unwrap_or(0) } else { 0 };
         Tuple { local, upstream, zone }
     }
@@ -266,10 +286,10 @@ impl Flows {
             self.upstreams.insert(remote);
         }
         if self.upstreams.contains(&remote) {
-            Some((self.tuple(local, remote, socket.netns), beginning, true))
+            Some((Self::tuple(local, remote, socket.netns), beginning, true))
         } else if self.upstreams.contains(&local) {
             // The upstream's end may live in another namespace; loopback addresses cannot.
-            Some((self.tuple(remote, local, socket.netns), beginning, false))
+            Some((Self::tuple(remote, local, socket.netns), beginning, false))
         } else {
             None
         }
@@ -285,42 +305,41 @@ impl Flows {
         };
         if header.flags.syn() && !header.flags.ack() && outward {
             let known =
-                self.current(local, upstream, netns).and_then(|id| self.flows.get(&id)).map(|state| state.tuple);
-            let tuple = known.unwrap_or_else(|| self.tuple(local, upstream, netns));
+                self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
+            let tuple = known.unwrap_or_else(|| Self::tuple(local, upstream, netns));
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
-        match self.current(local, upstream, netns) {
-            Some(id) => Some(id),
-            None => {
-                let tuple = self.tuple(local, upstream, netns);
-                Some(self.begin(tuple, false, at))
-            }
+        if let Some(id) = self.current(local, upstream, netns) {
+            Some(id)
+        } else {
+            let tuple = Self::tuple(local, upstream, netns);
+            Some(self.begin(tuple, false, at))
         }
     }
 
     /// The incarnation of `tuple` that an event belongs to, made if there is none that fits.
     fn incarnation(&mut self, tuple: Tuple, beginning: Beginning, at: Moment) -> FlowId {
-        if let Some(id) = self.newest.get(&tuple).copied() {
-            if let Some(state) = self.flows.get_mut(&id) {
-                let fits = match beginning {
-                    Beginning::No => true,
-                    Beginning::Handshake(Some(sequence)) => match state.syn {
-                        Some(known) => known == sequence,
-                        None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
-                    },
-                    Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
-                    Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
-                };
-                if fits {
-                    if let Beginning::Handshake(Some(sequence)) = beginning {
-                        state.syn = Some(sequence);
-                    }
-                    return id;
+        if let Some(id) = self.newest.get(&tuple).copied()
+            && let Some(state) = self.known.get_mut(&id)
+        {
+            let fits = match beginning {
+                Beginning::No => true,
+                Beginning::Handshake(Some(sequence)) => match state.syn {
+                    Some(known) => known == sequence,
+                    None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
+                },
+                Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
+                Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
+            };
+            if fits {
+                if let Beginning::Handshake(Some(sequence)) = beginning {
+                    state.syn = Some(sequence);
                 }
+                return id;
             }
         }
         let id = self.begin(tuple, beginning != Beginning::No, at);
-        if let (Beginning::Handshake(sequence), Some(state)) = (beginning, self.flows.get_mut(&id)) {
+        if let (Beginning::Handshake(sequence), Some(state)) = (beginning, self.known.get_mut(&id)) {
             state.syn = sequence;
         }
         id
@@ -329,13 +348,14 @@ impl Flows {
     fn begin(&mut self, tuple: Tuple, seen_from_start: bool, at: Moment) -> FlowId {
         self.last += 1;
         let id = FlowId(self.last);
-        if let Some(older) = self.newest.insert(tuple, id) {
+        let older = self.newest.insert(tuple, id);
+        if let Some(older) = older {
             // Its end was not seen, or is over: it will be forgotten in its time.
-            if let Some(state) = self.flows.get_mut(&older) {
-                if state.ended.is_none() {
-                    state.ended = Some(at);
-                    self.ended.push_back((at, older));
-                }
+            if let Some(state) = self.known.get_mut(&older)
+                && state.ended.is_none()
+            {
+                state.ended = Some(at);
+                self.ended.push_back((at, older));
             }
         }
         let flow = Flow {
@@ -348,14 +368,23 @@ impl Flows {
             events: Vec::new(),
             forgotten: 0,
         };
-        let state = State { flow, tuple, syn: None, connected_by_syscall: false, beyond_syn: false, ended: None };
-        self.flows.insert(id, state);
+        let state = State {
+            flow,
+            tuple,
+            syn: None,
+            connected_by_syscall: false,
+            beyond_syn: false,
+            ended: None,
+            begun: at,
+            older,
+        };
+        self.known.insert(id, state);
         id
     }
 
     fn append(&mut self, id: FlowId, event: &Event) {
         let keep = self.limits.events_per_flow.max(8);
-        let Some(state) = self.flows.get_mut(&id) else { return };
+        let Some(state) = self.known.get_mut(&id) else { return };
         let events = &mut state.flow.events;
         if events.len() >= keep {
             // The handshake stays, the middle goes.

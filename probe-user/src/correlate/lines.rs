@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::{attempts as exact, flows::Flows, limits::NOTABLE_LINGER_NS};
 use crate::model::{
-    attempt::{Attempt, Joined, Link},
+    attempt::{Attempt, Joined, Link, Outcome},
     case::{CaseKind, Origin, Request},
     complaint::{Complaint, Message, Phase},
     event::Event,
@@ -15,12 +15,15 @@ use crate::model::{
     net::{Address, Errno},
     nginx::{AccessLine, ErrorLine},
     process::Pid,
-    socket::{Socket, TcpState},
+    socket::{Socket, TcpCounters, TcpState},
     time::{At, Moment},
 };
 
 /// The response follows its error line within one turn of nginx's event loop; the capture and the log reader add their own delays.
 const ANSWER_WINDOW_NS: u64 = 100_000_000;
+
+/// A busy worker takes this long to notice what happened to a connection.
+const NOTICED_WITHIN_NS: u64 = 1_000_000_000;
 
 /// Lines kept while they wait for each other.
 const WAITING: usize = 65_536;
@@ -51,12 +54,16 @@ pub struct LineGroup {
     pub origin: Origin,
     /// The status the client saw.
     pub status: Option<u16>,
-    /// The client, where exactly one answer on the wire fits.
+    /// The client, where exactly one answer on the wire fits, or the access log has its port.
     pub client: Option<std::net::SocketAddr>,
+    /// What the access log says of the attempts: peer and status, where its format has both.
+    pub logged: Vec<(String, Option<u16>)>,
     /// When it was decided.
     pub at: At,
     /// The event that shows the decision.
     pub decided_by: Event,
+    /// When its lines had had time to arrive.
+    pub due: Moment,
 }
 
 /// What waits to be put together.
@@ -106,6 +113,12 @@ impl Lines {
         }
     }
 
+    /// When the lines that have waited longest will have waited long enough.
+    #[must_use]
+    pub fn next_due(&self, delay_ns: u64) -> Option<Moment> {
+        self.errors.front().map(|line| line.event.at.latest.plus_ns(delay_ns))
+    }
+
     /// The next request all of whose lines have had time to arrive.
     pub fn poll(&mut self, now: Moment, delay_ns: u64, statuses: &[u16]) -> Option<LineGroup> {
         let first = self.errors.front()?;
@@ -113,6 +126,7 @@ impl Lines {
             return None;
         }
         let first = self.errors.pop_front()?;
+        let due = first.event.at.latest.plus_ns(delay_ns);
         let (pid, number) = (first.line.pid, first.line.number);
         let mut last = first.clone();
         let mut lines = vec![first];
@@ -130,7 +144,7 @@ impl Lines {
             rest.push_back(line);
         }
         self.errors = rest;
-        Some(self.group(lines, &last, statuses))
+        Some(self.group(lines, &last, statuses, due))
     }
 
     /// Whether the request of `lines` was over before `next` was written.
@@ -144,14 +158,14 @@ impl Lines {
         ended || repeated || last.line.request != next.line.request
     }
 
-    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16]) -> LineGroup {
+    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
         let access = self
             .access
             .iter()
             .position(|(event, line)| belongs(line, &last.line) && event.at.latest >= last.event.at.earliest);
         let access = access.and_then(|index| self.access.remove(index));
         let status = access.as_ref().and_then(|(_, line)| line.status);
-        let logged = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
+        let client = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
         let window = At::between(last.event.at.earliest, last.event.at.latest.plus_ns(ANSWER_WINDOW_NS));
         let fits = |(event, code, client): &&(Event, u16, std::net::SocketAddr)| {
             event.at.overlaps(&window)
@@ -181,9 +195,11 @@ impl Lines {
             kind,
             origin: Origin::Nginx,
             status,
-            client: answer.map(|(.., client)| client).or(logged),
+            client: answer.map(|(.., client)| client).or(client),
+            logged: access.as_ref().map(|(_, line)| logged_attempts(line)).unwrap_or_default(),
             at,
             decided_by,
+            due,
             lines,
         }
     }
@@ -259,15 +275,57 @@ pub fn request(group: &LineGroup) -> Request {
     request
 }
 
-/// The attempts that the lines speak of.
+/// `$upstream_addr` and `$upstream_status`: one element an attempt, ", " between attempts, " : " between internal redirects.
+fn logged_attempts(line: &AccessLine) -> Vec<(String, Option<u16>)> {
+    let split = |text: &str| -> Vec<String> {
+        text.split(" : ").flat_map(|part| part.split(", ")).map(|part| part.trim().to_owned()).collect()
+    };
+    let (Some(peers), Some(statuses)) = (&line.upstream_address, &line.upstream_status) else { return Vec::new() };
+    let (peers, statuses) = (split(peers), split(statuses));
+    if peers.len() != statuses.len() {
+        return Vec::new();
+    }
+    peers.into_iter().zip(statuses).map(|(peer, status)| (peer, status.parse().ok())).collect()
+}
+
+/// The attempts that the lines speak of, and those that only the access log knows: the ones that went well.
 #[must_use]
 pub fn attempts(group: &LineGroup, flows: &Flows, calls: &[Event]) -> Vec<Attempt> {
-    group
-        .lines
-        .iter()
-        .filter(|line| exact::ends_attempt(line.complaint.message))
-        .map(|line| attempt(group, line, flows, calls))
-        .collect()
+    let mut lines = group.lines.iter().filter(|line| exact::ends_attempt(line.complaint.message)).peekable();
+    let mut list = Vec::new();
+    for (index, (peer, status)) in group.logged.iter().enumerate() {
+        let named = |line: &&Line| peer_of(&line.line).as_ref() == Some(peer);
+        if let Some(line) = lines.next_if(named) {
+            list.push(attempt(group, line, flows, calls));
+        } else if let (Some(upstream), true) = (Address::parse(peer), index + 1 == group.logged.len()) {
+            list.push(answered(upstream, *status, peer));
+        }
+    }
+    list.extend(lines.map(|line| attempt(group, line, flows, calls)));
+    list
+}
+
+/// An attempt that no line complains of and whose status went to the client.
+fn answered(upstream: Address, status: Option<u16>, peer: &str) -> Attempt {
+    Attempt {
+        outcome: if status.is_some() { Outcome::Ok } else { Outcome::Unknown },
+        upstream: Some(upstream),
+        peer_name: Some(peer.to_owned()),
+        flow: Joined::None,
+        socket_at_failure: None,
+        complaint: None,
+        errno: None,
+        status,
+        reused: None,
+        requests_before: None,
+        idle_us: None,
+        started: None,
+        duration_us: None,
+        bytes_sent: None,
+        bytes_received: None,
+        syscalls: Vec::new(),
+        link: Link::Inferred,
+    }
 }
 
 fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> Attempt {
@@ -279,31 +337,27 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
     };
     let socket = flow.one().and_then(|flow| last_socket(flow, line.event.at.latest)).cloned();
     let counters = socket.as_ref().and_then(|socket| socket.tcp);
-    let reused = counters.and_then(|tcp| match (tcp.bytes_received, tcp.since_sent_us, tcp.since_received_us) {
-        (0, ..) => Some(false),
-        (_, Some(sent), Some(received)) if received > sent => Some(true),
-        _ => None,
-    });
+    let reused = flow.one().zip(counters).and_then(|(flow, tcp)| reused(flow, &tcp, line.complaint.message));
     let started = flow
         .one()
         .filter(|flow| flow.seen_from_start && reused == Some(false))
         .and_then(|flow| flow.events.first().map(|event| event.at.earliest));
+    let unsent = matches!(
+        line.complaint.message,
+        Message::ConnectFailed | Message::ConnectFailedAtOnce | Message::SocketFailed | Message::BindFailed
+    );
     Attempt {
         outcome: exact::outcome(Some(&line.complaint), None),
         errno: line.complaint.errno,
         status: None,
         reused,
         requests_before: if reused == Some(false) { Some(0) } else { None },
-        idle_us: match (reused, counters) {
-            (Some(true), Some(tcp)) => {
-                tcp.since_received_us.zip(tcp.since_sent_us).map(|(received, sent)| received.saturating_sub(sent))
-            }
-            _ => None,
-        },
+        idle_us: if reused == Some(true) { socket.as_ref().and_then(exact::idle_us) } else { None },
         started,
         duration_us: started.map(|started| line.event.at.latest.since_ns(started) / 1_000),
-        bytes_sent: None,
-        bytes_received: None,
+        // nginx says "connect() failed" before it has sent anything, also on a kept connection.
+        bytes_sent: unsent.then_some(0),
+        bytes_received: unsent.then_some(0),
         syscalls: syscalls(group.pid, line, calls),
         complaint: Some((line.event.clone(), line.complaint.clone())),
         link: Link::Inferred,
@@ -311,6 +365,20 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
         flow,
         peer_name,
         upstream,
+    }
+}
+
+/// Whether requests were served on the connection before; `None` where its counters cannot tell.
+fn reused(flow: &Flow, tcp: &TcpCounters, message: Message) -> Option<bool> {
+    // The kernel counts the FIN's sequence number as a byte received.
+    let fin = u64::from(flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some());
+    match (tcp.bytes_received.saturating_sub(fin), tcp.since_sent_us, tcp.since_received_us) {
+        (0, ..) => Some(false),
+        // "connect() failed" on a connection that has carried an answer: nginx asks a kept connection for its error before it uses it.
+        _ if message == Message::ConnectFailed => Some(true),
+        // What was received came before the last thing sent: an earlier response.
+        (_, Some(sent), Some(received)) if received > sent => Some(true),
+        _ => None,
     }
 }
 
@@ -351,13 +419,15 @@ fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flo
 }
 
 fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
-    let in_window = |event: &Event| event.at.overlaps(&window);
+    // A reset ends the socket when it arrives; nginx notices when it next looks at the connection.
+    let reset = flow.resets_received().next().is_some();
+    let reach = if reset { At::between(window.earliest.minus_ns(NOTICED_WITHIN_NS), window.latest) } else { window };
+    let in_window = |event: &Event| event.at.overlaps(&reach);
     let closed = [TcpState::Closed, TcpState::FinWait1, TcpState::LastAck]
         .iter()
         .any(|state| flow.entered(Side::Nginx, *state).any(|(event, _)| in_window(event)));
     let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some() || !flow.seen_from_start;
     let error = flow.sockets(Side::Nginx).find_map(|(_, socket)| socket.socket.error);
-    let reset = flow.resets_received().next().is_some();
     let fin = flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some();
     closed
         && match complaint.message {
@@ -373,12 +443,12 @@ fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
         }
 }
 
-/// The newest snapshot of nginx's socket at that time.
+/// nginx's socket at its end, or the newest snapshot before the line. Later ones tell what the peer did after nginx had given up.
 fn last_socket(flow: &Flow, at: Moment) -> Option<&Socket> {
     let limit = at.plus_ns(5_000_000);
-    flow.sockets(Side::Nginx)
-        .filter(|(event, _)| event.at.earliest <= limit)
-        .map(|(_, socket)| &socket.socket)
-        .filter(|socket| socket.tcp.is_some())
-        .last()
+    let seen = || {
+        flow.sockets(Side::Nginx).filter(|(event, socket)| event.at.earliest <= limit && socket.socket.tcp.is_some())
+    };
+    let ended = |state| matches!(state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed);
+    seen().find(|(_, socket)| ended(socket.socket.state)).or_else(|| seen().last()).map(|(_, socket)| &socket.socket)
 }

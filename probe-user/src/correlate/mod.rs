@@ -35,6 +35,8 @@ use crate::model::{
     time::{At, Moment, WallClock},
 };
 
+const SECOND_NS: u64 = 1_000_000_000;
+
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -91,7 +93,9 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
-    next_sweep: Moment,
+    /// The last whole second at whose beginning old things were forgotten.
+    swept: Moment,
+    finished: bool,
 }
 
 impl Correlator {
@@ -113,7 +117,8 @@ impl Correlator {
             failures: VecDeque::new(),
             telling: None,
             last_case: 0,
-            next_sweep: Moment(0),
+            swept: Moment(0),
+            finished: false,
         }
     }
 
@@ -148,12 +153,12 @@ impl Correlator {
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
             Body::Packet(packet) => {
-                if let PacketBody::Tcp(tcp) = &packet.body {
-                    if let Content::HttpStatus { code, .. } = tcp.content {
-                        let from = tcp.header.source;
-                        if self.settings.statuses.contains(&code) && !self.flows.is_upstream(from) {
-                            self.lines.status_packet(event, code, tcp.header.destination);
-                        }
+                if let PacketBody::Tcp(tcp) = &packet.body
+                    && let Content::HttpStatus { code, .. } = tcp.content
+                {
+                    let from = tcp.header.source;
+                    if self.settings.statuses.contains(&code) && !self.flows.is_upstream(from) {
+                        self.lines.status_packet(event, code, tcp.header.destination);
                     }
                 }
             }
@@ -167,17 +172,18 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
-        if self.now >= self.next_sweep {
-            self.next_sweep = self.now.plus_ns(1_000_000_000);
-            self.flows.forget(self.now);
-            self.requests.forget(self.now);
-            self.notable.forget(self.now);
-            self.lines.forget(self.now);
-            let now = self.now;
-            while self.failures.front().is_some_and(|f| now.since_ns(f.at) > FAILURE_LINGER_NS) {
+        self.flows.forget(self.now);
+        // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
+        let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
+        if second > self.swept {
+            self.swept = second;
+            self.requests.forget(second);
+            self.notable.forget(second);
+            self.lines.forget(second);
+            while self.failures.front().is_some_and(|f| second.since_ns(f.at) > FAILURE_LINGER_NS) {
                 self.failures.pop_front();
             }
-            while self.losses.front().is_some_and(|(at, ..)| now.since_ns(at.latest) > FAILURE_LINGER_NS) {
+            while self.losses.front().is_some_and(|(at, ..)| second.since_ns(at.latest) > FAILURE_LINGER_NS) {
                 self.losses.pop_front();
             }
         }
@@ -189,16 +195,14 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
-        for decided in &mut self.decided {
-            decided.close_at = self.now;
-        }
+        self.finished = true;
     }
 
     /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
     /// that may be blamed on it is put together.
     pub fn poll_case(&mut self) -> Option<Case> {
         loop {
-            let due = self.decided.front().is_some_and(|decided| decided.close_at <= self.now);
+            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
             let decided = if due { self.decided.pop_front()? } else { return None };
             if let Some(case) = self.close(decided) {
                 return Some(case);
@@ -214,7 +218,9 @@ impl Correlator {
     /// When [`Correlator::advance`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.decided.front().map(|decided| decided.close_at)
+        let decided = self.decided.front().map(|decided| decided.close_at);
+        let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
+        decided.into_iter().chain(lines).min()
     }
 
     /// The cause found for an attempt of a case: blackouts are blamed on it.
@@ -262,12 +268,11 @@ impl Correlator {
         let Some(complaint) = requests::complaint(log) else { return };
         self.ask_about(log, complaint.message, complaint.phase);
         let Some(key) = log.parent.or(log.request) else { return };
-        if let Some(peer) = &log.peer {
-            if attempts::ends_attempt(complaint.message) {
-                if let Some(Address::Ip(address)) = Address::parse(peer) {
-                    self.flows.add_upstream(address);
-                }
-            }
+        if let Some(peer) = &log.peer
+            && attempts::ends_attempt(complaint.message)
+            && let Some(Address::Ip(address)) = Address::parse(peer)
+        {
+            self.flows.add_upstream(address);
         }
         let truncated = complaint.phase == Phase::ReadingBody;
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
@@ -337,15 +342,14 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
-        let mut request = match self.requests.take(main, identity) {
-            Some(request) => request,
-            None => {
-                // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
-                self.requests.entry(main, identity, event.at.latest);
-                match self.requests.take(main, identity) {
-                    Some(request) => request,
-                    None => return,
-                }
+        let mut request = if let Some(request) = self.requests.take(main, identity) {
+            request
+        } else {
+            // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
+            self.requests.entry(main, identity, event.at.latest);
+            match self.requests.take(main, identity) {
+                Some(request) => request,
+                None => return,
             }
         };
         if status.attempts.is_some() {
@@ -419,7 +423,7 @@ impl Correlator {
                 status: group.status,
                 at,
                 by: group.decided_by.clone(),
-                close_at: self.now,
+                close_at: group.due,
                 request,
                 statuses: Vec::new(),
                 from_lines: Some(group),
@@ -435,7 +439,7 @@ impl Correlator {
         }
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
-        let case = build::case(self, id, decided);
+        let case = build::case(self, id, &decided);
         let failed = |outcome| outcome != Outcome::Ok;
         for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
             let Some(peer) = &attempt.peer_name else { continue };

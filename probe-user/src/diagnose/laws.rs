@@ -3,11 +3,7 @@
 use proptest::prelude::*;
 
 use super::{
-    causes::{
-        fd_exhausted_nginx, fd_exhausted_upstream, keepalive_race, no_live_upstreams, premature_close, read_timeout,
-        syn_timeout, upstream_crashed, upstream_exited, upstream_killed, upstream_oom_killed, upstream_refused,
-        upstream_reset,
-    },
+    causes::*,
     judge,
     testing::{START, World},
 };
@@ -45,6 +41,26 @@ fn worlds() -> Vec<(&'static str, World)> {
         ("upstream-killed", upstream_killed::tests::killed()),
         ("upstream-oom-killed", upstream_oom_killed::tests::taken()),
         ("read-timeout", read_timeout::tests::silent_here()),
+        ("accept-queue-overflow", accept_queue_overflow::tests::full()),
+        ("accept-queue-overflow", accept_queue_overflow::tests::last_ack_lost()),
+        ("firewall-rejected", firewall_rejected::tests::rejected()),
+        ("firewall-rejected", firewall_rejected::tests::prohibited()),
+        ("firewall-dropped", firewall_dropped::tests::dropped()),
+        ("host-unreachable", host_unreachable::tests::no_neighbour()),
+        ("no-route", no_route::tests::world()),
+        ("connect-denied", connect_denied::tests::world()),
+        ("ephemeral-ports-exhausted", ephemeral_ports_exhausted::tests::world()),
+        ("unix-socket-missing", unix_socket_missing::tests::world()),
+        ("unix-backlog-full", unix_backlog_full::tests::world()),
+        ("dns-failure", dns_failure::tests::world()),
+        ("header-too-big", header_too_big::tests::world()),
+        ("tls-handshake-failed", tls_handshake_failed::tests::world()),
+        ("upstream-sent-502", upstream_sent_502::tests::passed_on()),
+        ("early-response-lost", early_response_lost::tests::refused_upload()),
+        ("network-reset", network_reset::tests::injected()),
+        ("send-timeout", send_timeout::tests::stuck()),
+        ("path-stall", path_stall::tests::stalled()),
+        ("response-truncated", response_truncated::tests::cut_off()),
     ]
 }
 
@@ -128,19 +144,19 @@ fn take_away(case: &mut Case, loss: Loss) {
     match loss {
         Loss::Blind(index) => blind(case, Sensor::ALL[index]),
         Loss::FlowEvent(index) => {
-            let lost = case.attempts.last_mut().and_then(|attempt| match &mut attempt.flow {
+            let gone = case.attempts.last_mut().and_then(|attempt| match &mut attempt.flow {
                 Joined::One(flow) => remove(&mut flow.events, index),
                 _ => None,
             });
-            count(case, lost.as_ref());
+            count(case, gone.as_ref());
         }
         Loss::ProcessEvent(index) => {
-            let lost = remove(&mut case.processes, index);
-            count(case, lost.as_ref());
+            let gone = remove(&mut case.processes, index);
+            count(case, gone.as_ref());
         }
         Loss::Call(index) => {
-            let lost = case.attempts.last_mut().and_then(|attempt| remove(&mut attempt.syscalls, index));
-            count(case, lost.as_ref());
+            let gone = case.attempts.last_mut().and_then(|attempt| remove(&mut attempt.syscalls, index));
+            count(case, gone.as_ref());
         }
         Loss::Counters => {
             for attempt in &mut case.attempts {

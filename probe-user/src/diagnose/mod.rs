@@ -7,11 +7,12 @@ mod departure;
 #[cfg(test)]
 mod laws;
 mod reading;
+mod said;
 #[cfg(test)]
 pub(crate) mod testing;
 
 use self::{
-    cause::{Cause, Depth, Finding},
+    cause::{Cause, Finding},
     reading::Reading,
 };
 use crate::model::{
@@ -120,37 +121,50 @@ fn explain(cause: &Cause, mut finding: Finding, tie: confidence::Tie) -> Explana
 }
 
 /// The surest explanation; among equally sure ones the one that says most; two that say equally much are contested.
-fn choose(candidates: Vec<(&'static Cause, Explanation)>) -> Option<Verdict> {
+fn choose(mut candidates: Vec<(&'static Cause, Explanation)>) -> Option<Verdict> {
+    yield_to_deeper(&mut candidates);
     let surest = candidates.iter().map(|(_, explanation)| explanation.confidence).max()?;
     let deepest = candidates
         .iter()
         .filter(|(_, explanation)| explanation.confidence == surest)
         .map(|(cause, _)| cause.depth)
         .max()?;
-    let leads = |cause: &Cause, explanation: &Explanation| explanation.confidence == surest && cause.depth == deepest;
-    let (mut leaders, others): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|(cause, explanation)| leads(cause, explanation));
-    let verdict = if leaders.len() > 1 {
-        Verdict::Contested(leaders.into_iter().map(|(_, explanation)| with_doubts(explanation)).collect())
-    } else {
-        let (_, mut explanation) = leaders.pop()?;
-        yield_to_others(&mut explanation, deepest, &others);
-        Verdict::Explained(with_doubts(explanation))
-    };
-    Some(verdict)
+    let (mut leaders, others): (Vec<_>, Vec<_>) = candidates
+        .into_iter()
+        .partition(|(cause, explanation)| explanation.confidence == surest && cause.depth == deepest);
+    if leaders.len() > 1 {
+        return Some(Verdict::Contested(
+            leaders.into_iter().map(|(_, explanation)| with_doubts(explanation)).collect(),
+        ));
+    }
+    let (_, mut explanation) = leaders.pop()?;
+    // What says no less and still fits is a rival, unless the winner is certain; what says less is part of the story.
+    if explanation.confidence < Confidence::Confirmed {
+        for (cause, _) in others.iter().filter(|(cause, _)| cause.depth >= deepest) {
+            name_rival(&mut explanation, cause.id);
+        }
+    }
+    Some(Verdict::Explained(with_doubts(explanation)))
 }
 
-/// What says more and still fits keeps the winner from being certain; what is merely less sure is a rival of an uncertain one.
-fn yield_to_others(winner: &mut Explanation, depth: Depth, others: &[(&'static Cause, Explanation)]) {
-    for (cause, _) in others {
-        let says_more = cause.depth > depth;
-        if says_more && winner.confidence == Confidence::Confirmed {
-            winner.confidence = Confidence::Likely;
+/// Nothing is certain while something that says more still fits and is not certain itself.
+fn yield_to_deeper(candidates: &mut [(&'static Cause, Explanation)]) {
+    let unsure: Vec<&'static Cause> = candidates
+        .iter()
+        .filter(|(_, explanation)| explanation.confidence < Confidence::Confirmed)
+        .map(|(cause, _)| *cause)
+        .collect();
+    for (cause, explanation) in candidates.iter_mut().filter(|(_, e)| e.confidence == Confidence::Confirmed) {
+        for deeper in unsure.iter().filter(|other| other.depth > cause.depth) {
+            explanation.confidence = Confidence::Likely;
+            name_rival(explanation, deeper.id);
         }
-        let rival = says_more || (winner.confidence < Confidence::Confirmed && cause.depth == depth);
-        if rival && !winner.rivals.contains(&cause.id) {
-            winner.rivals.push(cause.id);
-        }
+    }
+}
+
+fn name_rival(explanation: &mut Explanation, rival: &'static str) {
+    if !explanation.rivals.contains(&rival) {
+        explanation.rivals.push(rival);
     }
 }
 

@@ -13,9 +13,9 @@ use crate::model::{
     host::{HostFact, Listener},
     net::{Address, Errno},
     nginx::{ErrorLine, NginxEvent, NginxLog},
-    packet::{Content, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
+    packet::{Content, IcmpPacket, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
     process::{Ending, Pid, ProcessEvent, Role, Sender},
-    socket::{Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpCounters, TcpState},
+    socket::{DropEvent, Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpCounters, TcpState},
     time::{At, Moment},
     verdict::{Confidence, Explanation, Verdict},
 };
@@ -34,7 +34,6 @@ pub(crate) const LENGTH: u32 = 312;
 /// FIN, SYN, RST, ACK as bits of a header.
 pub(crate) const FIN_ACK: u8 = 0x11;
 pub(crate) const SYN: u8 = 0x02;
-pub(crate) const RST: u8 = 0x04;
 pub(crate) const RST_ACK: u8 = 0x14;
 
 /// A world under construction.
@@ -243,6 +242,42 @@ impl World {
             Source::Packet,
             Body::Packet(PacketEvent { reference, netns: None, body: PacketBody::Tcp(tcp) }),
         )
+    }
+
+    /// An ICMP message about the connection.
+    pub(crate) fn icmp(&mut self, us: i64, icmp_type: u8, code: u8) -> EventId {
+        let about = (self.local, self.upstream);
+        let icmp = IcmpPacket { from: self.upstream.ip(), icmp_type, code, v6: false, about };
+        let reference = PacketRef(self.next);
+        self.of_flow(
+            us,
+            Source::Packet,
+            Body::Packet(PacketEvent { reference, netns: None, body: PacketBody::Icmp(icmp) }),
+        )
+    }
+
+    /// The kernel drops nginx's SYN.
+    pub(crate) fn drop_packet(&mut self, us: i64, reason: &str) -> EventId {
+        let (source, destination) = (self.local, self.upstream);
+        let packet = TcpHeader { source, destination, sequence: 0, acknowledgement: 0, flags: TcpFlags(SYN), ttl: 64 };
+        let drop = DropEvent { reason: Some(reason.to_owned()), netns: None, packet };
+        self.of_flow(us, Source::Kernel, Body::Drop(drop))
+    }
+
+    /// `connect()` itself returns this.
+    pub(crate) fn connect_fails(upstream: &str, errno: Errno) -> Self {
+        let address = Address::parse(upstream).unwrap();
+        let mut world = match &address {
+            Address::Ip(_) => Self::at(upstream, 502),
+            Address::Unix(_) => Self::new(502),
+        };
+        let attempt = world.attempt();
+        attempt.flow = Joined::None;
+        attempt.upstream = Some(address.clone());
+        let call = Syscall::Connect { fd: 13, address: Some(address), result: Err(errno), socket: None };
+        world.syscall(-40, call);
+        world.complain(Message::ConnectFailedAtOnce, Phase::Connecting, Some(errno), "connect() to upstream failed");
+        world
     }
 
     /// nginx complains, heard inside it.

@@ -19,12 +19,11 @@ use super::{
     host::Lookup,
     namespaces,
     nginx::{self, Found, Master},
+    scope::{Depth, Scope},
     sources::{self, Counts, Tails},
     thinker::{Delivery, Intake},
 };
 use crate::{
-    cli::plan::{Depth, Watch},
-    merge::Arrival,
     model::{
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
@@ -32,6 +31,7 @@ use crate::{
         process::Pid,
         time::At,
     },
+    pipeline::Arrival,
 };
 
 /// Interfaces that are listened on besides those towards the upstreams, where the clients' side is needed too.
@@ -60,7 +60,7 @@ struct Followed {
 
 /// The set.
 pub struct Followers {
-    plan: Watch,
+    scope: Scope,
     kernel: Option<Kernel>,
     kernel_problem: Option<String>,
     intake: Intake,
@@ -80,7 +80,7 @@ impl Followers {
     /// Watches nothing yet.
     #[must_use]
     pub fn new(
-        plan: Watch,
+        scope: Scope,
         kernel: Option<Kernel>,
         kernel_problem: Option<String>,
         intake: Intake,
@@ -88,7 +88,7 @@ impl Followers {
     ) -> Self {
         Self {
             counts,
-            plan,
+            scope,
             kernel,
             kernel_problem,
             intake,
@@ -172,7 +172,7 @@ impl Followers {
     }
 
     fn is_wanted(&self, master: &Master) -> bool {
-        let pids = &self.plan.pids;
+        let pids = &self.scope.pids;
         pids.is_empty() || pids.iter().any(|pid| *pid == master.pid || master.workers.contains(pid))
     }
 
@@ -246,7 +246,7 @@ impl Followers {
                 lost: "failures are tied to connections by the error log and by time, not exactly",
             }]
         };
-        if !self.plan.uprobes {
+        if !self.scope.uprobes {
             return off("switched off (--no-uprobes)".to_owned());
         }
         let Some(kernel) = &mut self.kernel else { return off("the kernel programs are not loaded".to_owned()) };
@@ -327,11 +327,11 @@ impl Followers {
         found: &Found,
         upstreams: &BTreeSet<SocketAddr>,
     ) -> Result<(Vec<Capture>, BTreeSet<SocketAddr>), CaptureError> {
-        if !self.plan.packets {
+        if !self.scope.packets {
             self.capture_problem = Some("switched off (--no-packets)".to_owned());
             return Ok((Vec::new(), BTreeSet::new()));
         }
-        let given = !self.plan.interfaces.is_empty();
+        let given = !self.scope.interfaces.is_empty();
         let opened = self.open_captures(master, found, upstreams);
         match opened {
             Ok(captures) => Ok((captures, upstreams.clone())),
@@ -354,9 +354,9 @@ impl Followers {
             .map(Arc::new);
         let upstreams: Vec<SocketAddr> = upstreams.iter().copied().collect();
         let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
-        let names = if self.plan.interfaces.is_empty() {
+        let names = if self.scope.interfaces.is_empty() {
             let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
-            if !self.plan.uprobes && !names.iter().any(|name| name == "any") {
+            if !self.scope.uprobes && !names.iter().any(|name| name == "any") {
                 // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
                 let all = interfaces::list(netns.as_ref())?;
                 let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
@@ -364,9 +364,9 @@ impl Followers {
             }
             names
         } else {
-            self.plan.interfaces.clone()
+            self.scope.interfaces.clone()
         };
-        let detail = if self.plan.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
+        let detail = if self.scope.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
@@ -389,7 +389,7 @@ impl Followers {
 
     fn follow_logs(&self, found: &Found) -> Tails {
         let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
-        let access = sources::follows_access_log(&self.plan, statuses);
+        let access = sources::follows_access_log(&self.scope, statuses);
         sources::follow_logs(found, access, &self.intake, &self.counts)
     }
 
@@ -402,7 +402,7 @@ impl Followers {
             self.followed.values().map(|followed| (followed.attachments.as_slice(), &followed.found, &followed.tails)),
             self.followed.values().any(|followed| !followed.captures.is_empty()),
             self.capture_problem.as_deref(),
-            &self.plan,
+            &self.scope,
         );
         let mut news = Vec::new();
         for (sensor, sight, why) in now {

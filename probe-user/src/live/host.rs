@@ -4,6 +4,7 @@ mod diag;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs::{self, File},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -18,11 +19,11 @@ use procfs::{
 use self::diag::Listening;
 use super::{capture, namespaces, nginx::plain};
 use crate::{
-    correlate::Question,
     model::{
         host::{HostFact, Listener},
         process::Pid,
     },
+    pipeline::Question,
 };
 
 /// The list of network namespaces is looked up again after this; a new container is rarer.
@@ -89,10 +90,11 @@ impl Lookup {
 
     /// The process that holds the socket; the parent of those that share it (a prefork server's master).
     fn owner(&mut self, netns: u32, inode: u64) -> Option<i32> {
-        if let Some((known_netns, pid)) = self.owners.get(&inode).copied() {
-            if known_netns == netns && holds(pid, inode) {
-                return Some(pid);
-            }
+        if let Some((known_netns, pid)) = self.owners.get(&inode).copied()
+            && known_netns == netns
+            && holds(pid, inode)
+        {
+            return Some(pid);
         }
         let processes = all_processes().ok()?;
         let mut holders: Vec<i32> = processes
@@ -224,7 +226,10 @@ fn is_local(pid: u32, address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/if_inet6")) else { return false };
-            let wanted: String = v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+            let wanted: String = v6.octets().iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
             table.lines().any(|line| line.starts_with(&wanted))
         }
     }

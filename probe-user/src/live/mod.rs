@@ -8,6 +8,7 @@ pub mod host;
 pub mod namespaces;
 pub mod nginx;
 pub mod packets;
+pub mod scope;
 pub mod sources;
 pub mod tail;
 pub mod thinker;

@@ -15,18 +15,17 @@ use super::{
     capture, clock,
     ebpf::{Attachment, Ring, State},
     nginx::Found,
+    scope::{Depth, Scope},
     tail::{self, Place, Tail},
     thinker::{Delivery, Intake},
 };
 use crate::{
-    cli::plan::{Depth, Watch},
     decode::{
         access_log::{self, Pattern},
         error_log,
         kernel::{self, Names},
         packet,
     },
-    merge::Arrival,
     model::{
         coverage::{Sensor, Sight},
         event::{Body, Source},
@@ -34,6 +33,7 @@ use crate::{
         process::{ProcessEvent, Role},
         time::{At, Moment},
     },
+    pipeline::Arrival,
 };
 
 /// Records read before they are delivered together.
@@ -250,7 +250,7 @@ pub(super) fn sensors<'a>(
     nginx: impl Iterator<Item = (&'a [Attachment], &'a Found, &'a Tails)>,
     capturing: bool,
     capture_problem: Option<&str>,
-    plan: &Watch,
+    scope: &Scope,
 ) -> Vec<(Sensor, Sight, Option<String>)> {
     let nginx: Vec<_> = nginx.collect();
     let mut list = Vec::new();
@@ -269,7 +269,7 @@ pub(super) fn sensors<'a>(
     for (sensor, names) in hooks {
         let (sight, why) = match kernel {
             None => (Sight::Off, kernel_problem.map(str::to_owned)),
-            Some(_) if *sensor == Sensor::Syscalls && plan.depth == Depth::Light => {
+            Some(_) if *sensor == Sensor::Syscalls && scope.depth == Depth::Light => {
                 (Sight::Off, Some("not part of depth light".to_owned()))
             }
             Some(attached) => without_btf(of_hooks(attached, names), btf_problem, attached, names),
@@ -296,7 +296,7 @@ pub(super) fn sensors<'a>(
             (found.error_logs.len(), problems)
         }),
     ));
-    let wanted = follows_access_log(plan, sight);
+    let wanted = follows_access_log(scope, sight);
     list.push(if wanted {
         logs(Sensor::AccessLog, nginx.iter().map(|(_, found, _)| (found.access_logs.len(), Vec::new())))
     } else {
@@ -317,8 +317,8 @@ pub(super) fn sensors<'a>(
 }
 
 /// Whether the access log is worth its cost.
-pub(super) fn follows_access_log(plan: &Watch, statuses: Sight) -> bool {
-    !plan.uprobes || plan.depth == Depth::Light || statuses != Sight::On
+pub(super) fn follows_access_log(scope: &Scope, statuses: Sight) -> bool {
+    !scope.uprobes || scope.depth == Depth::Light || statuses != Sight::On
 }
 
 /// A kernel without type information is one reason, not a list of the members it hides.

@@ -10,10 +10,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{capture::CapturedPacket, clock, packets::PacketStore};
 use crate::{
-    correlate::{Question, Settings},
-    merge::Arrival,
     model::case::CaseKind,
-    pipeline::{Judged, Pipeline},
+    pipeline::{Arrival, Judged, Pipeline, Question, Settings},
 };
 
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,

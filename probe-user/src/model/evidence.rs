@@ -160,6 +160,32 @@ pub enum Fact {
         /// `ICMPv6`.
         v6: bool,
     },
+    /// The upstream sent a TLS alert.
+    TlsAlert {
+        /// 1 warning, 2 fatal.
+        level: u8,
+        /// Its number (RFC 8446, section 6).
+        description: u8,
+    },
+    /// Bytes of an answer lay unread in nginx's socket when it was reset.
+    UnreadAnswer {
+        /// How many.
+        bytes: u32,
+    },
+    /// Everything on the way was acknowledged, and so much more waited for room at the other end.
+    HeldBack {
+        /// How many bytes.
+        bytes: u32,
+    },
+    /// The upstream closed its receive window.
+    ZeroWindow,
+    /// Bytes were sent again and not acknowledged.
+    Unacknowledged {
+        /// How many at the end.
+        bytes: Option<u32>,
+        /// How often segments were sent again.
+        times: u32,
+    },
     /// A process ended.
     ProcessEnded {
         /// Who.

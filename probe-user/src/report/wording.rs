@@ -297,6 +297,7 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::SyscallFailed { .. }
         | Fact::OpenFiles { .. }
         | Fact::Icmp { .. }
+        | Fact::TlsAlert { .. }
         | Fact::ProcessState { .. }
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
@@ -376,6 +377,16 @@ pub fn fact(of: &Fact) -> String {
         }
         Fact::Icmp { from, icmp_type, code, v6 } => {
             format!("{} type {icmp_type} code {code} came from {from}", if *v6 { "ICMPv6" } else { "ICMP" })
+        }
+        Fact::TlsAlert { level, description } => format!("the upstream sent TLS alert {description} (level {level})"),
+        Fact::UnreadAnswer { bytes } => format!("{bytes} bytes of an answer lay unread in nginx's socket"),
+        Fact::HeldBack { bytes } => {
+            format!("{bytes} bytes waited for room at the upstream; all that was sent was acknowledged")
+        }
+        Fact::ZeroWindow => "the upstream's receive window is closed".to_owned(),
+        Fact::Unacknowledged { bytes, times } => {
+            let bytes = bytes.map_or_else(|| "bytes of the request".to_owned(), |bytes| format!("{bytes} bytes"));
+            format!("{bytes} not acknowledged, segments sent again {times} times")
         }
         Fact::OomKilled { process } => format!("the OOM killer chose pid {process}"),
         Fact::PeerDisabled { peer, case, cause, before_us } => {

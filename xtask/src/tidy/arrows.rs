@@ -10,7 +10,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("merge", &["model"]),
     ("correlate", &["model"]),
     ("diagnose", &["model"]),
-    ("report", &["model"]),
+    // `explain` prints the catalogue's pages.
+    ("report", &["diagnose", "model"]),
     ("pipeline", &["decode", "merge", "correlate", "diagnose", "model"]),
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
     ("bundle", &["decode", "model"]),

@@ -277,6 +277,7 @@ pub(crate) mod tests {
         world.flow().events.clear();
         world.connect(-95);
         world.reset_received(-59, TcpState::Established);
+        world.blind(Sensor::SocketStates);
         let explanation = world.expect("fd-exhausted-upstream", Confidence::Likely);
         assert!(explanation.rivals.contains(&"upstream-reset"));
     }

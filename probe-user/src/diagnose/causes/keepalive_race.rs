@@ -7,7 +7,7 @@ use super::{
     },
     PROCESS_GONE, server_advice,
 };
-use crate::model::{coverage::Sensor, evidence::Weight};
+use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
 
 /// nginx's own default for idle connections to upstreams (`keepalive_timeout` in an upstream block), milliseconds.
 const NGINX_KEEPS_MS: u64 = 60_000;
@@ -48,7 +48,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("uvicorn", "--timeout-keep-alive 75 (default 5 s)."),
             (
                 "Node.js",
-                "server.keepAliveTimeout = 75000 (default 5000 ms); server.headersTimeout (default 60000 ms) longer than that.",
+                "server.keepAliveTimeout = 75000 (default 5000 ms; 65000 ms in the newest versions); server.headersTimeout (default 60000 ms) longer than that.",
             ),
             ("Puma", "persistent_timeout 75 in config/puma.rb (default 65 s in current versions, 20 s in older ones)."),
             (
@@ -63,8 +63,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("Go", "http.Server.IdleTimeout: 75 * time.Second; unset, ReadTimeout is taken; both unset, none."),
             (
                 "Java",
-                "Spring Boot with Tomcat: server.tomcat.keep-alive-timeout=75s (default: connection-timeout, 20 s in most \
-                      set-ups) and server.tomcat.max-keep-alive-requests (default 100). Jetty: idleTimeout (30000 ms).",
+                "Spring Boot with Tomcat: server.tomcat.keep-alive-timeout=75s (default: the connection timeout, 60 s, or the 20 s of Tomcat's own server.xml) and server.tomcat.max-keep-alive-requests (default 100). Jetty: idleTimeout (30000 ms).",
             ),
         ],
     },
@@ -72,6 +71,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.phase() == Some(Phase::TlsHandshake) {
+        return None;
+    }
     reading.broken()?;
     if reading.reused() != Some(true) || reading.response_bytes().is_some_and(|bytes| bytes > 0) {
         return None;
@@ -101,6 +103,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
             "whether the upstream had closed before it saw the request: the acknowledgement number of its FIN or RST",
         ));
         finding.not_excluded(&["premature-close", "upstream-reset"]);
+    }
+    // A FIN is the upstream's; a reset alone can be the word of something between that had forgotten the connection.
+    let upstreams_own = close.is_some()
+        || reset.as_ref().is_some_and(|reset| reset.sent_here.is_some())
+        || reading.aborted_here().is_some();
+    if reset.is_some() && !upstreams_own {
+        finding.missing.push(need(Sensor::ResetsSent, "whether the upstream itself sent the reset"));
+        finding.not_excluded(&["network-reset"]);
     }
     // Wherever the process runs, a close that crossed the request is one; here it can be known whether a process's end was behind it.
     if let Survival::NotKnown(needed) = survival
@@ -273,10 +283,25 @@ pub(crate) mod tests {
     fn a_reset_found_before_anything_was_written() {
         let mut world = World::new(502);
         reused(&mut world);
+        world.reset_sent(-51, "TCP_STATE", None);
         world.reset_received(-50, TcpState::Established);
         world.attempt().bytes_sent = Some(0);
         world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ECONNRESET), "connect() failed");
         world.expect("keepalive-race", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_reset_alone_from_another_host_can_be_a_middleboxs() {
+        let mut world = World::at("10.9.9.9:8000", 502);
+        reused(&mut world);
+        world.flow().accepted_by = None;
+        world.case.host.clear();
+        world.look_up(false, Vec::new(), Vec::new());
+        world.packet_from_upstream(-58, RST_ACK, START);
+        world.sent(TcpState::Closed, START);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        let explanation = world.expect("keepalive-race", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["network-reset"]);
     }
 
     #[test]

@@ -1,19 +1,46 @@
 //! One file per row of the catalogue.
 
+pub(crate) mod accept_queue_overflow;
+pub(crate) mod configured_502;
+pub(crate) mod connect_denied;
+pub(crate) mod dns_failure;
+pub(crate) mod early_response_lost;
+pub(crate) mod ephemeral_ports_exhausted;
+pub(crate) mod fastcgi_error;
 pub(crate) mod fd_exhausted_nginx;
+pub(crate) mod fd_exhausted_system;
 pub(crate) mod fd_exhausted_upstream;
+pub(crate) mod firewall_dropped;
+pub(crate) mod firewall_rejected;
+pub(crate) mod grpc_error;
+pub(crate) mod header_too_big;
+pub(crate) mod host_unreachable;
+pub(crate) mod invalid_response;
 pub(crate) mod keepalive_race;
+pub(crate) mod network_reset;
 pub(crate) mod no_live_upstreams;
+pub(crate) mod no_route;
+pub(crate) mod path_stall;
 pub(crate) mod premature_close;
 pub(crate) mod read_timeout;
+pub(crate) mod response_truncated;
+pub(crate) mod send_timeout;
 pub(crate) mod syn_timeout;
-pub(super) mod unknown;
+pub(crate) mod tls_certificate_invalid;
+pub(crate) mod tls_handshake_failed;
+pub(crate) mod unix_backlog_full;
+pub(crate) mod unix_socket_denied;
+pub(crate) mod unix_socket_missing;
+pub(crate) mod unix_socket_refused;
+pub(crate) mod unknown;
 pub(crate) mod upstream_crashed;
 pub(crate) mod upstream_exited;
 pub(crate) mod upstream_killed;
 pub(crate) mod upstream_oom_killed;
 pub(crate) mod upstream_refused;
 pub(crate) mod upstream_reset;
+pub(crate) mod upstream_sent_502;
+pub(crate) mod worker_connections_exhausted;
 
 use super::{cause::Cause, reading::Reading};
 use crate::model::process::Ending;
@@ -21,9 +48,23 @@ use crate::model::process::Ending;
 /// Every row that has a rule, in the catalogue's order.
 pub(super) const ALL: &[&Cause] = &[
     &upstream_refused::CAUSE,
+    &firewall_rejected::CAUSE,
+    &host_unreachable::CAUSE,
+    &no_route::CAUSE,
     &syn_timeout::CAUSE,
+    &firewall_dropped::CAUSE,
+    &accept_queue_overflow::CAUSE,
+    &ephemeral_ports_exhausted::CAUSE,
     &fd_exhausted_nginx::CAUSE,
+    &fd_exhausted_system::CAUSE,
     &fd_exhausted_upstream::CAUSE,
+    &worker_connections_exhausted::CAUSE,
+    &connect_denied::CAUSE,
+    &unix_socket_missing::CAUSE,
+    &unix_socket_refused::CAUSE,
+    &unix_socket_denied::CAUSE,
+    &unix_backlog_full::CAUSE,
+    &dns_failure::CAUSE,
     &no_live_upstreams::CAUSE,
     &keepalive_race::CAUSE,
     &upstream_reset::CAUSE,
@@ -32,7 +73,20 @@ pub(super) const ALL: &[&Cause] = &[
     &upstream_killed::CAUSE,
     &upstream_oom_killed::CAUSE,
     &upstream_exited::CAUSE,
+    &early_response_lost::CAUSE,
+    &network_reset::CAUSE,
     &read_timeout::CAUSE,
+    &send_timeout::CAUSE,
+    &path_stall::CAUSE,
+    &response_truncated::CAUSE,
+    &invalid_response::CAUSE,
+    &header_too_big::CAUSE,
+    &tls_handshake_failed::CAUSE,
+    &tls_certificate_invalid::CAUSE,
+    &fastcgi_error::CAUSE,
+    &grpc_error::CAUSE,
+    &upstream_sent_502::CAUSE,
+    &configured_502::CAUSE,
     &unknown::CAUSE,
 ];
 

@@ -8,7 +8,7 @@ use super::{
     server_advice,
     upstream_reset::exclude_the_rest,
 };
-use crate::model::{coverage::Sensor, evidence::Weight};
+use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -62,6 +62,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.phase() == Some(Phase::TlsHandshake) {
+        return None;
+    }
     if reading.broken()? != Broken::Close {
         return None;
     }

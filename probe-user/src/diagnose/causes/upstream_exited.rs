@@ -37,7 +37,7 @@ pub(crate) const CAUSE: Cause = Cause {
                          the server with server.close() first.",
             ),
             ("Puma", "worker_shutdown_timeout (30 s); puma_worker_killer and the like end workers on purpose."),
-            ("php-fpm", "pm.max_requests recycles children between requests; exit status 255 is a fatal error."),
+            ("php-fpm", "pm.max_requests recycles children between requests; the pool's log says `exited with code`."),
             ("uWSGI", "--max-requests with --worker-reload-mercy (60 s); --evil-reload-on-rss does not wait."),
             (
                 "Go",

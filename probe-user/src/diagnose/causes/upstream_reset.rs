@@ -8,6 +8,7 @@ use super::{
     PROCESS_GONE, server_advice,
 };
 use crate::model::{
+    complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Fact, Weight},
     verdict::Need,
@@ -75,6 +76,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.phase() == Some(Phase::TlsHandshake) {
+        return None;
+    }
     if reading.broken()? != Broken::Reset {
         return None;
     }
@@ -114,6 +118,11 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reused != Some(false) && crossed.is_none() {
         finding.not_excluded(&["keepalive-race"]);
         finding.missing.push(need(Sensor::SocketStates, "whether the reset crossed the request or followed it"));
+    }
+    // recv() hands out what came before the reset; a failing write leaves it unread.
+    if reading.complains_of(&[Message::SendFailed]) && reading.counters_at_failure().is_none() {
+        finding.not_excluded(&["early-response-lost"]);
+        finding.missing.push(need(Sensor::NginxFunctions, "whether an answer lay unread in nginx's socket"));
     }
     exclude_the_rest(&mut finding, reading, survival);
     describe(&mut finding, reading, why.as_ref());

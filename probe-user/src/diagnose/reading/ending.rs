@@ -87,6 +87,9 @@ impl Reading<'_> {
         let lost = matches!(self.errno(), None | Some(Errno::ECONNRESET | Errno::EPIPE | Errno::ENOTCONN));
         let said = match self.complaint().map(|(_, complaint)| complaint.message) {
             Some(Message::PrematurelyClosed) => Some(Broken::Close),
+            Some(Message::TlsHandshake) if self.complaint().is_some_and(|(_, c)| c.text.starts_with("peer closed")) => {
+                Some(if self.errno().is_some() { Broken::Reset } else { Broken::Close })
+            }
             Some(Message::ReceiveFailed | Message::SendFailed) if lost => Some(Broken::Reset),
             Some(Message::ConnectFailed) if lost && self.reused() == Some(true) => Some(Broken::Reset),
             Some(_) => return None,

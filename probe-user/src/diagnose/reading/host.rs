@@ -86,7 +86,7 @@ impl<'a> Reading<'a> {
         Some(evidence(
             Fact::ListensThere { address: listener.address, process: process_of(listener) },
             &[look_up.event],
-            Weight::Symptom,
+            Weight::Fits,
         ))
     }
 

@@ -2,11 +2,11 @@
 
 use super::{Reading, evidence};
 use crate::model::{
-    event::EventId,
+    event::{Event, EventId},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     packet::Content,
-    socket::TcpState,
+    socket::{SocketChange, TcpState},
 };
 
 /// nginx's clock, from which an attempt's beginning may be known, is a cached millisecond.
@@ -100,6 +100,21 @@ impl Reading<'_> {
     /// Whether something of the request was handed to the kernel; `None`: not known.
     pub(crate) fn request_sent(&self) -> Option<bool> {
         self.attempt?.bytes_sent.map(|bytes| bytes > 0)
+    }
+
+    /// Segments with payload that nginx's kernel sent again in this attempt, with their length.
+    pub(crate) fn data_retransmits(&self) -> impl Iterator<Item = (&Event, u32)> {
+        let since = self.started();
+        self.flow().into_iter().flat_map(|flow| flow.sockets(Side::Nginx)).filter_map(move |(event, e)| {
+            match e.change {
+                SocketChange::Retransmitted { payload }
+                    if payload > 0 && since.is_none_or(|since| event.at.latest >= since) =>
+                {
+                    Some((event, payload))
+                }
+                _ => None,
+            }
+        })
     }
 
     /// The upstream's kernel took the whole request.

@@ -1,0 +1,208 @@
+//! `accept-queue-overflow`: the upstream on this host listens, but its accept queue is full.
+
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Locality, Reading, evidence, need},
+    },
+    server_advice,
+};
+use crate::model::{
+    complaint::{Message, Phase},
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    net::Errno,
+    socket::TcpState,
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "accept-queue-overflow",
+    title: "the upstream's accept queue is full",
+    family: Family::Connect,
+    statuses: &[504, 502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The upstream on this host does not accept connections as fast as they come, and the queue of finished handshakes is \
+                   full. The kernel then ignores the SYN, or the last ACK of the handshake, and lets both ends repeat: nginx waits \
+                   until a timer ends it. With net.ipv4.tcp_abort_on_overflow=1 it sends a RST instead (502).",
+        proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW, or its RST from the listening socket; or a listener \
+                whose queue was found beyond its limit while the SYN stayed unanswered.",
+        refuted: "accept() failing in the server (fd-exhausted-upstream). A connection that was accepted.",
+        remedies: &[
+            (
+                "any server",
+                "More workers, or find what keeps them busy; then a longer queue: the listen() backlog, bounded by \
+                            net.core.somaxconn (4096; 128 before Linux 5.4). `ss -ltn`: Recv-Q above Send-Q is full; \
+                            `nstat -az TcpExtListenOverflows` counts.",
+            ),
+            (
+                "nginx",
+                "keepalive in the upstream block spares handshakes; proxy_connect_timeout of 2 to 5 s fails over sooner.",
+            ),
+            ("gunicorn", "--backlog (2048), --workers, --threads."),
+            ("uvicorn", "--backlog (2048); a blocked event loop accepts nothing."),
+            ("Node.js", "server.listen({ backlog: 4096 }) (default 511); a blocked event loop accepts nothing."),
+            ("Puma", "bind 'tcp://0.0.0.0:9292?backlog=4096' (default 1024); Puma accepts only when a thread is free."),
+            ("php-fpm", "listen.backlog = 4096 (default 511); pm.max_children."),
+            ("uWSGI", "--listen 4096 (default 100)."),
+            ("Go", "net.Listen takes somaxconn; raise that."),
+            ("Java", "Tomcat: acceptCount (100) and maxConnections (8192): server.tomcat.accept-count."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let upstream = reading.upstream()?;
+    if reading.locality() != Locality::Here
+        || reading.taken_by_application() == Some(true)
+        || reading.syn_reset().is_some()
+    {
+        return None;
+    }
+    let starved = |errno: Errno| matches!(errno, Errno::EMFILE | Errno::ENFILE);
+    if reading.failed_accepts().any(|failure| starved(failure.errno)) {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    let timed_out = reading.complains_of(&[Message::TimedOut])
+        && matches!(reading.phase(), Some(Phase::Connecting | Phase::Sending | Phase::ReadingHeader))
+        || reading.errno() == Some(Errno::ETIMEDOUT);
+    let overflow = reading.drops().find(|(_, reason)| *reason == Some("TCP_LISTEN_OVERFLOW"));
+    let from_listener = reading
+        .flow()
+        .and_then(|flow| flow.resets_sent_by_upstream().find(|(_, e, _)| e.socket.state == TcpState::Listen));
+    let full = reading.accept_queue().filter(|(waiting, limit, _)| waiting > limit);
+    let mut direct = false;
+    if let Some((event, reason)) = overflow {
+        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
+        direct = true;
+    }
+    if let Some((event, _, reason)) = from_listener {
+        let fact = Fact::UpstreamKernelReset { reason: reason.map(str::to_owned), unread: None };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
+        direct = true;
+    }
+    let (retransmits, events) = reading.syn_retransmits();
+    if let Some((waiting, limit, event)) = full {
+        let unanswered = retransmits > 0 && reading.connected() != Some(true);
+        let weight = if unanswered && timed_out { Weight::Direct } else { Weight::Symptom };
+        finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], weight)));
+        if !direct && !unanswered {
+            finding.missing.push(need(Sensor::Drops, "the kernel's record that the handshake found the queue full"));
+            finding.not_excluded(&["read-timeout"]);
+        }
+        if !direct && !reading.sees(Sensor::Drops) {
+            finding.missing.push(need(Sensor::Drops, "whether a packet filter of this host dropped the SYN"));
+            finding.not_excluded(&["firewall-dropped"]);
+        }
+    }
+    let silent = timed_out && full.is_some();
+    if !direct && !silent {
+        return None;
+    }
+    if retransmits > 0 {
+        let waited_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+        finding.support(Some(evidence(Fact::SynUnanswered { retransmits, waited_us }, &events, Weight::Symptom)));
+    }
+    let queue = full.map(|(waiting, limit, _)| format!(" ({waiting} waiting, limit {limit})")).unwrap_or_default();
+    let who = reading.server_command().unwrap_or("the server");
+    finding.summary =
+        format!("The accept queue of {upstream} is full{queue}: {who} does not accept connections fast enough.");
+    finding.fix.push(format!(
+        "Find out what keeps {who} busy, or run more workers; `ss -ltn` shows the queue (Recv-Q against Send-Q)."
+    ));
+    finding.fix.push("A longer queue for bursts: the server's backlog and net.core.somaxconn, both.".to_owned());
+    finding.fix.extend(server_advice(&CAUSE, reading));
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{LENGTH, START, World, moment},
+        model::{
+            complaint::{Message, Phase},
+            coverage::Sensor,
+            flow::Side,
+            net::Errno,
+            socket::{SocketChange, TcpState},
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn full() -> World {
+        let mut world = World::new(504);
+        let mut listener = world.listener("gunicorn");
+        listener.accept_queue = Some((129, 128));
+        world.look_up(true, vec![listener], Vec::new());
+        world.attempt().started = Some(moment(-2_000_000));
+        let socket = world.socket(Side::Nginx, TcpState::SynSent, None);
+        world.change(-1_000_000, socket.clone(), SocketChange::Retransmitted { payload: 0 });
+        world.attempt().socket_at_failure = Some(socket);
+        world.complain(Message::TimedOut, Phase::Connecting, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    pub(crate) fn last_ack_lost() -> World {
+        let mut world = World::new(504);
+        world.listening();
+        world.attempt().started = Some(moment(-2_000_000));
+        world.connect(-1_999_900);
+        world.drop_packet(-1_999_890, "TCP_LISTEN_OVERFLOW");
+        world.sent(TcpState::Established, START);
+        world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    #[test]
+    fn a_full_queue_and_a_silent_listener() {
+        full().expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_last_ack_found_it_full() {
+        last_ack_lost().expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_reset_from_the_listener() {
+        let mut world = World::new(502);
+        world.listening();
+        world.connect(-95);
+        let socket = world.socket(Side::Upstream, TcpState::Listen, None);
+        let change = SocketChange::ResetSent { reason: Some("INVALID_SYN".to_owned()), answered: None };
+        world.change(-80, socket, change);
+        world.reset_received(-79, TcpState::Established);
+        world.sent(TcpState::Closed, START + LENGTH);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        world.expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn room_in_the_queue_is_not_it() {
+        let mut world = full();
+        world.case.host.clear();
+        world.listening();
+        world.expect("syn-timeout", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn without_the_queue_what_is_left_is_not_certain() {
+        let mut world = full();
+        world.case.host.clear();
+        world.blind(Sensor::Host);
+        let explanation = world.expect("syn-timeout", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"accept-queue-overflow"));
+    }
+
+    #[test]
+    fn without_sight_of_drops_a_filter_is_possible_too() {
+        let mut world = full();
+        world.blind(Sensor::Drops);
+        world.expect("accept-queue-overflow", Confidence::Likely);
+    }
+}

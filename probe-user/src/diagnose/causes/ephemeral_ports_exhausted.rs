@@ -1,0 +1,81 @@
+//! `ephemeral-ports-exhausted`: no local port is left towards the upstream.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Reading, need},
+    said::connect_returned,
+};
+use crate::model::{coverage::Sensor, net::Errno};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "ephemeral-ports-exhausted",
+    title: "no local port is left towards the upstream",
+    family: Family::Connect,
+    statuses: &[502, 500],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "Each connection to the same upstream address needs a local port of its own, and connections that nginx closed keep theirs for 60 s (TIME_WAIT). With the range used up connect() returns EADDRNOTAVAIL; with proxy_bind it can be bind(), and nginx answers 500.",
+        proof: "EADDRNOTAVAIL from connect() towards an IPv4 address.",
+        refuted: "bind() failing for an address that is not this host's; an IPv6 address that no interface can reach, where the kernel says the same.",
+        remedies: &[
+            (
+                "nginx",
+                "keepalive in the upstream block, with proxy_http_version 1.1 and an empty Connection header, ends the churn. Several upstream addresses or proxy_bind addresses multiply the range.",
+            ),
+            (
+                "kernel",
+                "net.ipv4.ip_local_port_range = 1024 65535 (default 32768 60999: 28232 ports); net.ipv4.tcp_tw_reuse = 1. `ss -tan state time-wait | wc -l` shows who holds them.",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let upstream = reading.upstream()?;
+    let (mut finding, errno) = connect_returned(reading, &[Errno::EADDRNOTAVAIL])?;
+    if upstream.is_ipv6() {
+        finding.missing.push(need(
+            Sensor::Host,
+            "the ports in use against the range: for IPv6 an unusable address gives the same errno",
+        ));
+    }
+    finding.summary = format!("No local port was left for a connection to {upstream}: connect() returned {errno}.");
+    finding.fix.push("Keep connections: `keepalive 32;` in the upstream block, proxy_http_version 1.1, proxy_set_header Connection \"\".".to_owned());
+    finding.fix.push(
+        "Widen the range: sysctl net.ipv4.ip_local_port_range=\"1024 65535\"; net.ipv4.tcp_tw_reuse=1.".to_owned(),
+    );
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{coverage::Sensor, net::Errno, verdict::Confidence},
+    };
+
+    pub(crate) fn world() -> World {
+        World::connect_fails("10.9.9.9:8000", Errno::EADDRNOTAVAIL)
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("ephemeral-ports-exhausted", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_nearest_case_is_not_it() {
+        let other = World::connect_fails("10.9.9.9:8000", Errno::ENETUNREACH);
+        assert_eq!(crate::report::cause(&other.judge()), "no-route");
+    }
+
+    #[test]
+    fn without_the_call_it_is_likely() {
+        let mut world = world();
+        world.attempt().syscalls.clear();
+        world.blind(Sensor::Syscalls);
+        world.expect("ephemeral-ports-exhausted", Confidence::Likely);
+    }
+}

@@ -1,0 +1,83 @@
+//! `fastcgi-error`: the FastCGI, uwsgi or SCGI peer broke its protocol.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::Reading,
+    said::nginx_said,
+};
+use crate::model::complaint::Message;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "fastcgi-error",
+    title: "the FastCGI, uwsgi or SCGI peer broke its protocol",
+    family: Family::Protocol,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The upstream did not speak the protocol of fastcgi_pass (uwsgi_pass, scgi_pass): another protocol on that port, or an application that ended its output without a header.",
+        proof: "nginx's own message as its parser gave up.",
+        refuted: "A close without a byte (premature-close).",
+        remedies: &[
+            ("php-fpm", "A fatal error before any output: see the pool log; display_errors=Off with log_errors=On."),
+            ("uWSGI", "--socket speaks uwsgi, --fastcgi-socket FastCGI, --http-socket HTTP: each needs its directive."),
+            ("nginx", "fastcgi_pass to an HTTP port fails like this."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let (mut finding, complaint) = nginx_said(reading, &[Message::FastCgi])?;
+    let upstream = reading.upstream_name();
+    finding.summary = format!("{upstream} broke the FastCGI protocol (\"{}\").", complaint.text);
+    finding.fix.push("Check that the port speaks FastCGI, and the application's own log: output that ends without a header is mostly a fatal error.".to_owned());
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{
+            complaint::{Message, Phase},
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn world() -> World {
+        let mut world = World::new(502);
+        world.connect(-900);
+        world.complain(
+            Message::FastCgi,
+            Phase::ReadingHeader,
+            None,
+            "upstream sent unsupported FastCGI protocol version: 72",
+        );
+        world
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("fastcgi-error", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn another_message_is_not_it() {
+        let mut world = World::new(502);
+        world.complain(Message::Other, Phase::ReadingHeader, None, "upstream did something else");
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
+    }
+
+    #[test]
+    fn a_log_line_alone_makes_it_possible() {
+        let mut world = World::new(502);
+        world.log(
+            Message::FastCgi,
+            Phase::ReadingHeader,
+            None,
+            "upstream sent unsupported FastCGI protocol version: 72",
+        );
+        world.expect("fastcgi-error", Confidence::Possible);
+    }
+}

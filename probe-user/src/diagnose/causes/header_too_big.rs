@@ -1,0 +1,85 @@
+//! `header-too-big`: the answer's header does not fit nginx's buffer.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::Reading,
+    said::nginx_said,
+};
+use crate::model::complaint::Message;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "header-too-big",
+    title: "the answer's header does not fit nginx's buffer",
+    family: Family::Protocol,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The upstream answered, but its response header (cookies, mostly, or a long redirect) is larger than proxy_buffer_size - 4k or 8k, one page, by default. nginx does not try another server. Often only some users are hit: those with many cookies.",
+        proof: "nginx's own message at the moment its buffer was full without the end of the header.",
+        refuted: "A header that ended within the buffer.",
+        remedies: &[
+            (
+                "nginx",
+                "proxy_buffer_size 16k; proxy_buffers 8 16k; proxy_busy_buffers_size 32k (fastcgi_, uwsgi_, scgi_, grpc_buffer_size for those). With proxy_cache the cache key takes part of it.",
+            ),
+            ("any server", "Send less: fewer and smaller cookies; server-side sessions."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let (mut finding, _) = nginx_said(reading, &[Message::TooBigHeader])?;
+    let upstream = reading.upstream_name();
+    let got = reading
+        .response_bytes()
+        .filter(|bytes| *bytes > 0)
+        .map(|bytes| format!(" after {bytes} bytes"))
+        .unwrap_or_default();
+    finding.summary =
+        format!("{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer.");
+    let now = reading.directive("proxy_buffer_size").unwrap_or("one page, 4k or 8k, by default");
+    finding.fix.push(format!("proxy_buffer_size 16k (now {now}) for this location, with proxy_busy_buffers_size at least as large; for FastCGI and others its twin."));
+    finding.fix.push(
+        "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
+    );
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{
+            complaint::{Message, Phase},
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn world() -> World {
+        let mut world = World::new(502);
+        world.connect(-900);
+        world.complain(Message::TooBigHeader, Phase::ReadingHeader, None, "upstream sent too big header");
+        world
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("header-too-big", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn another_message_is_not_it() {
+        let mut world = World::new(502);
+        world.complain(Message::Other, Phase::ReadingHeader, None, "upstream did something else");
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
+    }
+
+    #[test]
+    fn a_log_line_alone_makes_it_possible() {
+        let mut world = World::new(502);
+        world.log(Message::TooBigHeader, Phase::ReadingHeader, None, "upstream sent too big header");
+        world.expect("header-too-big", Confidence::Possible);
+    }
+}

@@ -1,0 +1,83 @@
+//! `no-route`: `connect()` failed at once: no route.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Reading, need},
+    said::connect_returned,
+};
+use crate::model::{coverage::Sensor, net::Errno};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "no-route",
+    title: "this host has no route to the upstream",
+    family: Family::Connect,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "nginx's host knows no way to the address: connect() failed at once, and no packet left. ENETUNREACH: no route at all; EHOSTUNREACH: an unreachable route; EINVAL: a blackhole route.",
+        proof: "The errno that connect() itself returned, and no SYN.",
+        refuted: "A packet that did leave: then somebody else said it (host-unreachable).",
+        remedies: &[
+            (
+                "network",
+                "`ip route get ADDRESS` in nginx's network namespace shows what the kernel would do; `ip -6 route` for IPv6.",
+            ),
+            (
+                "nginx",
+                "A name with an AAAA record on a host without IPv6: resolver ... ipv6=off, or name the IPv4 address.",
+            ),
+            ("containers", "Is the network attached to nginx's container?"),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let upstream = reading.upstream()?;
+    let (mut finding, errno) =
+        connect_returned(reading, &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ENETDOWN, Errno::EINVAL])?;
+    if errno == Errno::EINVAL {
+        finding.missing.push(need(Sensor::Host, "the route: EINVAL is a blackhole route's answer, but not only"));
+    }
+    finding.summary =
+        format!("This host has no route to {upstream}: connect() returned {errno} at once, no packet was sent.");
+    finding.fix.push(format!("`ip route get {}` in nginx's network namespace shows what is missing.", upstream.ip()));
+    if upstream.is_ipv6() {
+        finding
+            .fix
+            .push("If this host has no IPv6: `resolver ... ipv6=off`, or name the upstream's IPv4 address.".to_owned());
+    }
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{coverage::Sensor, net::Errno, verdict::Confidence},
+    };
+
+    pub(crate) fn world() -> World {
+        World::connect_fails("10.9.9.9:8000", Errno::ENETUNREACH)
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("no-route", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_nearest_case_is_not_it() {
+        let other = World::connect_fails("10.9.9.9:8000", Errno::EACCES);
+        assert_eq!(crate::report::cause(&other.judge()), "connect-denied");
+    }
+
+    #[test]
+    fn without_the_call_it_is_likely() {
+        let mut world = world();
+        world.attempt().syscalls.clear();
+        world.blind(Sensor::Syscalls);
+        world.expect("no-route", Confidence::Likely);
+    }
+}

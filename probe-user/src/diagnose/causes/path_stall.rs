@@ -1,0 +1,151 @@
+//! `path-stall`: packets are lost on the way, after connecting.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Reading, duration, evidence, need},
+};
+use crate::model::{
+    complaint::{Message, Phase},
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    net::Errno,
+};
+
+/// A few are enough to show it.
+const SHOWN: usize = 5;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "path-stall",
+    title: "packets are lost on the way",
+    family: Family::Connection,
+    statuses: &[504, 502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The connection was up, but bytes of the request were never acknowledged although the kernel sent them again and \
+                   again: the packets or their answers are lost. If only full-size packets are lost it is the MTU: a tunnel or VPN \
+                   with a smaller one, and ICMP filtered.",
+        proof: "Repeated segments without acknowledgement until nginx's timer (504) or the kernel's (502, ETIMEDOUT), on a connection \
+                that an application had taken.",
+        refuted: "Everything acknowledged (read-timeout). A closed window at the other end (send-timeout). A full accept queue on the \
+                  upstream's host, which swallows the request just so (accept-queue-overflow).",
+        remedies: &[
+            (
+                "network",
+                "`ping -M do -s 1472 HOST` (1452 for IPv6: -s 1452) finds an MTU hole; `ip route get`, `mtr -T -P PORT HOST`.",
+            ),
+            (
+                "kernel",
+                "net.ipv4.tcp_mtu_probing=1 recovers from MTU holes; `iptables -t mangle ... TCPMSS --clamp-mss-to-pmtu` on the way.",
+            ),
+            ("nginx", "proxy_read_timeout and proxy_next_upstream timeout fail over."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let by_nginx = reading.complains_of(&[Message::TimedOut])
+        && matches!(reading.phase(), Some(Phase::Sending | Phase::ReadingHeader));
+    let by_kernel = reading.complains_of(&[Message::ReceiveFailed, Message::SendFailed])
+        && reading.errno() == Some(Errno::ETIMEDOUT);
+    if !(by_nginx || by_kernel) || reading.connected() == Some(false) {
+        return None;
+    }
+    let on_the_way = reading.counters_at_failure().map(|(tcp, event)| (tcp.snd_nxt.wrapping_sub(tcp.snd_una), event));
+    if on_the_way.is_some_and(|(bytes, _)| bytes == 0) {
+        return None;
+    }
+    let repeated: Vec<_> = reading.data_retransmits().collect();
+    let counted = reading.socket_at_failure().map_or(0, |(socket, _)| socket.retransmits);
+    if repeated.is_empty() && counted == 0 {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    let events: Vec<_> = repeated.iter().rev().take(SHOWN).rev().map(|(event, _)| event.id).collect();
+    let times = u32::try_from(repeated.len()).unwrap_or(u32::MAX).max(u32::from(counted));
+    let unacknowledged = on_the_way.map(|(bytes, _)| bytes);
+    let weight = if unacknowledged.is_some() { Weight::Direct } else { Weight::Symptom };
+    finding.support(Some(evidence(Fact::Unacknowledged { bytes: unacknowledged, times }, &events, weight)));
+    if unacknowledged.is_none() {
+        finding.missing.push(need(Sensor::NginxFunctions, "whether the repeated bytes were acknowledged in the end"));
+        finding.not_excluded(&["read-timeout"]);
+    }
+    if reading.taken_by_application() != Some(true) {
+        finding.missing.push(need(Sensor::Syscalls, "whether an application had taken the connection"));
+        finding.not_excluded(&["accept-queue-overflow"]);
+    }
+    for (event, reason) in reading.drops().take(SHOWN) {
+        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
+    }
+    let upstream = reading.upstream_name();
+    let largest = repeated.iter().map(|(_, payload)| *payload).max().unwrap_or(0);
+    let bytes =
+        unacknowledged.map_or_else(|| "the request".to_owned(), |bytes| format!("{bytes} bytes of the request"));
+    let waited = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+    let waited = waited.map(|us| format!(" in {}", duration(us))).unwrap_or_default();
+    let who = if by_kernel { "the kernel gave up" } else { "nginx's timer ended it" };
+    finding.summary =
+        format!("{bytes} to {upstream} were sent {times} more times and never acknowledged{waited}, until {who}.");
+    if largest >= 1_200 {
+        finding.say(format_args!(" The lost segments are large ({largest} bytes): suspect the MTU on the way."));
+        finding.fix.push(
+            "Look for an MTU hole: `ping -M do -s 1472` to the upstream; net.ipv4.tcp_mtu_probing=1 works around it."
+                .to_owned(),
+        );
+    }
+    finding.fix.push(format!("Find where the packets to {upstream} are lost: capture on both sides, `mtr -T`, drop counters of the hosts between."));
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{START, World, moment},
+        model::{
+            complaint::{Message, Phase},
+            flow::Side,
+            net::Errno,
+            socket::{SocketChange, TcpState},
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn stalled() -> World {
+        let mut world = World::new(504);
+        world.listening();
+        world.accepted();
+        world.attempt().started = Some(moment(-3_000_000));
+        world.connect(-2_999_000);
+        for us in [-2_700_000, -2_300_000, -1_500_000] {
+            let socket = world.socket(Side::Nginx, TcpState::Established, None);
+            world.change(us, socket, SocketChange::Retransmitted { payload: 1_448 });
+        }
+        world.sent(TcpState::Established, START);
+        world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    #[test]
+    fn the_plain_case_suspects_the_mtu() {
+        let explanation = stalled().expect("path-stall", Confidence::Confirmed);
+        assert!(explanation.summary.contains("suspect the MTU"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn everything_acknowledged_in_the_end_is_a_read_timeout() {
+        let mut world = stalled();
+        world.sent(TcpState::Established, START + crate::diagnose::testing::LENGTH);
+        world.expect("read-timeout", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_connection_that_nobody_took_can_be_a_full_queue() {
+        let mut world = stalled();
+        world.flow().accepted_by = None;
+        let explanation = world.expect("path-stall", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["accept-queue-overflow"]);
+    }
+}

@@ -1,0 +1,137 @@
+//! `response-truncated`: the connection broke after the header had been passed on.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Reading, Survival, evidence, need},
+};
+use crate::model::{
+    complaint::{Message, Phase},
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "response-truncated",
+    title: "the connection broke in the middle of the answer's body",
+    family: Family::Connection,
+    statuses: &[],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The header had gone to the client with its status, 200 for instance, and then the upstream's connection broke or fell \
+                   silent: no status can say so any more. nginx cuts the client's connection; the access log keeps the 200.",
+        proof: "nginx's message while reading the body, and the FIN, RST or silence that it speaks of.",
+        refuted: "A header that was not whole: then it is a 502.",
+        remedies: &[
+            (
+                "nginx",
+                "proxy_read_timeout counts between two reads of the body too; proxy_max_temp_file_size and a full disk slow it.",
+            ),
+            (
+                "any server",
+                "A worker killed or recycled while it streams, a deadline, an exception in the middle of a response.",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let messages = [Message::PrematurelyClosed, Message::ReceiveFailed, Message::TimedOut];
+    if reading.phase() != Some(Phase::ReadingBody) || !reading.complains_of(&messages) {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    let slow = reading.complains_of(&[Message::TimedOut]);
+    let (close, reset) = (reading.close(), reading.reset());
+    finding.support(close.as_ref().map(|close| close.evidence(Weight::Direct)));
+    finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Direct)));
+    let how = if slow {
+        let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
+        let us = reading.counters_at_failure().and_then(|(tcp, _)| tcp.since_received_us);
+        let weight = if us.is_some() { Weight::Direct } else { Weight::Fits };
+        finding.support(Some(evidence(Fact::Silence { us }, &[event], weight)));
+        "fell silent"
+    } else if reset.is_some() {
+        "reset the connection"
+    } else {
+        "closed the connection"
+    };
+    if !slow && close.is_none() && reset.is_none() {
+        finding.missing.push(need(Sensor::SocketStates, "the FIN or RST that ended it"));
+    }
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} {how} in the middle of the body: the client got a cut-off response, whatever its status says."
+    );
+    if let Survival::Ended(death) = reading.survival() {
+        let (pid, command) = death.process.clone();
+        finding
+            .say(format_args!(" {command} (pid {pid}), which sent it, had just ended: {}.", super::ending(death.how)));
+        let fact = Fact::ProcessEnded { process: death.process, how: death.how };
+        finding.support(Some(evidence(fact, &[death.event.id], Weight::Direct)));
+    }
+    finding.fix.push(format!(
+        "Look into the log of the server at {upstream} at the time above: it did not finish its response."
+    ));
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::{LENGTH, START, World, counters},
+        model::{
+            case::CaseKind,
+            complaint::{Message, Phase},
+            flow::Side,
+            process::Ending,
+            socket::TcpState,
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn cut_off() -> World {
+        let mut world = World::new(200);
+        world.case.kind = CaseKind::NearMiss;
+        world.listening();
+        world.accepted();
+        world.connect(-99);
+        let tcp = counters(START + LENGTH, START + LENGTH);
+        world.state_with(-40, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
+        world.sent(TcpState::CloseWait, START + LENGTH);
+        world.attempt().bytes_received = Some(900);
+        world.complain(Message::PrematurelyClosed, Phase::ReadingBody, None, "upstream prematurely closed connection");
+        world
+    }
+
+    #[test]
+    fn the_plain_case_and_who_died() {
+        let mut world = cut_off();
+        world.expect("response-truncated", Confidence::Confirmed);
+        world.exit(-45, Ending::Exit(1));
+        let explanation = world.expect("response-truncated", Confidence::Confirmed);
+        assert!(explanation.summary.contains("gunicorn (pid 88)"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn before_the_header_was_whole_it_is_a_close() {
+        let mut world = cut_off();
+        world.case.kind = CaseKind::Incident;
+        world.complain(
+            Message::PrematurelyClosed,
+            Phase::ReadingHeader,
+            None,
+            "upstream prematurely closed connection",
+        );
+        world.expect("premature-close", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn without_the_fin_it_is_likely() {
+        let mut world = cut_off();
+        world.flow().events.clear();
+        world.expect("response-truncated", Confidence::Likely);
+    }
+}

@@ -1,0 +1,90 @@
+//! `tls-certificate-invalid`: verification of the upstream's certificate failed.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::Reading,
+    said::nginx_said,
+};
+use crate::model::complaint::Message;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "tls-certificate-invalid",
+    title: "the upstream's certificate was not accepted",
+    family: Family::Protocol,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "proxy_ssl_verify is on, and the upstream's certificate is expired, not signed by an authority of proxy_ssl_trusted_certificate, or made for another name.",
+        proof: "nginx's own message after the handshake.",
+        refuted: "An alert from the upstream (tls-handshake-failed).",
+        remedies: &[
+            (
+                "nginx",
+                "proxy_ssl_trusted_certificate with the right authority; proxy_ssl_verify_depth (1) for intermediate ones; proxy_ssl_name and proxy_ssl_server_name on for the name that is checked.",
+            ),
+            (
+                "any server",
+                "Renew the certificate; send the intermediate certificates too: `openssl s_client -connect HOST:PORT -servername NAME`.",
+            ),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let (mut finding, complaint) = nginx_said(reading, &[Message::TlsCertificate])?;
+    let upstream = reading.upstream_name();
+    let what =
+        if complaint.text.contains("does not match") { "is made for another name" } else { "could not be verified" };
+    finding.summary = format!("The certificate of {upstream} {what}, and proxy_ssl_verify is on.");
+    finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME -showcerts` shows it; set proxy_ssl_trusted_certificate and proxy_ssl_name to fit, or renew it."));
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{
+            complaint::{Message, Phase},
+            verdict::Confidence,
+        },
+    };
+
+    pub(crate) fn world() -> World {
+        let mut world = World::new(502);
+        world.connect(-900);
+        world.complain(
+            Message::TlsCertificate,
+            Phase::TlsHandshake,
+            None,
+            "upstream SSL certificate verify error: (10:certificate has expired)",
+        );
+        world
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("tls-certificate-invalid", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn another_message_is_not_it() {
+        let mut world = World::new(502);
+        world.complain(Message::Other, Phase::TlsHandshake, None, "upstream did something else");
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
+    }
+
+    #[test]
+    fn a_log_line_alone_makes_it_possible() {
+        let mut world = World::new(502);
+        world.log(
+            Message::TlsCertificate,
+            Phase::TlsHandshake,
+            None,
+            "upstream SSL certificate verify error: (10:certificate has expired)",
+        );
+        world.expect("tls-certificate-invalid", Confidence::Possible);
+    }
+}

@@ -1,0 +1,71 @@
+//! `unix-socket-refused`: a socket file that nobody listens on.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::Reading,
+    said::connect_returned,
+};
+use crate::model::net::Errno;
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "unix-socket-refused",
+    title: "nobody listens on the unix socket",
+    family: Family::Connect,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "The socket's file is there, but no process listens on it any more: the server ended without removing it, or has not called listen() yet.",
+        proof: "ECONNREFUSED from connect() with that path.",
+        refuted: "A full backlog says EAGAIN (unix-backlog-full).",
+        remedies: &[
+            (
+                "any server",
+                "Start it; it must remove the old file and bind anew. `ss -xlp | grep PATH` shows who listens.",
+            ),
+            ("systemd", "A .socket unit keeps the socket listening while the server restarts."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let path = reading.unix_path()?;
+    let (mut finding, errno) = connect_returned(reading, &[Errno::ECONNREFUSED])?;
+    finding.summary = format!("Nobody listens on {path}: the file is there, connect() returned {errno}.");
+    finding.fix.push(format!(
+        "Start the server that listens on {path}; `ss -xlp` shows who does. It must replace the stale file."
+    ));
+    Some(finding)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{coverage::Sensor, net::Errno, verdict::Confidence},
+    };
+
+    pub(crate) fn world() -> World {
+        World::connect_fails("unix:/run/app.sock", Errno::ECONNREFUSED)
+    }
+
+    #[test]
+    fn the_plain_case() {
+        world().expect("unix-socket-refused", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_nearest_case_is_not_it() {
+        let other = World::connect_fails("unix:/run/app.sock", Errno::EAGAIN);
+        assert_eq!(crate::report::cause(&other.judge()), "unix-backlog-full");
+    }
+
+    #[test]
+    fn without_the_call_it_is_likely() {
+        let mut world = world();
+        world.attempt().syscalls.clear();
+        world.blind(Sensor::Syscalls);
+        world.expect("unix-socket-refused", Confidence::Likely);
+    }
+}

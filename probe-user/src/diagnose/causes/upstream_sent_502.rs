@@ -1,0 +1,115 @@
+//! `upstream-sent-502`: the upstream itself answered this status.
+
+use super::super::{
+    cause::{Cause, Depth, Family, Finding, Page},
+    reading::{Reading, evidence, need},
+};
+use crate::model::{
+    case::Origin,
+    coverage::Sensor,
+    evidence::{Evidence, Fact, Weight},
+    packet::Content,
+};
+
+/// The row.
+pub(crate) const CAUSE: Cause = Cause {
+    id: "upstream-sent-502",
+    title: "the upstream itself answered 502; nginx passed it on",
+    family: Family::Origin,
+    statuses: &[502],
+    depth: Depth::Mechanism,
+    page: Page {
+        happened: "nginx got a whole, valid response from the upstream, and its status was 502. The fault lies behind the upstream: it \
+                   is itself a proxy (another nginx, an ingress, an application gateway) or an application that says so.",
+        proof: "The upstream's status line on the wire, or the header that nginx accepted from it.",
+        refuted: "A failure of the connection before the header was whole.",
+        remedies: &[
+            (
+                "nginx",
+                "The next place to look is the upstream's own log at this time. proxy_next_upstream http_502 tries another server; \
+                       proxy_intercept_errors with error_page hides it.",
+            ),
+            ("any server", "Run probe502 there, if it is an nginx: its own cause is seen on that host."),
+        ],
+    },
+    rule,
+};
+
+fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    let attempt = reading.attempt?;
+    let status = reading.case.status?;
+    if status != 502 || reading.case.origin != Origin::Upstream || attempt.complaint.is_some() {
+        return None;
+    }
+    let mut finding = Finding::default();
+    let line = status_line(reading, status);
+    let seen = line.is_some();
+    finding.support(line);
+    if attempt.status == Some(status) {
+        let fact = Fact::UpstreamStatus { status, line: None };
+        // nginx keeps the status of a header it accepted; read from its memory, it is what the upstream said.
+        finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Direct)));
+    } else if !seen {
+        finding.missing.push(need(Sensor::NginxFunctions, "the status of the header that nginx accepted"));
+        finding.not_excluded(&["configured-502"]);
+    }
+    let upstream = reading.upstream_name();
+    finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
+    finding.fix.push(format!(
+        "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
+    ));
+    Some(finding)
+}
+
+/// The upstream's status line on the wire.
+fn status_line(reading: &Reading<'_>, status: u16) -> Option<Evidence> {
+    let since = reading.started()?.minus_ns(5_000_000);
+    reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
+        Content::HttpStatus { code, line } if *code == status && event.at.latest >= since => {
+            Some(evidence(Fact::UpstreamStatus { status, line: Some(line.clone()) }, &[event.id], Weight::Direct))
+        }
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use crate::{
+        diagnose::testing::World,
+        model::{attempt::Outcome, case::Origin, packet::Content, verdict::Confidence},
+    };
+
+    pub(crate) fn passed_on() -> World {
+        let mut world = World::new(502);
+        world.case.origin = Origin::Upstream;
+        world.connect(-90);
+        let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        let line = "HTTP/1.1 502 Bad Gateway".to_owned();
+        world.packet(-50, ends, 0x18, (0, 0), (180, Content::HttpStatus { code: 502, line }));
+        world.attempt().outcome = Outcome::Ok;
+        world
+    }
+
+    #[test]
+    fn the_plain_case() {
+        passed_on().expect("upstream-sent-502", Confidence::Confirmed);
+        let mut world = passed_on();
+        world.flow().events.clear();
+        world.expect("upstream-sent-502", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_failure_of_the_connection_is_not_it() {
+        let mut world = passed_on();
+        world.case.origin = Origin::Nginx;
+        assert_ne!(crate::report::cause(&world.judge()), "upstream-sent-502");
+    }
+
+    #[test]
+    fn without_the_status_line_and_nginxs_memory_it_is_not_certain() {
+        let mut world = passed_on();
+        world.flow().events.clear();
+        world.attempt().status = None;
+        assert!(world.explained().confidence < Confidence::Confirmed);
+    }
+}

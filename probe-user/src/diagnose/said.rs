@@ -1,0 +1,40 @@
+//! What the causes share whose proof is one word of nginx or one errno of a call.
+
+use super::{
+    cause::Finding,
+    reading::{Reading, complaint_evidence, need},
+};
+use crate::model::{
+    complaint::{Complaint, Message},
+    coverage::Sensor,
+    event::Source,
+    evidence::Weight,
+    net::Errno,
+};
+
+/// nginx itself decides by counters and parsers of its own: its message, seen by the kernel as it is made, is the cause itself; read in
+/// a log it is a word.
+pub(super) fn nginx_said<'a>(reading: &Reading<'a>, messages: &[Message]) -> Option<(Finding, &'a Complaint)> {
+    let (event, complaint) = messages.iter().find_map(|message| reading.complained(*message))?;
+    let mut evidence = complaint_evidence(event, complaint);
+    let mut finding = Finding::default();
+    if event.source == Source::Kernel {
+        evidence.weight = Weight::Direct;
+    } else {
+        finding.missing.push(need(Sensor::NginxFunctions, "nginx's own function at the moment it said so"));
+    }
+    finding.support(Some(evidence));
+    Some((finding, complaint))
+}
+
+/// `connect()` itself returned one of these errnos: no packet was needed for it.
+pub(super) fn connect_returned(reading: &Reading<'_>, errnos: &[Errno]) -> Option<(Finding, Errno)> {
+    let call = reading.connect_call_error().filter(|(errno, _)| errnos.contains(errno));
+    let said = reading.complains_of(&[Message::ConnectFailedAtOnce]).then(|| reading.errno()).flatten();
+    let said = said.filter(|errno| errnos.contains(errno));
+    let errno = call.as_ref().map(|(errno, _)| *errno).or(said)?;
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    finding.require(call.map(|(_, evidence)| evidence), || need(Sensor::Syscalls, "the connect() that failed"));
+    Some((finding, errno))
+}

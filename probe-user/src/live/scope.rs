@@ -1,0 +1,27 @@
+//! What is to be watched, and how deep.
+
+/// How deep to look. Each contains the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// The failure path only.
+    Light,
+    /// Also per connection and per response.
+    Standard,
+    /// Also every packet's header.
+    Deep,
+}
+
+/// What is to be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// nginx processes, masters or workers; empty: every nginx.
+    pub pids: Vec<u32>,
+    /// Interfaces to capture on; empty: chosen from the upstream addresses.
+    pub interfaces: Vec<String>,
+    /// How deep to look.
+    pub depth: Depth,
+    /// Use nginx's own functions.
+    pub uprobes: bool,
+    /// Capture packets.
+    pub packets: bool,
+}
