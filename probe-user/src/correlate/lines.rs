@@ -471,7 +471,9 @@ fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
             Message::TimedOut => established && !reset,
             Message::PrematurelyClosed => fin || reset,
             Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
-                Some(Errno::ECONNRESET | Errno::EPIPE) => reset || fin,
+                // Where the socket was told an error, that is what nginx read.
+                Some(Errno::ECONNRESET) => error.map_or(reset || fin, |error| error == Errno::ECONNRESET),
+                Some(Errno::EPIPE) => reset || fin,
                 _ => established,
             },
             _ => established,

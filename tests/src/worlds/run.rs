@@ -7,7 +7,7 @@ use probe502::{
     merge::Arrival,
     model::{
         event::Source,
-        time::{Moment, WallClock},
+        time::{At, Moment, WallClock},
     },
     pipeline::{Judged, Pipeline},
 };
@@ -144,4 +144,14 @@ fn hand_over(pipeline: &mut Pipeline, queues: &mut [VecDeque<&Arrival>], waterma
             }
         }
     }
+}
+
+/// The same arrivals, all later by so many nanoseconds.
+#[must_use]
+pub fn later(arrivals: &[Arrival], ns: u64) -> Vec<Arrival> {
+    let shift = |arrival: &Arrival| Arrival {
+        at: At { earliest: arrival.at.earliest.plus_ns(ns), latest: arrival.at.latest.plus_ns(ns) },
+        ..arrival.clone()
+    };
+    arrivals.iter().map(shift).collect()
 }
