@@ -6,6 +6,7 @@ use probe502::{
     correlate::{Settings, limits::Limits},
     merge::Arrival,
     model::{
+        coverage::{Sensor, Sight},
         event::Source,
         time::{At, Moment, WallClock},
     },
@@ -51,9 +52,34 @@ const SOURCES: [Source; 5] = [Source::Probe, Source::Packet, Source::Kernel, Sou
 #[must_use]
 pub fn live(story: &Story, view: &View) -> (Vec<Arrival>, Vec<Judged>) {
     let mut arrivals = view.see(story);
+    let (answers, judged) = ask(story, view, &arrivals);
+    arrivals.extend(answers);
+    arrivals.sort_by_key(|arrival| arrival.at.latest);
+    (arrivals, judged)
+}
+
+/// What the probe asks in this view, answered.
+#[must_use]
+pub fn answers(story: &Story, view: &View) -> Vec<Arrival> {
+    ask(story, view, &view.see(story)).0
+}
+
+/// What is said in this view when these are the answers, whatever is asked. Two views can be compared when they learn the same at the same
+/// time.
+#[must_use]
+pub fn said_with(story: &Story, view: &View, answers: &[Arrival]) -> Vec<Judged> {
+    let mut arrivals = view.see(story);
+    if view.sight(Sensor::Host) != Sight::Off {
+        arrivals.extend(answers.iter().cloned());
+    }
+    arrivals.sort_by_key(|arrival| arrival.at.latest);
+    replay(&arrivals, Delivery::LIVE)
+}
+
+fn ask(story: &Story, view: &View, arrivals: &[Arrival]) -> (Vec<Arrival>, Vec<Judged>) {
     let mut pipeline = Pipeline::new(settings());
     let mut answers: Vec<Arrival> = Vec::new();
-    let judged = deliver(&mut pipeline, &arrivals, Delivery::LIVE, |pipeline, watermark| {
+    let judged = deliver(&mut pipeline, arrivals, Delivery::LIVE, |pipeline, watermark| {
         while let Some(question) = pipeline.poll_question() {
             // Looking takes its time, and the sources' delay lies between.
             let at = watermark + 20 * MS + 300 * US * (1 + u64::try_from(answers.len() % 7).unwrap_or(0));
@@ -63,9 +89,7 @@ pub fn live(story: &Story, view: &View) -> (Vec<Arrival>, Vec<Judged>) {
             }
         }
     });
-    arrivals.extend(answers);
-    arrivals.sort_by_key(|arrival| arrival.at.latest);
-    (arrivals, judged)
+    (answers, judged)
 }
 
 /// Runs what arrived once more, without asking anything.
