@@ -117,9 +117,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     } else if connecting {
         reading.sees(Sensor::Drops)
     } else {
-        holder.is_none()
-            && reading.sees(Sensor::Syscalls)
-            && reading.unacknowledged().is_none_or(|(bytes, _)| bytes == 0)
+        // When nginx gave up, the upstream's socket was told; what was unread then is what nobody took.
+        holder.is_none() && reading.sees(Sensor::Syscalls) && read == Some(0)
     };
     let weight = if untouched && while_waiting { Weight::Direct } else { Weight::Symptom };
     for failure in failures.iter().rev().take(SHOWN) {
@@ -233,6 +232,9 @@ pub(crate) mod tests {
         failing_accept(&mut world, -1_999_000, SERVER, "127.0.0.1:8000");
         world.sent(TcpState::Established, START + LENGTH);
         world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        let tcp =
+            TcpCounters { bytes_received: u64::from(LENGTH) + 1, rcv_nxt: LENGTH + 1, copied_seq: 0, ..counters(1, 1) };
+        world.state_with(30, Side::Upstream, TcpState::Established, TcpState::CloseWait, tcp);
         world
     }
 
@@ -251,6 +253,7 @@ pub(crate) mod tests {
     fn accepted_and_read_is_not_it() {
         let mut world = waiting();
         world.accepted();
+        world.flow().events.pop();
         world.expect("read-timeout", Confidence::Confirmed);
         let mut world = shed();
         world.flow().events.clear();

@@ -17,6 +17,9 @@ const TICK_SLACK_US: u64 = 20_000;
 /// The tick as [`TICK_SLACK_US`], for comparisons of two such counters read at the same moment.
 pub(crate) const ONE_TICK_US: u64 = 10_000;
 
+/// States of a socket whose connection is over, or about to be.
+const ENDED: [TcpState; 4] = [TcpState::FinWait1, TcpState::CloseWait, TcpState::LastAck, TcpState::Closed];
+
 /// The sequence numbers a request occupies: from its first byte to the one after its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -177,7 +180,7 @@ impl Reading<'_> {
         let flow = self.flow()?;
         flow.sockets(Side::Upstream)
             .filter(|(event, _)| event.at.earliest <= self.failed_at())
-            .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
+            .filter(|(_, e)| ENDED.contains(&e.socket.state))
             .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
     }
 
