@@ -45,13 +45,15 @@ impl Pipeline {
     /// Every source has delivered everything up to here: thinks up to here.
     pub fn advance(&mut self, complete_until: Moment) {
         self.think(complete_until);
-        self.correlator.advance(complete_until);
-        self.judge();
+        self.pass_time(complete_until);
     }
 
     /// The end: everything that waits is thought through and judged.
     pub fn finish(&mut self) {
         self.think(Moment(u64::MAX));
+        while let Some(deadline) = self.correlator.next_deadline() {
+            self.pass_time(deadline);
+        }
         self.correlator.finish();
         self.judge();
     }
@@ -61,10 +63,19 @@ impl Pipeline {
     fn think(&mut self, complete_until: Moment) {
         self.merge.advance(complete_until);
         while let Some(event) = self.merge.pop() {
-            self.correlator.advance(event.at.latest.minus_ns(1));
-            self.judge();
+            self.pass_time(event.at.latest.minus_ns(1));
             self.correlator.handle(&event);
         }
+    }
+
+    /// Lets time pass, stopping wherever a wait is over: what is forgotten by then is forgotten, nothing else.
+    fn pass_time(&mut self, to: Moment) {
+        while let Some(deadline) = self.correlator.next_deadline().filter(|deadline| *deadline <= to) {
+            self.correlator.advance(deadline);
+            self.judge();
+        }
+        self.correlator.advance(to);
+        self.judge();
     }
 
     fn judge(&mut self) {

@@ -1,6 +1,6 @@
 //! `probe502 doctor`.
 
-use std::{collections::BTreeMap, io::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
 
 use super::AppError;
 use crate::{
@@ -194,9 +194,9 @@ fn as_text(findings: &[Finding]) -> String {
         }
         let mut lines = lines.into_iter();
         let first = lines.next().unwrap_or_default();
-        out.push_str(&format!("{name:<widest$}  {:<8}  {first}\n", word(finding.state)));
+        let _ = writeln!(out, "{name:<widest$}  {:<8}  {first}", word(finding.state));
         for line in lines {
-            out.push_str(&format!("{:<widest$}  {:<8}  {line}\n", "", ""));
+            let _ = writeln!(out, "{:<widest$}  {:<8}  {line}", "", "");
         }
     }
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -204,7 +204,7 @@ fn as_text(findings: &[Finding]) -> String {
         *counts.entry(word(finding.state)).or_default() += 1;
     }
     let counted: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
-    out.push_str(&format!("\n{}\n", counted.join(", ")));
+    let _ = writeln!(out, "\n{}", counted.join(", "));
     out
 }
 

@@ -197,7 +197,7 @@ impl Folder {
     ) -> Result<(), anyhow::Error> {
         let whole = self.path.join(&incident.id);
         let partial = self.path.join(format!(".{}.partial", incident.id));
-        let written = self.write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
+        let written = write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
             fs::rename(&partial, &whole)?;
             Ok(())
         });
@@ -207,51 +207,51 @@ impl Folder {
             anyhow::anyhow!("cannot write {}: {error}", whole.display())
         })
     }
+}
 
-    fn write(
-        &self,
-        partial: &Path,
-        incident: &Incident,
-        frames: &BTreeMap<PacketRef, u64>,
-        comments: &BTreeMap<u64, String>,
-        packets: &PacketStore,
-        interfaces: &[String],
-    ) -> Result<(), anyhow::Error> {
-        fs::DirBuilder::new().mode(0o700).create(partial)?;
-        let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
-        used.sort_unstable();
-        used.dedup();
-        let mut kept = Vec::new();
-        let described: Vec<pcapng::Interface> = used
-            .iter()
-            .map(|index| {
-                let any = frames.keys().filter_map(|r| packets.get(*r)).find(|packet| packet.interface == *index);
-                let name = usize::try_from(*index).ok().and_then(|index| interfaces.get(index));
-                pcapng::Interface {
-                    name: name.cloned().unwrap_or_else(|| format!("interface {index}")),
-                    link: any.map_or(crate::model::packet::LinkType::ETHERNET, |packet| packet.link),
-                    snap_length: crate::live::capture::SNAP_LENGTH,
-                    filter: None,
-                    received: None,
-                    dropped: None,
-                }
-            })
-            .collect();
-        for (reference, frame) in frames {
-            let Some(packet) = packets.get(*reference) else { continue };
-            let position = used.binary_search(&packet.interface).unwrap_or(0);
-            kept.push(pcapng::Packet {
-                interface: u32::try_from(position).unwrap_or(0),
-                unix_ns: packet.unix_ns,
-                wire_length: packet.wire_length,
-                bytes: &packet.bytes,
-                direction: packet.direction,
-                comment: comments.get(frame).map(String::as_str),
-            });
-        }
-        create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept)?)?;
-        create(&partial.join("incident.json"), format!("{}\n", json::line(incident)).as_bytes())
+/// Writes both files into a folder that has no final name yet.
+fn write(
+    partial: &Path,
+    incident: &Incident,
+    frames: &BTreeMap<PacketRef, u64>,
+    comments: &BTreeMap<u64, String>,
+    packets: &PacketStore,
+    interfaces: &[String],
+) -> Result<(), anyhow::Error> {
+    fs::DirBuilder::new().mode(0o700).create(partial)?;
+    let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
+    used.sort_unstable();
+    used.dedup();
+    let mut kept = Vec::new();
+    let described: Vec<pcapng::Interface> = used
+        .iter()
+        .map(|index| {
+            let any = frames.keys().filter_map(|r| packets.get(*r)).find(|packet| packet.interface == *index);
+            let name = usize::try_from(*index).ok().and_then(|index| interfaces.get(index));
+            pcapng::Interface {
+                name: name.cloned().unwrap_or_else(|| format!("interface {index}")),
+                link: any.map_or(crate::model::packet::LinkType::ETHERNET, |packet| packet.link),
+                snap_length: crate::live::capture::SNAP_LENGTH,
+                filter: None,
+                received: None,
+                dropped: None,
+            }
+        })
+        .collect();
+    for (reference, frame) in frames {
+        let Some(packet) = packets.get(*reference) else { continue };
+        let position = used.binary_search(&packet.interface).unwrap_or(0);
+        kept.push(pcapng::Packet {
+            interface: u32::try_from(position).unwrap_or(0),
+            unix_ns: packet.unix_ns,
+            wire_length: packet.wire_length,
+            bytes: &packet.bytes,
+            direction: packet.direction,
+            comment: comments.get(frame).map(String::as_str),
+        });
     }
+    create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept)?)?;
+    create(&partial.join("incident.json"), format!("{}\n", json::line(incident)).as_bytes())
 }
 
 fn create(path: &Path, bytes: &[u8]) -> Result<(), anyhow::Error> {

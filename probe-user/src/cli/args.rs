@@ -69,6 +69,7 @@ pub enum Depth {
 
 /// `probe502 watch`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub struct Watch {
     /// Capture on this interface (repeatable; default: chosen from the upstream addresses)
     #[arg(short, long = "interface", value_name = "IFACE")]

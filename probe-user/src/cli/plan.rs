@@ -47,6 +47,7 @@ pub struct Output {
 
 /// `probe502 watch`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Watch {
     /// Interfaces to capture on; empty: chosen from the upstream addresses.
     pub interfaces: Vec<String>,

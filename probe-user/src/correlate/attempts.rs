@@ -67,9 +67,10 @@ fn one(
     let upstream_connection = log.and_then(|log| log.upstream.as_ref());
     let socket = upstream_connection.and_then(|connection| connection.socket.clone());
     let failed_at = complaint.map(|(event, ..)| event.at.latest);
+    let end = failed_at.unwrap_or(decided);
     let peer_name = state.and_then(|s| s.peer.clone()).or_else(|| log.and_then(|log| log.peer.clone()));
     let upstream = peer_name.as_deref().and_then(Address::parse);
-    let by_socket = socket.as_ref().and_then(|socket| flow_of(socket, flows));
+    let by_socket = socket.as_ref().and_then(|socket| flow_of(socket, flows, end));
     let by_connect = || {
         let worker = request.key.worker;
         connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none())
@@ -81,7 +82,6 @@ fn one(
         upstream_connection.and_then(|connection| connection.requests).or_else(|| made_for_it.is_some().then_some(1));
     let reused = requests.map(|n| n > 1);
     let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
-    let end = failed_at.unwrap_or(decided);
     let started = match (reused, flow) {
         (Some(false), Some(flow)) if flow.seen_from_start => flow.events.first().map(|event| event.at.earliest),
         _ => response_us.map(|us| end.minus_ns(us.saturating_mul(1_000))),
@@ -129,8 +129,8 @@ pub(super) fn as_of(flow: &Flow, end: Moment) -> Flow {
 }
 
 /// The connection behind a socket that nginx's own pointers led to.
-fn flow_of<'a>(socket: &Socket, flows: &'a Flows) -> Option<&'a Flow> {
-    let id = flows.current(socket.local?, socket.remote?, socket.netns)?;
+fn flow_of<'a>(socket: &Socket, flows: &'a Flows, at: Moment) -> Option<&'a Flow> {
+    let id = flows.at(socket.local?, socket.remote?, socket.netns, at)?;
     flows.get(id)
 }
 

@@ -32,7 +32,7 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
     CaseId(format!("{text}-{number:06}"))
 }
 
-pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Case {
+pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Case {
     let until = decided.close_at;
     let worker = match &decided.from_lines {
         Some(group) => Some(Pid(group.pid)),
@@ -50,11 +50,12 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Cas
         .filter_map(|flow| flow.accepted_by.as_ref())
         .map(|(pid, _)| *pid)
         .collect();
-    let processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    processes.retain(|event| accepts_for(event, &list));
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
-    let complaints = complaints(&decided);
-    let earlier = earlier(correlator, &decided, &complaints, configuration.as_ref());
+    let complaints = complaints(decided);
+    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref());
     let host = host(correlator, &list, &processes, worker);
     let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
         Link::Inferred
@@ -68,7 +69,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Cas
         origin: decided.origin,
         decided: decided.at,
         decided_by: decided.by.id,
-        request: request(&decided),
+        request: request(decided),
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,
@@ -81,6 +82,15 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: Decided) -> Cas
         coverage: coverage(correlator, At::between(begin, until)),
         attempts: list,
     }
+}
+
+/// A failed `accept()` concerns the case only on the port of one of its attempts; everything else does.
+fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
+    let Body::Syscall(call) = &event.body else { return true };
+    let Syscall::Accept { socket, .. } = &call.call else { return true };
+    let Some(listener) = socket.as_ref().and_then(|socket| socket.local) else { return true };
+    let ports = attempts.iter().filter_map(|attempt| attempt.upstream.as_ref()?.ip()).map(|upstream| upstream.port());
+    ports.into_iter().any(|port| port == listener.port())
 }
 
 fn request(decided: &Decided) -> Request {
@@ -166,10 +176,10 @@ fn host(
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
     }
     for event in processes {
-        if let Body::Syscall(call) = &event.body {
-            if matches!(call.call, Syscall::Accept { .. }) {
-                questions.insert(Question::OpenFiles(call.pid));
-            }
+        if let Body::Syscall(call) = &event.body
+            && matches!(call.call, Syscall::Accept { .. })
+        {
+            questions.insert(Question::OpenFiles(call.pid));
         }
     }
     correlator.host.about(&questions)

@@ -15,6 +15,9 @@ use crate::model::{
     time::Moment,
 };
 
+/// Packets and kernel records are stamped by different clocks, which differ by less than this.
+const CLOCK_SKEW_NS: u64 = 200_000;
+
 /// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tuple {
@@ -35,6 +38,10 @@ struct State {
     beyond_syn: bool,
     /// nginx's socket is gone.
     ended: Option<Moment>,
+    /// When its first event happened.
+    begun: Moment,
+    /// The incarnation of the same tuple before it.
+    older: Option<FlowId>,
 }
 
 /// What an event says about the incarnation it belongs to.
@@ -186,6 +193,19 @@ impl Flows {
         }
     }
 
+    /// The incarnation of this tuple that was on at `moment`: a case is put together later, and the port may have come back meanwhile.
+    #[must_use]
+    pub fn at(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>, moment: Moment) -> Option<FlowId> {
+        let mut id = self.current(local, upstream, netns)?;
+        loop {
+            let state = self.known.get(&id)?;
+            if state.begun <= moment.plus_ns(CLOCK_SKEW_NS) {
+                return Some(id);
+            }
+            id = state.older?;
+        }
+    }
+
     /// The connection with this name.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&Flow> {
@@ -289,34 +309,33 @@ impl Flows {
             let tuple = known.unwrap_or_else(|| Self::tuple(local, upstream, netns));
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
-        match self.current(local, upstream, netns) {
-            Some(id) => Some(id),
-            None => {
-                let tuple = Self::tuple(local, upstream, netns);
-                Some(self.begin(tuple, false, at))
-            }
+        if let Some(id) = self.current(local, upstream, netns) {
+            Some(id)
+        } else {
+            let tuple = Self::tuple(local, upstream, netns);
+            Some(self.begin(tuple, false, at))
         }
     }
 
     /// The incarnation of `tuple` that an event belongs to, made if there is none that fits.
     fn incarnation(&mut self, tuple: Tuple, beginning: Beginning, at: Moment) -> FlowId {
-        if let Some(id) = self.newest.get(&tuple).copied() {
-            if let Some(state) = self.known.get_mut(&id) {
-                let fits = match beginning {
-                    Beginning::No => true,
-                    Beginning::Handshake(Some(sequence)) => match state.syn {
-                        Some(known) => known == sequence,
-                        None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
-                    },
-                    Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
-                    Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
-                };
-                if fits {
-                    if let Beginning::Handshake(Some(sequence)) = beginning {
-                        state.syn = Some(sequence);
-                    }
-                    return id;
+        if let Some(id) = self.newest.get(&tuple).copied()
+            && let Some(state) = self.known.get_mut(&id)
+        {
+            let fits = match beginning {
+                Beginning::No => true,
+                Beginning::Handshake(Some(sequence)) => match state.syn {
+                    Some(known) => known == sequence,
+                    None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
+                },
+                Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
+                Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
+            };
+            if fits {
+                if let Beginning::Handshake(Some(sequence)) = beginning {
+                    state.syn = Some(sequence);
                 }
+                return id;
             }
         }
         let id = self.begin(tuple, beginning != Beginning::No, at);
@@ -329,13 +348,14 @@ impl Flows {
     fn begin(&mut self, tuple: Tuple, seen_from_start: bool, at: Moment) -> FlowId {
         self.last += 1;
         let id = FlowId(self.last);
-        if let Some(older) = self.newest.insert(tuple, id) {
+        let older = self.newest.insert(tuple, id);
+        if let Some(older) = older {
             // Its end was not seen, or is over: it will be forgotten in its time.
-            if let Some(state) = self.known.get_mut(&older) {
-                if state.ended.is_none() {
-                    state.ended = Some(at);
-                    self.ended.push_back((at, older));
-                }
+            if let Some(state) = self.known.get_mut(&older)
+                && state.ended.is_none()
+            {
+                state.ended = Some(at);
+                self.ended.push_back((at, older));
             }
         }
         let flow = Flow {
@@ -348,7 +368,16 @@ impl Flows {
             events: Vec::new(),
             forgotten: 0,
         };
-        let state = State { flow, tuple, syn: None, connected_by_syscall: false, beyond_syn: false, ended: None };
+        let state = State {
+            flow,
+            tuple,
+            syn: None,
+            connected_by_syscall: false,
+            beyond_syn: false,
+            ended: None,
+            begun: at,
+            older,
+        };
         self.known.insert(id, state);
         id
     }

@@ -113,6 +113,12 @@ impl Lines {
         }
     }
 
+    /// When the lines that have waited longest will have waited long enough.
+    #[must_use]
+    pub fn next_due(&self, delay_ns: u64) -> Option<Moment> {
+        self.errors.front().map(|line| line.event.at.latest.plus_ns(delay_ns))
+    }
+
     /// The next request all of whose lines have had time to arrive.
     pub fn poll(&mut self, now: Moment, delay_ns: u64, statuses: &[u16]) -> Option<LineGroup> {
         let first = self.errors.front()?;

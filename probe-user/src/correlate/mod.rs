@@ -153,12 +153,12 @@ impl Correlator {
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
             Body::Packet(packet) => {
-                if let PacketBody::Tcp(tcp) = &packet.body {
-                    if let Content::HttpStatus { code, .. } = tcp.content {
-                        let from = tcp.header.source;
-                        if self.settings.statuses.contains(&code) && !self.flows.is_upstream(from) {
-                            self.lines.status_packet(event, code, tcp.header.destination);
-                        }
+                if let PacketBody::Tcp(tcp) = &packet.body
+                    && let Content::HttpStatus { code, .. } = tcp.content
+                {
+                    let from = tcp.header.source;
+                    if self.settings.statuses.contains(&code) && !self.flows.is_upstream(from) {
+                        self.lines.status_packet(event, code, tcp.header.destination);
                     }
                 }
             }
@@ -218,7 +218,9 @@ impl Correlator {
     /// When [`Correlator::advance`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
-        self.decided.front().map(|decided| decided.close_at)
+        let decided = self.decided.front().map(|decided| decided.close_at);
+        let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
+        decided.into_iter().chain(lines).min()
     }
 
     /// The cause found for an attempt of a case: blackouts are blamed on it.
@@ -266,12 +268,11 @@ impl Correlator {
         let Some(complaint) = requests::complaint(log) else { return };
         self.ask_about(log, complaint.message, complaint.phase);
         let Some(key) = log.parent.or(log.request) else { return };
-        if let Some(peer) = &log.peer {
-            if attempts::ends_attempt(complaint.message) {
-                if let Some(Address::Ip(address)) = Address::parse(peer) {
-                    self.flows.add_upstream(address);
-                }
-            }
+        if let Some(peer) = &log.peer
+            && attempts::ends_attempt(complaint.message)
+            && let Some(Address::Ip(address)) = Address::parse(peer)
+        {
+            self.flows.add_upstream(address);
         }
         let truncated = complaint.phase == Phase::ReadingBody;
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
@@ -341,15 +342,14 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
-        let mut request = match self.requests.take(main, identity) {
-            Some(request) => request,
-            None => {
-                // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
-                self.requests.entry(main, identity, event.at.latest);
-                match self.requests.take(main, identity) {
-                    Some(request) => request,
-                    None => return,
-                }
+        let mut request = if let Some(request) = self.requests.take(main, identity) {
+            request
+        } else {
+            // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
+            self.requests.entry(main, identity, event.at.latest);
+            match self.requests.take(main, identity) {
+                Some(request) => request,
+                None => return,
             }
         };
         if status.attempts.is_some() {
@@ -439,7 +439,7 @@ impl Correlator {
         }
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
-        let case = build::case(self, id, decided);
+        let case = build::case(self, id, &decided);
         let failed = |outcome| outcome != Outcome::Ok;
         for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
             let Some(peer) = &attempt.peer_name else { continue };

@@ -133,7 +133,9 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
     let complained = !request.complaints.is_empty();
     let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
-    let made_by_nginx = request.special.is_some() && !(last_accepted && !request.redirected);
+    // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile.
+    let intercepted = last_accepted && !request.redirected;
+    let made_by_nginx = request.special.is_some() && !intercepted;
     let origin = if made_by_nginx {
         Origin::Nginx
     } else if last_accepted {

@@ -28,8 +28,10 @@ pub struct Decoded {
     pub names: Vec<(String, u16)>,
     /// Arguments of `*_pass` with variables: where they lead shows only at run time.
     pub variable: Vec<String>,
-    /// `include` patterns whose files are not in the text.
+    /// Files that are included and are not in the text, as whole paths where the text's own path is known.
     pub missing_includes: Vec<String>,
+    /// `include` patterns with wildcards that no file in the text matches, likewise. Usual: directories may be empty.
+    pub empty_includes: Vec<String>,
     /// No `error_log` stands at the top level, so nginx also uses the path it was built with.
     pub default_error_log: bool,
     /// No `access_log` stands at the level of `http`, so nginx may also use the path it was built with, in the format `combined`.
@@ -48,10 +50,17 @@ pub struct ConfigError {
     pub what: &'static str,
 }
 
+/// Whether a file's name matches one component of an `include` pattern, as `glob(3)` has it.
+#[must_use]
+pub fn matches_name(pattern: &str, name: &str) -> bool {
+    (!name.starts_with('.') || pattern.starts_with('.')) && tree::matches_name(pattern.as_bytes(), name.as_bytes())
+}
+
 /// Reads a dump or a plain file.
 pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     let tree = tree::parse(text)?;
-    let mut decoded = Decoded { missing_includes: tree.missing_includes, ..Decoded::default() };
+    let mut decoded =
+        Decoded { missing_includes: tree.missing_includes, empty_includes: tree.empty_includes, ..Decoded::default() };
     let main = &tree.directives;
     let configuration = &mut decoded.configuration;
     configuration.worker_rlimit_nofile = number(main, "worker_rlimit_nofile");

@@ -1,9 +1,13 @@
 //! Looking things up on this host: who listens, how many files are open, what a process is doing.
 
+mod diag;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    fmt::Write as _,
+    fs::{self, File},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +16,8 @@ use procfs::{
     process::{FDTarget, LimitValue, Process, all_processes},
 };
 
-use super::{namespaces, nginx::plain};
+use self::diag::Listening;
+use super::{capture, namespaces, nginx::plain};
 use crate::{
     model::{
         host::{HostFact, Listener},
@@ -62,13 +67,11 @@ impl Lookup {
         let mut listeners = Vec::new();
         let mut nearby = Vec::new();
         for (netns, pid) in &homes {
-            for (address, inode) in listening(*pid) {
-                let takes = address.port() == upstream.port() && takes(address.ip(), upstream.ip());
-                let near = address.port() == upstream.port();
-                if takes || near {
-                    let listener = self.listener(address, *netns, inode);
-                    if takes { listeners.push(listener) } else { nearby.push(listener) }
-                }
+            let all = listening(*pid);
+            let reached = reached(&all, plain(upstream));
+            for one in all.iter().filter(|one| one.address.port() == upstream.port()) {
+                let listener = self.listener(one, *netns);
+                if reached.contains(&one) { listeners.push(listener) } else { nearby.push(listener) }
             }
         }
         listeners.sort();
@@ -77,20 +80,21 @@ impl Lookup {
         HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
     }
 
-    fn listener(&mut self, address: SocketAddr, netns: u32, inode: u64) -> Listener {
-        let owner = self.owner(netns, inode);
+    fn listener(&mut self, one: &Listening, netns: u32) -> Listener {
+        let owner = self.owner(netns, one.inode);
         let command =
             owner.and_then(|pid| Process::new(pid).ok()).and_then(|process| process.stat().ok()).map(|stat| stat.comm);
         let pid = owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid);
-        Listener { address, netns: Some(netns), pid, command, accept_queue: None }
+        Listener { address: one.address, netns: Some(netns), pid, command, accept_queue: one.queue }
     }
 
     /// The process that holds the socket; the parent of those that share it (a prefork server's master).
     fn owner(&mut self, netns: u32, inode: u64) -> Option<i32> {
-        if let Some((known_netns, pid)) = self.owners.get(&inode).copied() {
-            if known_netns == netns && holds(pid, inode) {
-                return Some(pid);
-            }
+        if let Some((known_netns, pid)) = self.owners.get(&inode).copied()
+            && known_netns == netns
+            && holds(pid, inode)
+        {
+            return Some(pid);
         }
         let processes = all_processes().ok()?;
         let mut holders: Vec<i32> = processes
@@ -163,8 +167,17 @@ fn holds(pid: i32, inode: u64) -> bool {
     descriptors.flatten().any(|descriptor| matches!(descriptor.target, FDTarget::Socket(found) if found == inode))
 }
 
-/// TCP listeners of a process's network namespace.
-fn listening(pid: u32) -> Vec<(SocketAddr, u64)> {
+/// TCP listeners of a process's network namespace: as the kernel answers, else as `/proc` lists them.
+fn listening(pid: u32) -> Vec<Listening> {
+    let answered = File::open(format!("/proc/{pid}/ns/net"))
+        .ok()
+        .and_then(|namespace| capture::inside(Some(&Arc::new(namespace)), diag::listening).ok()?.ok());
+    answered.unwrap_or_else(|| listed(pid))
+}
+
+/// `/proc` tells neither the accept queue's limit nor whether `::` takes IPv4. It counts as taking it, because claiming that nobody listens
+/// needs the stronger proof.
+fn listed(pid: u32) -> Vec<Listening> {
     let Ok(process) = i32::try_from(pid).map_err(drop).and_then(|pid| Process::new(pid).map_err(drop)) else {
         return Vec::new();
     };
@@ -173,18 +186,28 @@ fn listening(pid: u32) -> Vec<(SocketAddr, u64)> {
         .flatten()
         .flatten()
         .filter(|entry| entry.state == TcpState::Listen)
-        .map(|entry| (plain(entry.local_address), entry.inode))
+        .map(|entry| Listening {
+            address: entry.local_address,
+            inode: entry.inode,
+            queue: None,
+            takes_v4: entry.local_address.is_ipv6() && entry.local_address.ip().is_unspecified(),
+        })
         .collect()
 }
 
-/// Whether a listener on `bound` takes a SYN to `asked`. `::` takes IPv4 too unless it was told not to (`IPV6_V6ONLY`), which `/proc` does
-/// not say: it counts as taking, because claiming that nobody listens needs the stronger proof.
-fn takes(bound: IpAddr, asked: IpAddr) -> bool {
-    match bound {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => asked.is_ipv4(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => true,
-        _ => bound == asked,
+/// The listeners that a SYN to this address reaches: those on the address itself, else those on any address.
+fn reached(all: &[Listening], address: SocketAddr) -> Vec<&Listening> {
+    let port = || all.iter().filter(|one| one.address.port() == address.port());
+    let exact: Vec<_> = port().filter(|one| plain(one.address).ip() == address.ip()).collect();
+    if !exact.is_empty() {
+        return exact;
     }
+    let any = |one: &&Listening| one.address.ip().is_unspecified() && one.address.is_ipv4() == address.is_ipv4();
+    let family: Vec<_> = port().filter(any).collect();
+    if !family.is_empty() || address.is_ipv6() {
+        return family;
+    }
+    port().filter(|one| one.takes_v4).collect()
 }
 
 /// Whether the address belongs to the network namespace of this process.
@@ -203,7 +226,10 @@ fn is_local(pid: u32, address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => {
             let Ok(table) = fs::read_to_string(format!("/proc/{pid}/net/if_inet6")) else { return false };
-            let wanted: String = v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+            let wanted: String = v6.octets().iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
             table.lines().any(|line| line.starts_with(&wanted))
         }
     }
@@ -249,6 +275,27 @@ mod tests {
         assert!(local);
         assert_eq!(listeners.len(), 1);
         assert_eq!(listeners[0].pid, Some(Pid(std::process::id())));
+    }
+
+    #[test]
+    fn an_ipv6_wildcard_takes_ipv4_unless_it_was_told_not_to() {
+        let netns = namespaces::inode(std::process::id(), "net");
+        let listener = TcpListener::bind("[::]:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = SocketAddr::new("127.0.0.9".parse().unwrap(), port);
+        let HostFact::Listeners { listeners, nearby, .. } = Lookup::default().listeners(asked, netns) else { panic!() };
+        assert_eq!((listeners.len(), nearby.len()), (1, 0));
+        assert!(listeners[0].accept_queue.is_some_and(|(waiting, limit)| waiting == 0 && limit >= 128));
+
+        let one =
+            |address: &str, takes_v4| Listening { address: address.parse().unwrap(), inode: 1, queue: None, takes_v4 };
+        let v4: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        assert!(reached(&[one("[::]:80", false)], v4).is_empty(), "ipv6only=on, as nginx has it");
+        let all =
+            [one("0.0.0.0:80", false), one("10.0.0.1:80", false), one("[::]:80", true), one("10.0.0.2:80", false)];
+        assert_eq!(reached(&all, v4), [&all[1]]);
+        assert_eq!(reached(&all, "10.0.0.3:80".parse().unwrap()), [&all[0]]);
+        assert_eq!(reached(&all, "[fd00::1]:80".parse().unwrap()), [&all[2]]);
     }
 
     #[test]

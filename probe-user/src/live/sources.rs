@@ -16,7 +16,7 @@ use super::{
     ebpf::{Attachment, Ring, State},
     nginx::Found,
     scope::{Depth, Scope},
-    tail::{self, Tail},
+    tail::{self, Place, Tail},
     thinker::{Delivery, Intake},
 };
 use crate::{
@@ -177,7 +177,7 @@ impl Tails {
 /// cannot tell the final status.
 pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: &Arc<Counts>) -> Tails {
     let mut tails = Tails::default();
-    for (path, _) in &found.error_logs {
+    for (place, _) in &found.error_logs {
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
             let Ok(decoded) = error_log::decode(&line.bytes) else {
@@ -187,9 +187,9 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
             deliver(&intake, at, Source::ErrorLog, Body::ErrorLine(decoded.line))
         });
-        tails.start(path.clone(), sink);
+        tails.start(place.clone(), sink);
     }
-    for (path, format) in found.access_logs.iter().filter(|_| access) {
+    for (place, format) in found.access_logs.iter().filter(|_| access) {
         let pattern = Pattern::compile(format.as_deref().unwrap_or(access_log::COMBINED));
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
@@ -201,14 +201,14 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             let at = line_time(unix, resolution, line.arrived);
             deliver(&intake, at, Source::AccessLog, Body::AccessLine(decoded.line))
         });
-        tails.start(path.clone(), sink);
+        tails.start(place.clone(), sink);
     }
     tails
 }
 
 impl Tails {
-    fn start(&mut self, path: std::path::PathBuf, sink: tail::Sink) {
-        match Tail::start(path, sink) {
+    fn start(&mut self, place: Place, sink: tail::Sink) {
+        match Tail::start(place, sink) {
             Ok(tail) => self.tails.push(tail),
             Err(error) => self.problems.push(error.to_string()),
         }

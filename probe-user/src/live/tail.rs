@@ -9,8 +9,10 @@ mod file;
 mod tests;
 
 use std::{
+    fmt,
+    fs::File,
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,8 +23,13 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::inotify::{AddWatchFlags, InitFlags, Inotify},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        stat::Mode,
+    },
     time::{ClockId, clock_gettime},
 };
 use thiserror::Error;
@@ -36,6 +43,47 @@ const NAP_MS: u16 = 100;
 const RETIRED_FOR: Duration = Duration::from_secs(30);
 /// Renamed files read at the same time.
 const RETIRED: usize = 4;
+
+/// Where a log is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A path as the probe sees it.
+    Path(PathBuf),
+    /// A path as a process with another root directory sees it; symbolic links lead no further than its root.
+    InRoot {
+        /// That directory, open.
+        root: Arc<OwnedFd>,
+        /// The path below it.
+        path: PathBuf,
+    },
+}
+
+impl Place {
+    /// Opens what is there. The kernel knows how to stay below a directory since 5.6; before, links lead where they say.
+    pub(crate) fn open(&self, flags: OFlag) -> io::Result<File> {
+        let flags = flags | OFlag::O_CLOEXEC;
+        let (root, path) = match self {
+            Self::Path(path) => return Ok(File::from(open(path, flags, Mode::empty())?)),
+            Self::InRoot { root, path } => (root, path),
+        };
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        match openat2(root, path, how) {
+            Ok(fd) => Ok(File::from(fd)),
+            Err(Errno::ENOSYS) => {
+                Ok(File::from(openat(root, path.strip_prefix("/").unwrap_or(path), flags, Mode::empty())?))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) | Self::InRoot { path, .. } => path.display().fmt(f),
+        }
+    }
+}
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,8 +154,8 @@ impl Shared {
 /// A log that is followed. Stops when dropped.
 #[derive(Debug)]
 pub struct Tail {
-    /// The file's path as the probe sees it.
-    pub path: PathBuf,
+    /// Where.
+    pub place: Place,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -115,19 +163,19 @@ pub struct Tail {
 impl Tail {
     /// Begins at the end of the file as it is now; a file that appears later is read from its beginning. When this returns, no
     /// line written afterwards is missed.
-    pub fn start(path: PathBuf, sink: Sink) -> Result<Self, TailError> {
-        let started = |why: io::Error| TailError::Start { path: path.display().to_string(), why };
-        let current = match Followed::open(&path, true) {
+    pub fn start(place: Place, sink: Sink) -> Result<Self, TailError> {
+        let started = |why: io::Error| TailError::Start { path: place.to_string(), why };
+        let current = match Followed::open(&place, true) {
             Ok(file) => Some(file),
             Err(error) => match file::kind_of(&error) {
-                Some(kind) => return Err(TailError::NotAFile { path: path.display().to_string(), kind }),
+                Some(kind) => return Err(TailError::NotAFile { path: place.to_string(), kind }),
                 None => None,
             },
         };
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
         let shared = Arc::new(Shared::default());
         let mut reader = Reader {
-            path: path.clone(),
+            place: place.clone(),
             current: None,
             retired: Vec::new(),
             inotify,
@@ -136,7 +184,7 @@ impl Tail {
         };
         reader.follow(current);
         let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || reader.run()).map_err(started)?;
-        Ok(Self { path, shared, thread: Some(thread) })
+        Ok(Self { place, shared, thread: Some(thread) })
     }
 
     /// What it has been through.
@@ -146,6 +194,7 @@ impl Tail {
     }
 
     /// Reads what is there, then stops.
+    #[must_use]
     pub fn stop(mut self) -> Statistics {
         self.end();
         self.statistics()
@@ -166,7 +215,7 @@ impl Drop for Tail {
 }
 
 struct Reader {
-    path: PathBuf,
+    place: Place,
     current: Option<Followed>,
     retired: Vec<(Followed, Instant)>,
     inotify: Option<Inotify>,
@@ -214,7 +263,7 @@ impl Reader {
         if let Some(current) = &mut self.current {
             read(current, &mut self.sink, &self.shared);
         }
-        match Followed::open(&self.path, false) {
+        match Followed::open(&self.place, false) {
             Ok(file) if self.current.as_ref().is_some_and(|current| current.identity == file.identity) => {}
             Ok(file) => {
                 if let Some(mut old) = self.current.take() {

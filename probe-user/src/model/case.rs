@@ -101,7 +101,7 @@ pub struct Case {
     /// Complaints of nginx for this request that belong to no attempt (`no live upstreams`, DNS, resources), in order.
     pub complaints: Vec<(Event, super::complaint::Complaint)>,
     /// Events about processes that could matter: exits, signals, OOM kills of upstream processes and of the worker; failed accepts of
-    /// local upstream processes; failed socket() of the worker.
+    /// local upstream processes; failed `socket()` of the worker.
     pub processes: Vec<Event>,
     /// What the host looked like.
     pub host: Vec<(EventId, At, HostFact)>,

@@ -5,7 +5,7 @@ use super::net::Errno;
 /// The messages of nginx about upstreams, by what they mean. Texts and versions: `ngx_http_upstream.c`, `ngx_event_connect.c`, 1.18 to 1.31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Message {
-    /// `connect() to … failed`: connect() itself returned the errno.
+    /// `connect() to … failed`: `connect()` itself returned the errno.
     ConnectFailedAtOnce,
     /// `connect() failed`: the errno came later, from the socket.
     ConnectFailed,

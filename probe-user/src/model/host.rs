@@ -1,4 +1,4 @@
-//! What the host looked like: learnt from `/proc`, sock_diag and nginx's configuration.
+//! What the host looked like: learnt from `/proc`, `sock_diag` and nginx's configuration.
 
 use std::net::SocketAddr;
 

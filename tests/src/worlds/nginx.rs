@@ -95,6 +95,8 @@ pub struct Inner {
     pub number: u64,
     /// The how-manieth on the client's connection.
     pub client_requests: u64,
+    /// When it came.
+    pub begun: u64,
     /// The client.
     pub client: SocketAddr,
     /// The request line.

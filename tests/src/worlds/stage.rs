@@ -283,6 +283,7 @@ impl<'a> Stage<'a> {
             key: probe502::model::nginx::RequestKey { worker: self.worker_pid(worker), pointer },
             number,
             client_requests,
+            begun: t,
             client,
             line: format!("{method} {path} HTTP/1.1"),
             states: Vec::new(),

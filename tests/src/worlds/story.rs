@@ -22,6 +22,8 @@ pub struct Truth {
     pub number: u64,
     /// The how-manieth on the client's connection.
     pub client_requests: u64,
+    /// When it came.
+    pub begun: u64,
     /// When its status, or its last failure, was decided; `None`: it had neither.
     pub decided: Option<u64>,
     /// What there is to report about it.
@@ -221,6 +223,7 @@ impl Play<'_> {
             key: inner.key,
             number: inner.number,
             client_requests: inner.client_requests,
+            begun: inner.begun,
             decided,
             kind,
             status,

@@ -38,6 +38,8 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct Tape {
     records: Vec<Record>,
+    /// Log lines, with when each was written.
+    lines: Vec<(u64, Sensor, Body)>,
     packets: u64,
     /// Packets are stamped by another clock than the kernel's records; this much later.
     packet_clock_ns: i64,
@@ -53,12 +55,13 @@ impl Tape {
     pub fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let packet_clock_ns = i64::try_from(dice.between(0, 40_000)).unwrap_or(0) - 20_000;
-        Self { records: Vec::new(), packets: 0, packet_clock_ns, foreign: false, dice }
+        Self { records: Vec::new(), lines: Vec::new(), packets: 0, packet_clock_ns, foreign: false, dice }
     }
 
     /// Everything, in order of time; what has the same time keeps its order.
     #[must_use]
     pub fn into_records(mut self) -> Vec<Record> {
+        self.read_lines();
         self.records.sort_by_key(|record| record.arrival.at.latest);
         self.records
     }
@@ -135,13 +138,25 @@ impl Tape {
         self.put(Some(Sensor::Packets), Source::Packet, at, Body::Packet(event));
     }
 
-    /// A line of a log: it carries the second, and is read a little later.
+    /// A line of a log, written at `ns`.
     pub fn line(&mut self, sensor: Sensor, ns: u64, body: Body) {
-        let second = ns / 1_000_000_000 * 1_000_000_000;
-        let read = ns + self.dice.between(100_000, 30_000_000);
-        let source = if sensor == Sensor::AccessLog { Source::AccessLog } else { Source::ErrorLog };
-        let at = At::between(Moment(second), Moment(read.min(second + 999_999_999)));
-        self.put(Some(sensor), source, at, body);
+        self.lines.push((ns, sensor, body));
+    }
+
+    /// A line carries its second; the file is read a little later, in the order in which it was written.
+    fn read_lines(&mut self) {
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.sort_by_key(|(written, ..)| *written);
+        let mut read_up_to = [0, 0];
+        for (written, sensor, body) in lines {
+            let access = sensor == Sensor::AccessLog;
+            let source = if access { Source::AccessLog } else { Source::ErrorLog };
+            let second = written / 1_000_000_000 * 1_000_000_000;
+            let last = &mut read_up_to[usize::from(access)];
+            *last = (written + self.dice.between(100_000, 30_000_000)).max(*last);
+            let at = At::between(Moment(second), Moment((*last).min(second + 999_999_999)));
+            self.put(Some(sensor), source, at, body);
+        }
     }
 
     /// What the host looked like.

@@ -55,13 +55,20 @@ impl Claim {
 /// one client connection can fit.
 #[must_use]
 pub fn subjects<'s>(story: &'s Story, case: &Case) -> Vec<&'s Truth> {
+    let mine = |truth: &&Truth| Some(truth.number) == case.request.connection && Some(truth.key.worker) == case.worker;
+    // What nginx's own functions say has nginx's own moment.
+    let exact = |truth: &&Truth| case.decided.is_exact() && truth.decided == Some(case.decided.latest.0);
+    let found: Vec<&Truth> = story.truths.iter().filter(mine).filter(exact).collect();
+    if !found.is_empty() {
+        return found;
+    }
     let from = case.decided.earliest.0.saturating_sub(5 * MS);
     let to = case.decided.latest.0.saturating_add(5 * MS);
     story
         .truths
         .iter()
-        .filter(|truth| Some(truth.number) == case.request.connection && Some(truth.key.worker) == case.worker)
-        .filter(|truth| truth.decided.is_some_and(|decided| (from..=to).contains(&decided)))
+        .filter(mine)
+        .filter(|truth| truth.begun <= to && truth.decided.is_some_and(|decided| decided >= from))
         .collect()
 }
 

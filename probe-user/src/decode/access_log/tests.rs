@@ -43,6 +43,28 @@ fn several_attempts_between_blanks() {
     assert_eq!(line.request.as_deref(), Some("GET / HTTP/1.1"));
 }
 
+/// Lines that nginx 1.22.1 wrote; one with a path of 2,500 bytes, shortened here.
+#[test]
+fn lines_of_a_real_nginx() {
+    let pattern = Pattern::compile(
+        "$msec $pid $connection $connection_requests $status \"$upstream_status\" \"$upstream_addr\" $upstream_connect_time \
+        $upstream_header_time $upstream_response_time $upstream_bytes_received $upstream_cache_status $request_time \
+        $request_completion \"$request\"",
+    );
+    let lines: Vec<AccessLine> = include_str!("nginx-1.22.1.log")
+        .lines()
+        .map(|line| decode(&pattern, line.as_bytes()).unwrap())
+        .inspect(|decoded| assert!(decoded.time.is_some_and(|time| time.resolution_ns == 1_000_000)))
+        .map(|decoded| decoded.line)
+        .collect();
+    assert_eq!(lines.len(), 14);
+    assert!(lines.iter().all(|line| line.pid == Some(12_438) && line.number.is_some() && line.status.is_some()));
+    assert_eq!(lines[1].upstream_address.as_deref(), Some("127.0.0.1:18971, 127.0.0.1:18972"));
+    assert_eq!(lines[2].upstream_address.as_deref(), Some("two"));
+    assert_eq!((lines[4].status, lines[4].upstream_status.as_deref()), (Some(502), None));
+    assert_eq!(lines[10].request.as_deref(), Some("GET /refused/\", upstream: \"http://evil/ HTTP/1.1"));
+}
+
 #[test]
 fn json_and_braces() {
     let format = "escape=json {\"t\":\"$time_iso8601\",\"a\":\"${remote_addr}\",\"p\":$remote_port,\"r\":\"$request\",\"us\":\"$upstream_status\",\"s\":$status}";

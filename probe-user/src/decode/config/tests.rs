@@ -96,7 +96,7 @@ fn a_dump_with_includes() {
     assert_eq!(configuration.upstreams, upstreams);
     assert_eq!(decoded.names, [("app.example".into(), 81), ("app.example".into(), 443)]);
     assert_eq!(decoded.variable, ["http://$host$uri"]);
-    assert_eq!(decoded.missing_includes, ["missing.conf"]);
+    assert_eq!(decoded.missing_includes, ["/etc/nginx/missing.conf"]);
     assert!(!decoded.default_error_log && !decoded.default_access_log);
 
     let [group] = configuration.groups.as_slice() else { panic!() };

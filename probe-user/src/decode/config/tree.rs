@@ -1,6 +1,6 @@
 //! Tokens into directives, with the files of a dump put where they are included.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ConfigError,
@@ -25,6 +25,7 @@ pub(super) struct Directive {
 pub(super) struct Tree {
     pub(super) directives: Vec<Directive>,
     pub(super) missing_includes: Vec<String>,
+    pub(super) empty_includes: Vec<String>,
 }
 
 /// Reads a dump or a plain file.
@@ -35,14 +36,16 @@ pub(super) fn parse(text: &str) -> Result<Tree, ConfigError> {
         directory: main.0.rsplit_once('/').map_or("", |(directory, _)| directory),
         // nginx dumps a file once, however often it is included.
         files: files.iter().copied().collect(),
-        missing_includes: Vec::new(),
+        missing_includes: BTreeSet::new(),
+        empty_includes: BTreeSet::new(),
         count: 0,
     };
     let directives = parser.file(main, 0)?;
-    let mut missing_includes = parser.missing_includes;
-    missing_includes.sort();
-    missing_includes.dedup();
-    Ok(Tree { directives, missing_includes })
+    Ok(Tree {
+        directives,
+        missing_includes: parser.missing_includes.into_iter().collect(),
+        empty_includes: parser.empty_includes.into_iter().collect(),
+    })
 }
 
 /// Splits a dump at its `# configuration file /etc/nginx/nginx.conf:` lines; one file without a name for a plain text.
@@ -68,7 +71,8 @@ fn split(text: &str) -> Vec<(&str, &str)> {
 struct Parser<'a> {
     directory: &'a str,
     files: BTreeMap<&'a str, &'a str>,
-    missing_includes: Vec<String>,
+    missing_includes: BTreeSet<String>,
+    empty_includes: BTreeSet<String>,
     count: usize,
 }
 
@@ -127,8 +131,10 @@ impl<'a> Parser<'a> {
         let found: Vec<(&'a str, &'a str)> =
             self.files.iter().filter(|(name, _)| matches(&path, name)).map(|(name, text)| (*name, *text)).collect();
         // A pattern may match nothing; a plain name may not.
-        if found.is_empty() && !path.contains(['*', '?', '[']) {
-            self.missing_includes.push(pattern.to_owned());
+        if found.is_empty() {
+            let wild = path.contains(['*', '?', '[']);
+            let into = if wild { &mut self.empty_includes } else { &mut self.missing_includes };
+            into.insert(path);
         }
         for file in found {
             into.extend(self.file(file, depth + 1).map_err(Wrong::InFile)?);
@@ -161,7 +167,8 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
+/// The same for one name.
+pub(super) fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     // Where to go on when the rest does not fit: the last star takes one byte more.
     let mut retry: Option<(usize, usize)> = None;

@@ -112,7 +112,8 @@ fn quoted_fields(rest: &str, context: &mut Context<'_>) {
         let versioned = ends(value).find(|&at| is_versioned(&value[..at]));
         match versioned.or_else(|| only(ends(value))) {
             Some(at) => {
-                context.request = Some(value[..at].to_owned());
+                // Empty where nginx refused it before it knew one.
+                context.request = Some(value[..at].to_owned()).filter(|request| !request.is_empty());
                 rest = &value[at + 1..];
             }
             // Cut by nginx, or several readings of a request without a version.

@@ -38,6 +38,48 @@ fn a_full_line() {
     assert_eq!(decoded.line, expected);
 }
 
+/// Lines that nginx 1.22.1 wrote, its clients sending a forged referrer.
+#[test]
+fn lines_of_a_real_nginx() {
+    let read: Vec<String> = include_str!("nginx-1.22.1.log")
+        .lines()
+        .map(|text| {
+            let decoded = decode(text.as_bytes()).unwrap();
+            let line = decoded.line;
+            assert_eq!(line.client.is_some(), line.number.is_some(), "{text}");
+            assert!(line.host.is_none_or(|host| host == "h:1"), "{text}");
+            let errno = line.errno.map_or_else(String::new, |errno| errno.to_string());
+            let path = line.request.as_deref().and_then(|request| request.split(' ').nth(1)).unwrap_or("-");
+            let upstream = line.upstream.as_deref().unwrap_or("-");
+            let message = crate::model::complaint::Message::classify(&line.message);
+            let short: String = path.chars().take(12).collect();
+            format!("{message:?} {errno} {short} {upstream}{}", if decoded.cut { " cut" } else { "" })
+        })
+        .collect();
+    let expected = [
+        "Some(ConnectFailed) ECONNREFUSED /refused http://127.0.0.1:18971/refused",
+        "Some(ConnectFailed) ECONNREFUSED /two http://127.0.0.1:18971/two",
+        "Some(TemporarilyDisabled)  /two http://127.0.0.1:18971/two",
+        "Some(ConnectFailed) ECONNREFUSED /two http://127.0.0.1:18972/two",
+        "Some(TemporarilyDisabled)  /two http://127.0.0.1:18972/two",
+        "Some(NoLiveUpstreams)  /two http://two/two",
+        "Some(ConnectFailedAtOnce) ENOENT /unix http://unix:/srv/lab/none.sock:/x",
+        "Some(SendFailed) ECONNREFUSED - -",
+        "Some(SendFailed) ECONNREFUSED - -",
+        "Some(NotResolved)  /dns -",
+        "Some(TlsHandshake)  /tls https://127.0.0.1:18973/tls",
+        "Some(PrematurelyClosed)  /close http://127.0.0.1:18974/close",
+        "Some(ConnectFailed) ECONNREFUSED /fcgi fastcgi://127.0.0.1:18971",
+        "None ENOENT /static/x -",
+        "Some(ConnectFailed) ECONNREFUSED /refused/aaa - cut",
+        "None  /refused/\", -",
+        "Some(ConnectFailed) ECONNREFUSED /refused http://127.0.0.1:18971/refused",
+        "None  /refused/\",_ -",
+        "None  - -",
+    ];
+    assert_eq!(read, expected);
+}
+
 #[test]
 fn fields_may_be_missing() {
     let bare = line("2026/11/21 14:02:07 [notice] 1#1: signal process started");

@@ -94,7 +94,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
     let upstream = reading.upstream_name();
     let after = reading
         .close()
-        .and_then(|close| reading.started().map(|started| close.at.since_ns(started) / 1_000))
+        .and_then(|close| reading.began().map(|started| close.at.since_ns(started) / 1_000))
         .map(|us| format!(" {} after the attempt began", duration(us)))
         .unwrap_or_default();
     let answer = match reading.response_bytes() {

@@ -159,9 +159,9 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             .fix
             .push(format!("Find out what the server at {upstream} waits for: take its stack while a request hangs."));
     }
-    let value = reading.directive("proxy_read_timeout").unwrap_or("60s by default");
+    let now = reading.timeout_in_force("proxy_read_timeout");
     finding.fix.push(format!(
-        "If the work may take that long: proxy_read_timeout (now {value}; for FastCGI and others its twin) longer for this location."
+        "If the work may take that long: proxy_read_timeout ({now}; for FastCGI and others its twin) longer for this location."
     ));
     finding.fix.extend(server_advice(&CAUSE, reading));
 }

@@ -178,10 +178,8 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
             .fix
             .push("net.ipv4.tcp_syn_retries is what ended it; nginx's proxy_connect_timeout is longer.".to_owned());
     } else {
-        let value = reading.directive("proxy_connect_timeout").unwrap_or("60s by default");
-        finding
-            .fix
-            .push(format!("proxy_connect_timeout is {value}; 2s to 5s would let nginx try another server sooner."));
+        let now = reading.timeout_in_force("proxy_connect_timeout");
+        finding.fix.push(format!("proxy_connect_timeout ({now}): 2s to 5s would let nginx try another server sooner."));
     }
 }
 

@@ -150,7 +150,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
     let upstream = reading.upstream_name();
     let after = reading
         .reset()
-        .and_then(|reset| reading.started().map(|started| reset.at.since_ns(started) / 1_000))
+        .and_then(|reset| reading.began().map(|started| reset.at.since_ns(started) / 1_000))
         .map(|us| format!(" {} after the attempt began", duration(us)))
         .unwrap_or_default();
     let answer = match reading.response_bytes() {

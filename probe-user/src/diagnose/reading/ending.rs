@@ -197,7 +197,7 @@ impl Reading<'_> {
         }
         if let Some(event) = self.request_never_read().filter(|_| order != Order::Crossed) {
             // Taken by the kernel, never by the application: a crossing if it was about to close anyway, which only the delay tells.
-            let delay = self.started().map(|started| at.since_ns(started));
+            let delay = self.started().map(|started| at.since_ns(started).saturating_add(self.started_uncertain_ns()));
             if delay.is_some_and(|ns| ns <= CROSSING_NS.max(self.round_trip_ns().saturating_mul(2))) {
                 order = Order::Crossed;
                 events.push(event);
@@ -252,7 +252,7 @@ impl Reading<'_> {
 
     /// The reset as evidence.
     pub(crate) fn reset_evidence(&self, reset: &Reset, weight: Weight) -> Evidence {
-        let after_request_us = self.started().map(|started| reset.at.since_ns(started) / 1_000);
+        let after_request_us = self.began().map(|started| reset.at.since_ns(started) / 1_000);
         evidence(Fact::ResetReceived { after_request_us }, &reset.events, weight)
     }
 

@@ -166,6 +166,17 @@ impl<'a> Reading<'a> {
         self.complaint().map_or(self.case.decided.latest, |(event, _)| event.at.latest)
     }
 
+    /// When the attempt began, where it is known to the microsecond: of a connection that was made for it.
+    pub(super) fn began(&self) -> Option<Moment> {
+        self.started().filter(|_| self.reused() == Some(false))
+    }
+
+    /// How much earlier than [`Reading::started`] the attempt may have begun. Of a kept connection it is nginx's own count of whole
+    /// milliseconds between two readings of a clock that it renews once a turn of its event loop.
+    pub(super) fn started_uncertain_ns(&self) -> u64 {
+        if self.began().is_some() { 0 } else { 2_000_000 }
+    }
+
     /// When the attempt began.
     pub(super) fn started(&self) -> Option<Moment> {
         self.attempt.and_then(|attempt| attempt.started)
@@ -212,6 +223,16 @@ impl<'a> Reading<'a> {
         let wanted = self.attempt?.upstream.as_ref()?;
         let groups = &self.case.configuration.as_ref()?.groups;
         groups.iter().find(|group| group.servers.iter().any(|server| server.addresses.contains(wanted)))
+    }
+
+    /// A timer's value, for a sentence in brackets: as configured where one value holds everywhere, else as it was seen to fire. A
+    /// directive that is not set, or has different values in different places, is not guessed.
+    pub(super) fn timeout_in_force(&self, name: &str) -> String {
+        match (self.directive(name), self.attempt.and_then(|attempt| attempt.duration_us)) {
+            (Some(value), _) => format!("now {value}"),
+            (None, Some(us)) => format!("it ended this attempt after {}", duration(us)),
+            (None, None) => "60s by default".to_owned(),
+        }
     }
 
     /// The value of a directive, where one value holds everywhere.

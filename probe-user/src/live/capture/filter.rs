@@ -75,19 +75,19 @@ fn by_address(ends: &BTreeSet<(Option<IpAddr>, u16)>) -> String {
         by_host.entry(*ip).or_default().insert(*port);
     }
     let anywhere = by_host.get(&None).cloned().unwrap_or_default();
-    let mut parts = Vec::new();
+    let mut alternatives = Vec::new();
     for (ip, ports) in by_host {
         match ip {
-            None => parts.push(any_port(ports)),
+            None => alternatives.push(any_port(ports)),
             Some(ip) => {
                 let ports: BTreeSet<u16> = ports.difference(&anywhere).copied().collect();
                 if !ports.is_empty() {
-                    parts.push(format!("(host {ip} and ({}))", any_port(ports)));
+                    alternatives.push(format!("(host {ip} and ({}))", any_port(ports)));
                 }
             }
         }
     }
-    parts.join(" or ")
+    alternatives.join(" or ")
 }
 
 /// Neighbouring ports make a range.

@@ -200,6 +200,7 @@ impl Capture {
     }
 
     /// Stops reading and gives the last counters. What the kernel still held is read first.
+    #[must_use]
     pub fn stop(mut self) -> Statistics {
         self.end();
         self.statistics()
@@ -362,15 +363,17 @@ fn unix_ns(time: libc::timeval) -> u64 {
 }
 
 fn direction(link: LinkType, bytes: &[u8], own: Option<[u8; 6]>) -> Direction {
-    // Packet types of `linux/if_packet.h`: 0 to us, 4 from us.
-    let cooked = |kind: Option<&u8>| match kind {
-        Some(0) => Direction::Inbound,
-        Some(4) => Direction::Outbound,
+    // Packet types of `linux/if_packet.h`: 0 to us, 4 from us. On loopback (ARPHRD_LOOPBACK, 772) every packet goes both ways, and
+    // libpcap shows the way in only.
+    let cooked = |kind: Option<&u8>, hardware: Option<&[u8]>| match (kind, hardware) {
+        (_, Some([3, 4])) => Direction::Unknown,
+        (Some(0), _) => Direction::Inbound,
+        (Some(4), _) => Direction::Outbound,
         _ => Direction::Unknown,
     };
     match link {
-        LinkType::LINUX_SLL => cooked(bytes.get(1)),
-        LinkType::LINUX_SLL2 => cooked(bytes.get(10)),
+        LinkType::LINUX_SLL => cooked(bytes.get(1), bytes.get(2..4)),
+        LinkType::LINUX_SLL2 => cooked(bytes.get(10), bytes.get(8..10)),
         LinkType::ETHERNET => match (own, bytes.get(..6), bytes.get(6..12)) {
             // Loopback has no address, and every packet goes both ways.
             (Some([0, 0, 0, 0, 0, 0]), ..) => Direction::Unknown,

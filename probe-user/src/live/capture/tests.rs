@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
 };
 
 use super::{filter::Detail, *};
@@ -71,9 +71,9 @@ fn as_root_each_fate_is_captured_once() {
         assert_eq!(statistics.dropped(), 0);
         assert!(statistics.received >= 5);
         assert_eq!(packets.iter().map(|packet| packet.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-        assert!(packets.iter().all(|packet| packet.interface == 3));
+        assert!(packets.iter().all(|packet| packet.interface == 3 && packet.direction == Direction::Unknown));
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let age = now - Duration::from_nanos(packets[0].unix_ns);
+        let age = now.abs_diff(Duration::from_nanos(packets[0].unix_ns));
         assert!(age < Duration::from_secs(5), "{age:?}");
         assert!(packets.windows(2).all(|pair| pair[0].unix_ns <= pair[1].unix_ns));
     }
@@ -113,6 +113,43 @@ fn as_root_a_wrong_interface_names_the_right_ones() {
     );
     let error = Capture::start(options("lo", "tcp and and".into()), Box::new(|_| true)).unwrap_err();
     assert!(matches!(error, CaptureError::Filter { .. }), "{error:?}");
+}
+
+#[test]
+fn as_root_packets_of_another_network_namespace_are_captured() {
+    assert_root();
+    let (opened, file) = mpsc::channel();
+    let (traffic, wait) = mpsc::channel::<SocketAddr>();
+    let (done, ended) = mpsc::channel::<()>();
+    let there = std::thread::spawn(move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        assert!(up.success());
+        opened.send(Arc::new(File::open("/proc/thread-self/ns/net").unwrap())).unwrap();
+        // Nobody listens there.
+        TcpStream::connect(wait.recv().unwrap()).unwrap_err();
+        done.send(()).unwrap();
+    });
+    let netns = Some(file.recv().unwrap());
+    let upstream: SocketAddr = "127.0.0.1:8123".parse().unwrap();
+    assert_eq!(interfaces::choose(netns.as_ref(), &[upstream]).unwrap(), ["lo"]);
+    let filter = filter::build(&[upstream], &[], Detail::Fates);
+    let (sender, packets) = mpsc::sync_channel(10);
+    let sink: Sink = Box::new(move |packet| sender.try_send(packet).is_ok());
+    let capture = Capture::start(Options { netns, ..options("lo", filter.text) }, sink).unwrap();
+    traffic.send(upstream).unwrap();
+    ended.recv().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(capture.stop().dropped(), 0);
+    there.join().unwrap();
+    let flags: Vec<u8> = packets
+        .try_iter()
+        .map(|packet| match decode::packet::decode(packet.link, &packet.bytes, packet.wire_length) {
+            Some(PacketBody::Tcp(tcp)) => tcp.header.flags.0,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(flags, [2, 20], "SYN, then RST and ACK");
 }
 
 #[test]

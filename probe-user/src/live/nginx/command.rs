@@ -1,23 +1,14 @@
 //! Asking nginx itself, inside its own namespaces: `-V` and `-T`.
 
-use std::{
-    io::{self, Read},
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{ffi::OsStr, io, path::PathBuf};
 
 use thiserror::Error;
 
-use super::processes::Master;
-use crate::live::namespaces::Namespaces;
-
-/// nginx tests a large configuration in well under a second; names that do not resolve take longer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// More than any configuration (ingress controllers write some megabytes).
-const LONGEST: u64 = 32 << 20;
+use super::{
+    binary,
+    confined::{self, Failure, Said},
+    processes::Master,
+};
 
 /// Why nginx could not be asked.
 #[derive(Debug, Error)]
@@ -58,9 +49,12 @@ pub enum CommandError {
     },
 }
 
-/// What `nginx -V` prints: version and configure arguments.
+/// What `nginx -V` prints: version and configure arguments. Read from the program; it is run only if that text is not in it.
 pub(super) fn version(master: &Master) -> Result<String, CommandError> {
-    run(master, "-V", &[]).map(|(_, stderr)| stderr)
+    match binary::build_of(master.pid) {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) | Err(_) => run(master, "-V", &[]).map(|(_, stderr)| stderr),
+    }
 }
 
 /// What `nginx -T` prints: the configuration with everything included. nginx opens its logs for this as `nginx -t` does.
@@ -78,62 +72,23 @@ pub(super) fn dump(master: &Master) -> Result<String, CommandError> {
 }
 
 fn run(master: &Master, option: &'static str, arguments: &[String]) -> Result<(String, String), CommandError> {
-    let process = |source| CommandError::Process { pid: master.pid, source };
-    let executable = std::fs::read_link(format!("/proc/{}/exe", master.pid)).map_err(process)?;
-    let directory = std::fs::read_link(format!("/proc/{}/cwd", master.pid)).map_err(process)?;
-    let namespaces = Namespaces::of(master.pid).map_err(process)?;
-    // After a package upgrade the running program is deleted; the one now at its path is asked.
-    let program = executable.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
-    let mut command = Command::new(&program);
-    command.arg(option).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    // SAFETY: between fork and exec only setns and chdir are called, which neither allocate nor lock.
-    unsafe {
-        command.pre_exec(move || {
-            namespaces.enter()?;
-            // A directory that is gone is no reason not to ask; relative paths are rare.
-            let _ = nix::unistd::chdir(&directory);
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().map_err(|source| CommandError::Run { program: program.clone(), source })?;
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
-    let status = wait(&mut child).map_err(|source| CommandError::Run { program: program.clone(), source })?;
-    let (stdout, stderr) = (stdout.join().unwrap_or_default(), stderr.join().unwrap_or_default());
-    match status {
-        None => Err(CommandError::Patience { program, option }),
-        Some(true) => Ok((stdout, stderr)),
-        Some(false) => {
-            let said = stderr.lines().rfind(|line| line.contains('[')).or_else(|| stderr.lines().last());
-            Err(CommandError::Refused { said: said.unwrap_or("it said nothing").trim().to_owned(), program, option })
+    let link = PathBuf::from(format!("/proc/{}/exe", master.pid));
+    let executable = std::fs::read_link(&link).map_err(|source| CommandError::Process { pid: master.pid, source })?;
+    let program = executable.to_string_lossy().into_owned();
+    let mut words = vec![OsStr::new("nginx"), OsStr::new(option)];
+    words.extend(arguments.iter().map(OsStr::new));
+    // The very program that runs, even if an upgrade has put another one in its place.
+    match confined::run(master.pid, &link, &words) {
+        Ok(Said { stdout, stderr, success: true }) => Ok((stdout, stderr)),
+        Ok(Said { stderr, .. }) => {
+            let said = stderr.lines().find(|line| line.contains("[emerg]")).or_else(|| stderr.lines().last());
+            let said = said.unwrap_or("it said nothing").trim().to_owned();
+            Err(CommandError::Refused { program, option, said })
         }
-    }
-}
-
-fn collect(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(pipe) = pipe {
-            // A pipe that breaks off still gives what came before.
-            let _ = pipe.take(LONGEST).read_to_end(&mut bytes);
+        Err(Failure::Slow) => Err(CommandError::Patience { program, option }),
+        Err(Failure::Large) => {
+            Err(CommandError::Refused { program, option, said: "it said more than can be read".to_owned() })
         }
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// Whether it ended well; `None`: it did not end in time and was killed.
-fn wait(child: &mut Child) -> io::Result<Option<bool>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status.success()));
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(2));
+        Err(Failure::Start(source)) => Err(CommandError::Run { program, source }),
     }
 }

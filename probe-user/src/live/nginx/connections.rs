@@ -11,7 +11,7 @@ use procfs::{
 };
 
 /// A worker's open connection: worker, its side, the upstream.
-pub type OpenConnection = (u32, SocketAddr, SocketAddr);
+pub(super) type OpenConnection = (u32, SocketAddr, SocketAddr);
 
 /// Connections of these workers to `upstreams`. With no upstream known: every connection that a worker opened itself, told by its local
 /// port, on which nobody in the namespace listens.

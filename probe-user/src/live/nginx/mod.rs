@@ -1,18 +1,24 @@
 //! Finding nginx on this host, in whatever namespace, and learning what it is configured to do.
 
+mod binary;
 mod command;
+mod confined;
 mod connections;
+mod files;
 mod processes;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use command::CommandError;
 pub use connections::open_connections;
 pub(crate) use connections::plain;
 pub use processes::{Master, masters};
 
-use super::namespaces;
+use self::files::Root;
+use super::{namespaces, tail::Place};
 use crate::{
     decode::config,
     model::{host::NginxInstance, net::Address, process::Pid},
@@ -25,10 +31,10 @@ pub struct Found {
     pub instance: NginxInstance,
     /// What `nginx -V` printed: version and configure arguments.
     pub build: Option<String>,
-    /// Error logs that are files, as paths of this host, with the level.
-    pub error_logs: Vec<(PathBuf, String)>,
+    /// Error logs that are files, with the level.
+    pub error_logs: Vec<(Place, String)>,
     /// Access logs that are files, with the text of their format; `None`: combined.
-    pub access_logs: Vec<(PathBuf, Option<String>)>,
+    pub access_logs: Vec<(Place, Option<String>)>,
     /// Error logs that cannot be followed (a pipe, syslog, memory), as configured.
     pub unreadable_logs: Vec<String>,
     /// What could not be learnt, one plain sentence each.
@@ -46,14 +52,19 @@ pub fn examine(master: &Master) -> Found {
             None
         }
     };
+    let root = Root::of_process(master.pid).ok();
     let decoded = match command::dump(master)
         .map_err(|error| error.to_string())
-        .and_then(|text| config::decode(&text).map_err(|error| format!("its configuration cannot be read: {error}")))
+        .and_then(|text| config::decode(&text).map_err(|error| format!("what nginx -T prints cannot be read: {error}")))
     {
         Ok(decoded) => Some(decoded),
         Err(error) => {
-            gaps.push(format!("its configuration: {error}"));
-            None
+            // A fault on the disk is no fault of the running nginx, and its files say most of what it was started with.
+            let read = root.as_ref().and_then(|root| root.dump(&main_file(master, build.as_deref())).ok());
+            let decoded = read.and_then(|text| config::decode(&text).ok());
+            let instead = if decoded.is_some() { " (read from its files instead)" } else { "" };
+            gaps.push(format!("its configuration: {error}{instead}"));
+            decoded
         }
     };
     let mut found = Found {
@@ -71,7 +82,7 @@ pub fn examine(master: &Master) -> Found {
         gaps,
     };
     if let Some(decoded) = decoded {
-        logs(master, &decoded, &mut found);
+        logs(master, root.as_ref(), &decoded, &mut found);
         let mut configuration = decoded.configuration;
         let unresolved = resolve::names(master.pid, &decoded.names, &mut configuration);
         if !unresolved.is_empty() {
@@ -89,50 +100,58 @@ fn version(build: &str) -> Option<&str> {
     number.split(|c: char| !c.is_ascii_digit() && c != '.').next().filter(|number| !number.is_empty())
 }
 
-fn logs(master: &Master, decoded: &config::Decoded, found: &mut Found) {
-    let build = found.build.as_deref().unwrap_or_default();
-    let prefix = master.argument("-p").or_else(|| configured(build, "--prefix=")).unwrap_or("/usr/local/nginx");
-    let host_path = |path: &str| -> PathBuf {
-        let inside = PathBuf::from(prefix).join(path);
-        let relative = inside.strip_prefix("/").map_or_else(|_| inside.clone(), ToOwned::to_owned);
-        PathBuf::from(format!("/proc/{}/root", master.pid)).join(relative)
+/// What nginx's relative paths are relative to. A relative prefix is relative to where nginx was started.
+fn prefix(master: &Master, build: Option<&str>) -> PathBuf {
+    let configured = build.and_then(|build| configured(build, "--prefix="));
+    let given = master.argument("-p").or(configured).unwrap_or("/usr/local/nginx");
+    let started = std::fs::read_link(format!("/proc/{}/cwd", master.pid)).unwrap_or_else(|_| PathBuf::from("/"));
+    started.join(given)
+}
+
+fn main_file(master: &Master, build: Option<&str>) -> PathBuf {
+    let configured = build.and_then(|build| configured(build, "--conf-path="));
+    prefix(master, build).join(master.argument("-c").or(configured).unwrap_or("conf/nginx.conf"))
+}
+
+fn logs(master: &Master, root: Option<&Root>, decoded: &config::Decoded, found: &mut Found) {
+    let build = found.build.as_deref();
+    let prefix = prefix(master, build);
+    let place = |path: &str| {
+        let path = if path == "stderr" { PathBuf::from(path) } else { prefix.join(path) };
+        files::log_place(master.pid, root, Path::new(&path))
     };
     let mut errors = decoded.configuration.error_logs.clone();
     if decoded.default_error_log {
-        let default = master.argument("-e").or_else(|| configured(build, "--error-log-path="));
+        let default = master.argument("-e").or_else(|| configured(build?, "--error-log-path="));
         errors.push((default.unwrap_or("logs/error.log").to_owned(), "error".to_owned()));
     }
+    let same = |known: &Place, new: &Place| known.to_string() == new.to_string();
     for (path, level) in errors {
-        let file = match path.as_str() {
-            "stderr" => PathBuf::from(format!("/proc/{}/fd/2", master.pid)),
-            other if other.starts_with("syslog:") || other.starts_with("memory:") => {
-                found.unreadable_logs.push(other.to_owned());
-                continue;
-            }
-            other => host_path(other),
-        };
+        let elsewhere = path.starts_with("syslog:") || path.starts_with("memory:");
         // A log into a pipe or /dev/null can be watched being written, not read.
-        if std::fs::metadata(&file).is_ok_and(|metadata| !metadata.is_file()) {
-            found.unreadable_logs.push(path);
-        } else if !found.error_logs.iter().any(|(known, _)| *known == file) {
-            found.error_logs.push((file, level));
+        match if elsewhere { None } else { place(&path) } {
+            None => found.unreadable_logs.push(path),
+            Some(new) if found.error_logs.iter().any(|(known, _)| same(known, &new)) => {}
+            Some(new) => found.error_logs.push((new, level)),
         }
     }
     let mut access = decoded.configuration.access_logs.clone();
     if decoded.default_access_log {
-        access.push((configured(build, "--http-log-path=").unwrap_or("logs/access.log").to_owned(), None));
+        let default = build.and_then(|build| configured(build, "--http-log-path="));
+        access.push((default.unwrap_or("logs/access.log").to_owned(), None));
     }
     for (path, format) in access {
         if path == "off" || path.starts_with("syslog:") || path.contains('$') {
             continue;
         }
-        let file = host_path(&path);
-        let is_file = std::fs::metadata(&file).map_or(true, |metadata| metadata.is_file());
         let text = format.filter(|name| name != "combined").and_then(|name| {
             decoded.configuration.log_formats.iter().find(|(known, _)| *known == name).map(|(_, text)| text.clone())
         });
-        if is_file && !found.access_logs.iter().any(|(known, _)| *known == file) {
-            found.access_logs.push((file, text));
+        match place(&path) {
+            Some(new) if !found.access_logs.iter().any(|(known, _)| same(known, &new)) => {
+                found.access_logs.push((new, text));
+            }
+            _ => {}
         }
     }
 }
@@ -156,7 +175,7 @@ pub fn upstream_addresses(found: &Found) -> Vec<std::net::SocketAddr> {
 }
 
 #[cfg(test)]
-mod tests {
+mod text_tests {
     use super::*;
 
     const BUILD: &str = "nginx version: nginx/1.22.1\nconfigure arguments: --prefix=/usr/share/nginx --error-log-path=stderr --with-compat";

@@ -58,9 +58,12 @@ pub fn masters() -> Vec<Master> {
         let children =
             || nginx.iter().filter(|(_, (child, _))| u32::try_from(child.ppid).is_ok_and(|parent| parent == *pid));
         let (workers, others): (Vec<_>, Vec<_>) = children()
-            .filter(|(_, (_, title))| !title.contains(": master process"))
+            .filter(|(_, (child, title))| !title.contains(": master process") || is_only_forked(child, &nginx))
             .partition(|(_, (_, title))| title.contains(": worker process"));
         let numbers = |list: Vec<(&u32, &(Stat, String))>| list.into_iter().map(|(pid, _)| *pid).collect::<Vec<u32>>();
+        if is_only_forked(stat, &nginx) {
+            continue;
+        }
         if let Some((_, command_line)) = title.split_once(": master process") {
             found.push(Master {
                 pid: *pid,
@@ -85,6 +88,15 @@ pub fn masters() -> Vec<Master> {
 /// The master's (or worker's) title, or the command line where nginx has set none.
 fn title(process: &Process) -> String {
     process.cmdline().map(|words| words.join(" ").trim().to_owned()).unwrap_or_default()
+}
+
+/// A master's child that has not given itself a title yet, and so still has its master's. One that was executed (a binary upgrade) has its
+/// arguments elsewhere, because the kernel randomises the stack.
+fn is_only_forked(stat: &Stat, nginx: &BTreeMap<u32, (Stat, String)>) -> bool {
+    let parent = u32::try_from(stat.ppid).ok().and_then(|parent| nginx.get(&parent));
+    parent.is_some_and(|(parent, title)| {
+        title.contains(": master process") && stat.arg_start.is_some() && stat.arg_start == parent.arg_start
+    })
 }
 
 /// `master_process off`: one process without a title that serves. A command (`nginx -s reload`, `-t`, a start that is still reading its

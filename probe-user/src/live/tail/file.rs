@@ -1,16 +1,20 @@
 //! One file that grows.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, SeekFrom},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{FileTypeExt, MetadataExt},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-/// Bytes of a line kept: nginx's own error lines have at most 2,048 (OpenResty 4,096), access-log lines what their format makes of them.
+use nix::fcntl::OFlag;
+
+use super::Place;
+
+/// Bytes of a line kept: nginx's own error lines have at most 2,048 (`OpenResty` 4,096), access-log lines what their format makes of them.
 pub(super) const LONGEST: usize = 64 * 1024;
 
 /// What a read found.
@@ -36,8 +40,8 @@ pub(super) struct Followed {
 
 impl Followed {
     /// Opens the file, at its end or at its beginning. Never blocks, even if it is a pipe.
-    pub(super) fn open(path: &Path, at_end: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    pub(super) fn open(place: &Place, at_end: bool) -> io::Result<Self> {
+        let file = place.open(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY);
         let mut file = file.map_err(|error| match error.raw_os_error() {
             // What /proc/PID/fd/N says for a socket.
             Some(libc::ENXIO) => io::Error::other(NotRegular("a socket")),

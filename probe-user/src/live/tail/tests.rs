@@ -11,7 +11,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn follow(path: &Path) -> (Tail, Receiver<Line>) {
     let (sender, lines) = sync_channel(1000);
-    let tail = Tail::start(path.to_owned(), Box::new(move |line| sender.try_send(line).is_ok())).unwrap();
+    let tail = Tail::start(Place::Path(path.to_owned()), Box::new(move |line| sender.try_send(line).is_ok())).unwrap();
     (tail, lines)
 }
 
@@ -111,11 +111,11 @@ fn follows_a_descriptor_of_a_file_without_a_name() {
 fn pipes_are_left_to_their_readers() {
     let (reader, _writer) = nix::unistd::pipe().unwrap();
     let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader)));
-    let error = Tail::start(path, Box::new(|_| true)).unwrap_err();
+    let error = Tail::start(Place::Path(path), Box::new(|_| true)).unwrap_err();
     assert!(matches!(error, TailError::NotAFile { kind: "a pipe", .. }), "{error:?}");
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&socket)));
-    let error = Tail::start(path, Box::new(|_| true)).unwrap_err();
+    let error = Tail::start(Place::Path(path), Box::new(|_| true)).unwrap_err();
     assert!(matches!(error, TailError::NotAFile { kind: "a socket", .. }), "{error:?}");
 }
 
@@ -124,7 +124,24 @@ fn a_full_sink_is_counted() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("error.log");
     let mut log = append(&path);
-    let tail = Tail::start(path, Box::new(|_| false)).unwrap();
+    let tail = Tail::start(Place::Path(path), Box::new(|_| false)).unwrap();
     log.write_all(b"1\n2\n").unwrap();
     assert_eq!(tail.stop().lost, 2);
+}
+
+#[test]
+fn links_stay_below_another_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("var/log/real.log");
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    // Absolute, as in a container: outside of it the same link leads elsewhere.
+    std::os::unix::fs::symlink("/var/log/real.log", directory.path().join("error.log")).unwrap();
+    let mut file = append(&log);
+    let root = Arc::new(OwnedFd::from(File::open(directory.path()).unwrap()));
+    let place = Place::InRoot { root, path: "/error.log".into() };
+    let (sender, lines) = sync_channel(10);
+    let tail = Tail::start(place, Box::new(move |line| sender.try_send(line).is_ok())).unwrap();
+    file.write_all(b"x\n").unwrap();
+    assert_eq!(next(&lines), "x");
+    assert_eq!(tail.stop().lines, 1);
 }

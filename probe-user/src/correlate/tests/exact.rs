@@ -1,0 +1,276 @@
+//! With nginx's own word.
+
+use super::*;
+
+#[test]
+fn a_refused_connection_is_one_incident_with_its_flow() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    world.log(
+        (1, 41),
+        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+        "127.0.0.1:8000",
+        Some(connection(1, closed)),
+    );
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!(
+        (case.kind, case.status, case.origin, case.link),
+        (CaseKind::Incident, Some(502), Origin::Nginx, Link::Exact)
+    );
+    assert_eq!(case.request.method.as_deref(), Some("GET"));
+    assert_eq!(case.request.uri.as_deref(), Some("/cart?x=1"));
+    assert_eq!(case.request.client, Some(address("10.0.0.7:51234")));
+    assert_eq!(case.request.connection, Some(41));
+    assert_eq!(case.nginx_version.as_deref(), Some("1.22.1"));
+    let [attempt] = case.attempts.as_slice() else { panic!("{:#?}", case.attempts) };
+    assert_eq!(
+        (attempt.outcome, attempt.errno, attempt.reused),
+        (Outcome::Refused, Some(Errno::ECONNREFUSED), Some(false))
+    );
+    let flow = attempt.flow.one().expect("its flow");
+    assert_eq!(flow.local, Some(address("127.0.0.1:40000")));
+    assert_eq!(flow.events.len(), 3);
+    assert_eq!(flow.resets_received().count(), 1);
+    assert_eq!(flow.resets_sent_by_upstream().filter_map(|(.., reason)| reason).collect::<Vec<_>>(), ["NO_SOCKET"]);
+}
+
+#[test]
+fn the_host_is_asked_who_listens_there() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    for _ in 0..3 {
+        world.log(
+            (1, 41),
+            ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+            "127.0.0.1:8000",
+            Some(connection(1, closed.clone())),
+        );
+    }
+    let asked: Vec<_> = std::iter::from_fn(|| world.correlator.poll_question()).collect();
+    assert_eq!(asked, [Question::Listeners { upstream: address("127.0.0.1:8000"), netns: Some(7) }], "asked once");
+}
+
+#[test]
+fn a_reused_tuple_is_another_flow() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    for (request, syn) in [(1, 11), (2, 22)] {
+        let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", syn);
+        world.log(
+            (request, request),
+            ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+            "127.0.0.1:8000",
+            Some(connection(1, closed)),
+        );
+        world.answer(request, request, 502, &[("127.0.0.1:8000", 502, None)]);
+        let cases = world.cases();
+        assert_eq!(cases.len(), 1);
+        assert_eq!(
+            cases[0].attempts[0].flow.one().expect("its flow").events.len(),
+            3,
+            "events of its own incarnation only"
+        );
+    }
+}
+
+/// The port comes back while the case of the first connection still waits for late evidence.
+#[test]
+fn a_tuple_reused_while_the_case_waits_is_another_flow() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let tuple = ("127.0.0.1:40000", "127.0.0.1:8000");
+    world.state(socket(tuple.0, tuple.1, TcpState::Established), TcpState::SynSent);
+    let closed = Socket { error: Some(Errno::ECONNRESET), ..socket(tuple.0, tuple.1, TcpState::Closed) };
+    world.reset_received(socket(tuple.0, tuple.1, TcpState::Established));
+    world.state(closed.clone(), TcpState::Established);
+    let said = ("recv() failed", Some(Errno::ECONNRESET), "reading response header from upstream");
+    world.log((1, 41), said, tuple.1, Some(connection(1, closed)));
+    world.answer(1, 41, 502, &[(tuple.1, 502, None)]);
+    world.wait(100 * MS);
+    world.refused(tuple.0, tuple.1, 7);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let flow = case.attempts[0].flow.one().expect("its flow");
+    assert_eq!(flow.events.len(), 3, "events of its own incarnation only");
+    assert_eq!(flow.resets_sent_by_upstream().count(), 0);
+}
+
+#[test]
+fn a_retry_that_hid_a_failure_is_a_near_miss() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    world.log(
+        (1, 41),
+        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+        "127.0.0.1:8000",
+        Some(connection(1, closed)),
+    );
+    world.status(
+        StatusPoint::SendHeader,
+        1,
+        41,
+        200,
+        &[("127.0.0.1:8000", 502, None), ("127.0.0.1:8001", 200, Some(3))],
+    );
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!((case.kind, case.status), (CaseKind::NearMiss, Some(200)));
+    assert_eq!(case.attempts.iter().map(|a| a.outcome).collect::<Vec<_>>(), [Outcome::Refused, Outcome::Ok]);
+}
+
+#[test]
+fn answers_of_the_application_are_not_gateway_failures() {
+    for status in [404, 500, 503, 504] {
+        let mut world = World::new();
+        world.status(StatusPoint::SendHeader, 1, 41, status, &[("127.0.0.1:8000", status, Some(3))]);
+        assert_eq!(world.cases(), [], "{status}");
+    }
+    // `return 503`, limit_req: nginx made it, and no upstream had to do with it.
+    let mut world = World::new();
+    world.answer(1, 41, 503, &[]);
+    assert_eq!(world.cases(), []);
+}
+
+#[test]
+fn the_applications_own_502_is_passed_on() {
+    let mut world = World::new();
+    world.status(StatusPoint::SendHeader, 1, 41, 502, &[("127.0.0.1:8000", 502, Some(3))]);
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1);
+    assert_eq!((cases[0].kind, cases[0].origin), (CaseKind::Incident, Origin::Upstream));
+}
+
+#[test]
+fn a_failed_attempt_before_the_applications_own_error_is_a_near_miss() {
+    let mut world = World::new();
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8000", None);
+    world.status(
+        StatusPoint::SendHeader,
+        1,
+        41,
+        503,
+        &[("127.0.0.1:8000", 502, None), ("127.0.0.1:8001", 503, Some(3))],
+    );
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1);
+    assert_eq!((cases[0].kind, cases[0].origin), (CaseKind::NearMiss, Origin::Upstream));
+}
+
+#[test]
+fn an_error_page_that_answers_200_is_a_near_miss() {
+    let mut world = World::new();
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8000", None);
+    world.status(StatusPoint::SpecialResponse, 1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    world.status(StatusPoint::Redirect, 1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    world.status(StatusPoint::SendHeader, 1, 41, 200, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1);
+    assert_eq!((cases[0].kind, cases[0].status), (CaseKind::NearMiss, Some(200)));
+}
+
+#[test]
+fn a_blackout_knows_the_failures_that_made_it() {
+    let mut world = World::new();
+    let server = |name: &str| UpstreamServer {
+        name: name.into(),
+        addresses: vec![Address::parse(name).unwrap()],
+        max_fails: 1,
+        fail_timeout_ms: 10_000,
+        down: false,
+        backup: false,
+    };
+    let group = UpstreamGroup {
+        name: "app".into(),
+        servers: vec![server("127.0.0.1:8000"), server("127.0.0.1:8001")],
+        ..UpstreamGroup::default()
+    };
+    let upstreams = group.servers.iter().flat_map(|s| s.addresses.clone()).collect();
+    world.instance(Configuration { groups: vec![group], upstreams, ..Configuration::default() });
+    for (port, peer) in [("40000", "127.0.0.1:8000"), ("40001", "127.0.0.1:8001")] {
+        let closed = world.refused(&format!("127.0.0.1:{port}"), peer, 1);
+        world.log(
+            (1, 41),
+            ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+            peer,
+            Some(connection(1, closed)),
+        );
+    }
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None), ("127.0.0.1:8001", 502, None)]);
+    let first = world.cases();
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].attempts.len(), 2);
+    world.correlator.judged(&first[0].id, "127.0.0.1:8001", "upstream-refused");
+    world.log((2, 43), ("no live upstreams", None, CONNECTING), "app", None);
+    world.answer(2, 43, 502, &[("app", 502, None)]);
+    let second = world.cases();
+    assert_eq!(second.len(), 1);
+    assert_eq!(second[0].attempts, [], "nothing was tried");
+    let blamed: Vec<_> = second[0].earlier.iter().map(|f| (f.case.clone(), f.peer.as_str(), f.cause)).collect();
+    let id = first[0].id.clone();
+    assert_eq!(blamed, [(id.clone(), "127.0.0.1:8000", None), (id, "127.0.0.1:8001", Some("upstream-refused"))]);
+}
+
+#[test]
+fn idle_time_is_read_from_the_socket() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let mut reset =
+        Socket { error: Some(Errno::ECONNRESET), ..socket("127.0.0.1:40000", "127.0.0.1:8000", TcpState::Closed) };
+    if let Some(tcp) = &mut reset.tcp {
+        (tcp.since_sent_us, tcp.since_received_us, tcp.bytes_received) = (Some(0), Some(5_000_000), 900);
+    }
+    world.reset_received(reset.clone());
+    world.log(
+        (1, 41),
+        ("recv() failed", Some(Errno::ECONNRESET), "reading response header from upstream"),
+        "127.0.0.1:8000",
+        Some(connection(15, reset)),
+    );
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    let attempt = &cases[0].attempts[0];
+    assert_eq!((attempt.reused, attempt.requests_before, attempt.idle_us), (Some(true), Some(14), Some(5_000_000)));
+    assert_eq!(attempt.outcome, Outcome::Reset);
+}
+
+#[test]
+fn foreign_traffic_changes_nothing() {
+    let run = |foreign: bool| {
+        let mut world = World::new();
+        world.upstream("127.0.0.1:8000");
+        if foreign {
+            // Another program's refused connection to the same upstream, and one to somewhere else.
+            world.refused("127.0.0.1:41111", "127.0.0.1:8000", 99);
+            world.refused("127.0.0.1:41112", "127.0.0.1:9999", 98);
+        } else {
+            world.now += 60_000;
+            world.events += 6;
+        }
+        let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+        world.log(
+            (1, 41),
+            ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+            "127.0.0.1:8000",
+            Some(connection(1, closed)),
+        );
+        world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+        world
+            .cases()
+            .into_iter()
+            .map(|mut case| {
+                for attempt in &mut case.attempts {
+                    if let crate::model::attempt::Joined::One(flow) = &mut attempt.flow {
+                        flow.id = crate::model::flow::FlowId(0);
+                    }
+                }
+                case
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(run(true), run(false));
+}

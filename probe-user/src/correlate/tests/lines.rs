@@ -1,0 +1,99 @@
+//! From logs and packets alone.
+
+use super::*;
+
+fn error_line(number: u64, message: &str, errno: Option<Errno>, action: &str, upstream: &str) -> Body {
+    Body::ErrorLine(ErrorLine {
+        level: "error".into(),
+        pid: WORKER.0,
+        number: Some(number),
+        message: message.into(),
+        errno,
+        action: Some(action.into()),
+        client: Some("10.0.0.7".into()),
+        server: Some("lab".into()),
+        request: Some("GET /cart HTTP/1.1".into()),
+        subrequest: None,
+        upstream: Some(upstream.into()),
+        host: Some("shop.example".into()),
+    })
+}
+
+fn access_line(status: u16) -> Body {
+    Body::AccessLine(AccessLine {
+        client: Some("10.0.0.7".into()),
+        request: Some("GET /cart HTTP/1.1".into()),
+        status: Some(status),
+        number: None,
+        client_requests: None,
+        pid: None,
+        upstream_status: None,
+        upstream_address: None,
+    })
+}
+
+fn answer_packet(client: &str, code: u16) -> Body {
+    let header = TcpHeader {
+        source: address("10.0.0.1:80"),
+        destination: address(client),
+        sequence: 1,
+        acknowledgement: 1,
+        flags: TcpFlags(24),
+        ttl: 64,
+    };
+    let content = Content::HttpStatus { code, line: format!("HTTP/1.1 {code} Bad Gateway") };
+    let packet = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content };
+    Body::Packet(PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(packet) })
+}
+
+#[test]
+fn from_logs_and_packets_alone_the_link_is_inferred() {
+    let mut world = World::without_uprobes();
+    world.upstream("127.0.0.1:8000");
+    world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    world.tell(
+        Source::ErrorLog,
+        error_line(41, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "http://127.0.0.1:8000/cart"),
+    );
+    world.tell(Source::Packet, answer_packet("10.0.0.7:51234", 502));
+    world.tell(Source::AccessLog, access_line(502));
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!((case.kind, case.status, case.link), (CaseKind::Incident, Some(502), Link::Inferred));
+    assert_eq!(case.request.client, Some(address("10.0.0.7:51234")));
+    assert_eq!(case.attempts[0].flow.one().expect("its flow").local, Some(address("127.0.0.1:40000")));
+}
+
+#[test]
+fn two_answers_that_fit_are_ambiguous_and_none_is_chosen() {
+    let mut world = World::without_uprobes();
+    world.upstream("127.0.0.1:8000");
+    for (number, port) in [(41, 40000), (42, 40001)] {
+        world.refused(&format!("127.0.0.1:{port}"), "127.0.0.1:8000", 1);
+        world.tell(
+            Source::ErrorLog,
+            error_line(number, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "http://127.0.0.1:8000/cart"),
+        );
+    }
+    world.tell(Source::Packet, answer_packet("10.0.0.7:51234", 502));
+    world.tell(Source::Packet, answer_packet("10.0.0.7:51235", 502));
+    world.tell(Source::AccessLog, access_line(502));
+    world.tell(Source::AccessLog, access_line(502));
+    let cases = world.cases();
+    assert_eq!(cases.len(), 2);
+    assert_eq!(cases[0].request.client, None);
+    assert_eq!(cases[0].request.client_address.as_deref(), Some("10.0.0.7"));
+}
+
+#[test]
+fn a_masked_failure_is_a_near_miss_from_the_logs_too() {
+    let mut world = World::without_uprobes();
+    world.tell(
+        Source::ErrorLog,
+        error_line(41, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "http://127.0.0.1:8000/cart"),
+    );
+    world.tell(Source::AccessLog, access_line(200));
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1);
+    assert_eq!((cases[0].kind, cases[0].status), (CaseKind::NearMiss, Some(200)));
+}

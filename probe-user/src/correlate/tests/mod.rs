@@ -1,0 +1,240 @@
+//! The correlator against small worlds made by hand. What the kernel and nginx say, and in which order, is taken from records made live
+//! on Linux 6.18 with nginx 1.22.1.
+
+mod exact;
+mod lines;
+
+use std::net::SocketAddr;
+
+use super::{Correlator, Question, Settings, limits::Limits};
+use crate::model::{
+    attempt::{Link, Outcome},
+    case::{Case, CaseKind, Origin},
+    coverage::{Coverage, Sensor, Sight},
+    event::{Body, Event, EventId, Source},
+    host::{Configuration, HostFact, NginxInstance, UpstreamGroup, UpstreamServer},
+    net::{Address, Errno},
+    nginx::{
+        AccessLine, ErrorLine, NginxAttempt, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint,
+        UpstreamConnection,
+    },
+    packet::{Content, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
+    process::Pid,
+    socket::{Socket, SocketChange, SocketEvent, SocketPointer, TcpCounters, TcpState},
+    time::{At, Moment, WallClock},
+};
+
+const WORKER: Pid = Pid(812);
+const MS: u64 = 1_000_000;
+
+struct World {
+    correlator: Correlator,
+    now: u64,
+    events: u64,
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn socket(local: &str, upstream: &str, state: TcpState) -> Socket {
+    Socket {
+        pointer: Some(SocketPointer(0xffff_8880_0000_1000)),
+        cookie: None,
+        netns: Some(7),
+        local: Some(address(local)),
+        remote: Some(address(upstream)),
+        state,
+        error: None,
+        soft_error: None,
+        retransmits: 0,
+        tcp: Some(TcpCounters {
+            bytes_acked: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+            write_seq: 100,
+            snd_una: 100,
+            snd_nxt: 100,
+            rcv_nxt: 200,
+            copied_seq: 200,
+            rtt_us: 40,
+            total_retransmits: 0,
+            since_sent_us: None,
+            since_received_us: None,
+        }),
+        accept_queue: None,
+    }
+}
+
+fn key(pointer: u64) -> RequestKey {
+    RequestKey { worker: WORKER, pointer }
+}
+
+impl World {
+    fn new() -> Self {
+        let settings = Settings {
+            limits: Limits::default(),
+            clock: WallClock { offset_ns: 0 },
+            statuses: vec![500, 502, 503, 504],
+        };
+        let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0 };
+        for sensor in Sensor::ALL {
+            world
+                .tell(Source::Probe, Body::Coverage(Coverage::Sensor { sensor: *sensor, sight: Sight::On, why: None }));
+        }
+        world
+    }
+
+    fn without_uprobes() -> Self {
+        let mut world = Self::new();
+        for sensor in [Sensor::NginxFunctions, Sensor::NginxStatuses] {
+            world.tell(Source::Probe, Body::Coverage(Coverage::Sensor { sensor, sight: Sight::Off, why: None }));
+        }
+        world
+    }
+
+    fn tell(&mut self, source: Source, body: Body) -> EventId {
+        self.now += 10_000;
+        self.events += 1;
+        let id = EventId(self.events);
+        self.correlator.handle(&Event { id, at: At::exactly(Moment(self.now)), source, body });
+        id
+    }
+
+    fn wait(&mut self, ns: u64) {
+        self.now += ns;
+        self.correlator.advance(Moment(self.now));
+    }
+
+    fn cases(&mut self) -> Vec<Case> {
+        self.wait(1_000 * MS);
+        std::iter::from_fn(|| self.correlator.poll_case()).collect()
+    }
+
+    fn state(&mut self, socket: Socket, from: TcpState) {
+        let event = SocketEvent { change: SocketChange::State { from }, socket, by: None };
+        self.tell(Source::Kernel, Body::Socket(event));
+    }
+
+    fn reset_received(&mut self, socket: Socket) {
+        let event = SocketEvent { change: SocketChange::ResetReceived, socket, by: None };
+        self.tell(Source::Kernel, Body::Socket(event));
+    }
+
+    /// A refused connection as the kernel tells it: RST sent for lack of a socket, RST received, state, all inside connect().
+    fn refused(&mut self, local: &str, upstream: &str, syn: u32) -> Socket {
+        let answered = TcpHeader {
+            source: address(local),
+            destination: address(upstream),
+            sequence: syn,
+            acknowledgement: 0,
+            flags: TcpFlags(2),
+            ttl: 64,
+        };
+        let nobody = Socket {
+            pointer: None,
+            local: Some(address(upstream)),
+            remote: Some(address(local)),
+            ..socket(local, upstream, TcpState::Closed)
+        };
+        let change = SocketChange::ResetSent { reason: Some("NO_SOCKET".into()), answered: Some(answered) };
+        self.tell(Source::Kernel, Body::Socket(SocketEvent { change, socket: nobody, by: None }));
+        self.reset_received(socket(local, upstream, TcpState::SynSent));
+        let closed = Socket { error: Some(Errno::ECONNREFUSED), ..socket(local, upstream, TcpState::Closed) };
+        self.state(closed.clone(), TcpState::SynSent);
+        closed
+    }
+
+    /// nginx complains: message, errno, action.
+    fn log(
+        &mut self,
+        (request, number): (u64, u64),
+        said: (&str, Option<Errno>, &str),
+        peer: &str,
+        upstream: Option<UpstreamConnection>,
+    ) {
+        let (format, errno, action) = said;
+        let log = NginxLog {
+            worker: WORKER,
+            request: Some(key(request)),
+            parent: None,
+            number: Some(number),
+            client_requests: Some(1),
+            level: 4,
+            errno,
+            format: format.into(),
+            action: Some(action.into()),
+            peer: Some(peer.into()),
+            upstream,
+            client: Some(address("10.0.0.7:51234")),
+        };
+        self.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+    }
+
+    fn status(
+        &mut self,
+        point: StatusPoint,
+        request: u64,
+        number: u64,
+        status: u16,
+        attempts: &[(&str, u16, Option<u64>)],
+    ) {
+        let said = NginxStatus {
+            point,
+            worker: WORKER,
+            request: key(request),
+            parent: None,
+            number: Some(number),
+            client_requests: Some(1),
+            status,
+            overriding: None,
+            request_line: Some("GET /cart?x=1 HTTP/1.1".into()),
+            host: Some("shop.example".into()),
+            client: Some(address("10.0.0.7:51234")),
+            attempts: Some(u32::try_from(attempts.len()).unwrap()),
+        };
+        self.tell(Source::Kernel, Body::Nginx(NginxEvent::Status(Box::new(said))));
+        for (index, (peer, status, header_ms)) in attempts.iter().enumerate() {
+            let attempt = NginxAttempt {
+                request: key(request),
+                index: u32::try_from(index).unwrap(),
+                total: u32::try_from(attempts.len()).unwrap(),
+                peer: (!peer.is_empty()).then(|| (*peer).to_owned()),
+                status: Some(*status),
+                connect_ms: *header_ms,
+                header_ms: *header_ms,
+                response_ms: Some(1),
+                bytes_sent: 0,
+                bytes_received: 0,
+            };
+            self.tell(Source::Kernel, Body::Nginx(NginxEvent::Attempt(attempt)));
+        }
+    }
+
+    fn answer(&mut self, request: u64, number: u64, status: u16, attempts: &[(&str, u16, Option<u64>)]) {
+        self.status(StatusPoint::SpecialResponse, request, number, status, attempts);
+        self.status(StatusPoint::SendHeader, request, number, status, attempts);
+    }
+
+    fn upstream(&mut self, text: &str) {
+        let configuration = Configuration { upstreams: vec![Address::Ip(address(text))], ..Configuration::default() };
+        self.instance(configuration);
+    }
+
+    fn instance(&mut self, configuration: Configuration) {
+        let instance = NginxInstance {
+            master: Pid(800),
+            workers: vec![WORKER],
+            version: Some("1.22.1".into()),
+            netns: Some(7),
+            configuration: Some(configuration),
+        };
+        self.tell(Source::Probe, Body::Host(HostFact::Nginx(instance)));
+    }
+}
+
+fn connection(requests: u64, socket: Socket) -> UpstreamConnection {
+    UpstreamConnection { fd: 13, requests: Some(requests), unix: false, socket: Some(socket) }
+}
+
+const CONNECTING: &str = "connecting to upstream";
