@@ -99,7 +99,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let while_waiting = failures.iter().any(|failure| failure.event.at.latest.plus_ns(SKEW_NS) >= began);
     // An application that had the connection and read from it was not kept from it.
     let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid);
-    let read = reading.application_read();
+    let read = if broken { reading.application_read() } else { reading.read_when_nginx_left() };
     if read.is_some_and(|bytes| bytes > 0) || (timed_out && holder.is_some()) {
         return None;
     }

@@ -17,9 +17,6 @@ const TICK_SLACK_US: u64 = 20_000;
 /// The tick as [`TICK_SLACK_US`], for comparisons of two such counters read at the same moment.
 pub(crate) const ONE_TICK_US: u64 = 10_000;
 
-/// States of a socket whose connection is over, or about to be.
-const ENDED: [TcpState; 4] = [TcpState::FinWait1, TcpState::CloseWait, TcpState::LastAck, TcpState::Closed];
-
 /// The sequence numbers a request occupies: from its first byte to the one after its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -180,8 +177,14 @@ impl Reading<'_> {
         let flow = self.flow()?;
         flow.sockets(Side::Upstream)
             .filter(|(event, _)| event.at.earliest <= self.failed_at())
-            .filter(|(_, e)| ENDED.contains(&e.socket.state))
+            .filter(|(_, e)| matches!(e.socket.state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed))
             .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
+    }
+
+    /// How many bytes the upstream's application had read when nginx's close arrived there: the first thing that nginx's giving up does.
+    pub(crate) fn read_when_nginx_left(&self) -> Option<u64> {
+        let (_, left) = self.flow()?.entered(Side::Upstream, TcpState::CloseWait).next()?;
+        left.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread())))
     }
 
     /// The upstream's application had read nothing of the request when its end was closed.
