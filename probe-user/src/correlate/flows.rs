@@ -282,6 +282,14 @@ impl Flows {
         // connection that it records is on nginx's side.
         let opener =
             matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
+        if let SocketChange::ResetSent { answered: Some(answered), .. } = change
+            && answered.flags.syn()
+            && !answered.flags.ack()
+            && !self.upstreams.contains(&answered.source)
+        {
+            // The same on the other side: where the SYN went is the upstream.
+            self.upstreams.insert(answered.destination);
+        }
         if opener && !self.upstreams.contains(&local) {
             self.upstreams.insert(remote);
         }
