@@ -8,7 +8,7 @@ use crate::model::{attempt::Link, coverage::Sensor, evidence::Weight, verdict::C
 pub(super) enum Tie {
     /// The evidence certainly belongs to this request.
     Firm,
-    /// It was matched by time and content while another match could have gone unseen.
+    /// It was matched by time and content, or a later attempt can have gone unseen.
     Loose,
 }
 
@@ -35,14 +35,19 @@ pub(super) fn derive(finding: &Finding, tie: Tie) -> Confidence {
     }
 }
 
-/// A link by time and content holds only where every connection was seen: else the true one may be another. And where records were lost
-/// and nginx's own list of attempts was not read, the attempt known as the last need not be the last.
+/// A link by time and content is never certain: lines of one request can have been taken for two, and its last attempt for another's.
+/// Nor is an exact one while nginx was seen with gaps or records were lost: what was not seen can have been about a later attempt,
+/// which made the status.
 pub(super) fn tie(reading: &Reading<'_>) -> Tie {
     let link = reading.attempt.map_or(reading.case.link, |attempt| attempt.link.min(reading.case.link));
-    let all_connections_seen = reading.sees(Sensor::SocketStates) || reading.sees(Sensor::Packets);
-    let certainly_the_last =
-        reading.case.coverage.events_lost == 0 || reading.attempt.is_none_or(|attempt| attempt.status.is_some());
-    if certainly_the_last && (link > Link::Inferred || all_connections_seen) { Tie::Firm } else { Tie::Loose }
+    // nginx's own list of attempts was read when it decided, or every decision would have been seen.
+    let listed = reading.attempt.is_none_or(|attempt| attempt.status.is_some());
+    let seen = match link {
+        Link::Exact => reading.sees(Sensor::NginxFunctions) && (listed || reading.sees(Sensor::NginxStatuses)),
+        Link::Strong => reading.sees(Sensor::Syscalls),
+        Link::Inferred => false,
+    };
+    if seen { Tie::Firm } else { Tie::Loose }
 }
 
 #[cfg(test)]

@@ -63,8 +63,10 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
     let (close, reset) = (reading.close(), reading.reset());
     finding.support(close.as_ref().map(|close| close.evidence(Weight::Symptom)));
     finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)));
-    if close.is_none() && reset.is_none() {
-        finding.missing.push(need(Sensor::SocketStates, "the FIN or RST by which the connection ended"));
+    if !death.order_known {
+        finding
+            .missing
+            .push(need(Sensor::SocketStates, "the kernel's record of the connection's end, after that of the process"));
     }
     finding.support(reading.answer_evidence());
     finding

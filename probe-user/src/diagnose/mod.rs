@@ -102,10 +102,10 @@ fn each_alike(reading: &Reading<'_>, attempt: &Attempt, candidates: &[Flow]) -> 
 /// A finding with its confidence.
 fn explain(cause: &Cause, mut finding: Finding, tie: confidence::Tie) -> Explanation {
     if tie == confidence::Tie::Loose {
-        finding.missing.push(Need {
-            sensor: Some(Sensor::NginxFunctions),
-            what: "a certain tie between the request and this connection".to_owned(),
-        });
+        finding.missing.push(reading::need(
+            Sensor::NginxFunctions,
+            "a certain tie between the request, its last attempt and this connection, with no record lost",
+        ));
     }
     let confidence = confidence::derive(&finding, tie);
     Explanation {

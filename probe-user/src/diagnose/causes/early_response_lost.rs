@@ -5,6 +5,7 @@ use super::super::{
     reading::{Broken, Reading, evidence, need},
 };
 use crate::model::{
+    complaint::Message,
     coverage::Sensor,
     evidence::{Fact, Weight},
     packet::Content,
@@ -51,10 +52,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reading.broken()? != Broken::Reset || reading.response_bytes().is_some_and(|bytes| bytes > 0) {
         return None;
     }
-    let since = reading.started()?.minus_ns(5_000_000);
+    // An answer to this request needs something of it to have been sent.
+    if !reading.complains_of(&[Message::SendFailed, Message::ReceiveFailed]) || reading.request_sent() == Some(false) {
+        return None;
+    }
     let until = reading.failed_at();
     let line = reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
-        Content::HttpStatus { code, line } if event.at.latest >= since && event.at.earliest <= until => {
+        Content::HttpStatus { code, line }
+            if event.at.earliest <= until && reading.answers_this_request(packet.header.acknowledgement) =>
+        {
             Some((event.id, *code, line.clone()))
         }
         _ => None,
@@ -74,6 +80,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     if let Some((bytes, event)) = unread {
         finding.support(Some(evidence(Fact::UnreadAnswer { bytes }, &[event], Weight::Symptom)));
+    }
+    if reading.response_bytes().is_none() && unread.is_none() {
+        finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had read that answer"));
+        finding.not_excluded(&["upstream-reset"]);
     }
     let reset = reading.reset();
     finding.require(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)), || {
@@ -119,7 +129,7 @@ pub(crate) mod tests {
         world.connect(-99);
         let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
         let line = "HTTP/1.1 413 Payload Too Large".to_owned();
-        world.packet(-70, ends, 0x18, (0, 0), (120, Content::HttpStatus { code: 413, line }));
+        world.packet(-70, ends, 0x18, (0, START + 100), (120, Content::HttpStatus { code: 413, line }));
         world.state_with(-62, Side::Upstream, TcpState::Established, TcpState::Closed, unread(200));
         world.reset_received(-60, TcpState::Established);
         world.reset_sent(-59, "TCP_ABORT_ON_CLOSE", None);

@@ -99,7 +99,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let while_waiting = failures.iter().any(|failure| failure.event.at.latest.plus_ns(SKEW_NS) >= began);
     // An application that had the connection and read from it was not kept from it.
     let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid);
-    let read = reading.application_read();
+    let read = if broken { reading.application_read() } else { reading.read_when_nginx_left() };
     if read.is_some_and(|bytes| bytes > 0) || (timed_out && holder.is_some()) {
         return None;
     }
@@ -117,9 +117,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     } else if connecting {
         reading.sees(Sensor::Drops)
     } else {
-        holder.is_none()
-            && reading.sees(Sensor::Syscalls)
-            && reading.unacknowledged().is_none_or(|(bytes, _)| bytes == 0)
+        // When nginx gave up, the upstream's socket was told; what was unread then is what nobody took.
+        holder.is_none() && reading.sees(Sensor::Syscalls) && read == Some(0)
     };
     let weight = if untouched && while_waiting { Weight::Direct } else { Weight::Symptom };
     for failure in failures.iter().rev().take(SHOWN) {
@@ -233,6 +232,9 @@ pub(crate) mod tests {
         failing_accept(&mut world, -1_999_000, SERVER, "127.0.0.1:8000");
         world.sent(TcpState::Established, START + LENGTH);
         world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
+        let tcp =
+            TcpCounters { bytes_received: u64::from(LENGTH) + 1, rcv_nxt: LENGTH + 1, copied_seq: 0, ..counters(1, 1) };
+        world.state_with(30, Side::Upstream, TcpState::Established, TcpState::CloseWait, tcp);
         world
     }
 
@@ -251,6 +253,7 @@ pub(crate) mod tests {
     fn accepted_and_read_is_not_it() {
         let mut world = waiting();
         world.accepted();
+        world.flow().events.pop();
         world.expect("read-timeout", Confidence::Confirmed);
         let mut world = shed();
         world.flow().events.clear();

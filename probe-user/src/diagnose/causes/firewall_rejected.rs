@@ -94,7 +94,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         how = Some("a RST, while this host's packet filter took the SYN away".to_owned());
     }
     let answered_by_tcp = reading.flow().is_some_and(|flow| flow.resets_sent_by_upstream().next().is_some());
-    let silent = reading.locality() == Locality::Here && reading.sees(Sensor::ResetsSent) && !answered_by_tcp;
+    let silent = reading.locality() == Locality::Here
+        && reading.sees(Sensor::ResetsSent)
+        && reading.known_beforehand()
+        && !answered_by_tcp;
     if how.is_none() {
         let refused = failed.as_ref().map(|(errno, _)| *errno).or_else(|| reading.errno()) == Some(Errno::ECONNREFUSED);
         let listens = reading.somebody_listens().filter(|_| refused && !answered_by_tcp)?;

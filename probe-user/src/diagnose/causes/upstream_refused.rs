@@ -23,7 +23,7 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "nginx asked for a connection (SYN) and was answered with a reset (RST): on that address and port no process \
                    listens. The request never reached an application. 500 instead of 502 when the request was one of auth_request.",
         proof: "The RST that answered the SYN, ECONNREFUSED on nginx's socket, and - where the upstream is on this host - the \
-                kernel's own word that it found no socket (reset reason NO_SOCKET), or a look-up that finds no listener. For an \
+                kernel's own word that it found no socket (reset or drop reason NO_SOCKET). For an \
                 upstream on another host a reset alone can also come from a firewall: the verdict is then likely.",
         refuted: "A listener that is alive on that address (then a packet filter answered in its place: firewall-rejected); an \
                   ICMP message instead of a RST; a connection that had been established (then it is upstream-reset).",
@@ -68,7 +68,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         && reading.phase() == Some(Phase::Connecting)
         && reading.errno() == Some(Errno::ECONNREFUSED);
     let told = reading.connect_error().filter(|(errno, _)| *errno == Errno::ECONNREFUSED);
-    if (!logged && told.is_none()) || reading.connected() == Some(true) {
+    let said_otherwise = reading.complaint().is_some() && !logged;
+    if (!logged && told.is_none()) || said_otherwise || reading.connected() == Some(true) {
         return None;
     }
     // An ICMP message, not a RST, can be what made ECONNREFUSED: that is a packet filter's answer.
@@ -77,7 +78,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let locality = reading.locality();
     let no_socket = reading.no_socket_for_syn();
-    let kernel_silent = locality == Locality::Here && no_socket.is_none() && reading.sees(Sensor::ResetsSent);
+    let kernel_silent = locality == Locality::Here
+        && no_socket.is_none()
+        && reading.sees(Sensor::ResetsSent)
+        && reading.known_beforehand();
     let listens = reading.somebody_listens();
     if kernel_silent && listens.is_some() {
         return None;
@@ -98,13 +102,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(nobody);
     if !kernel_said_so {
         match locality {
-            Locality::Here if kernel_silent => {
+            // A look-up comes a little later than the SYN: it supports, and does not prove.
+            Locality::Here if kernel_silent || nobody_seen => {
                 finding.not_excluded(&["firewall-rejected"]);
                 finding
                     .missing
                     .push(need(Sensor::ResetsSent, "the kernel's own record of finding no socket for the SYN"));
             }
-            Locality::Here if nobody_seen => {}
             Locality::Here => {
                 finding.missing.push(need(Sensor::Host, "whether a process of this host listens on the address"));
                 finding.not_excluded(&["firewall-rejected"]);
@@ -207,13 +211,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_look_up_without_listener_stands_in_for_the_kernels_word_only_where_that_could_not_be_heard() {
+    fn a_look_up_without_listener_does_not_stand_in_for_the_kernels_word() {
         let mut world = refused("127.0.0.1:8000", true);
         world.flow().events.remove(0);
         let explanation = world.expect("upstream-refused", Confidence::Likely);
         assert_eq!(explanation.rivals, ["firewall-rejected"]);
         world.blind(Sensor::ResetsSent);
-        world.expect("upstream-refused", Confidence::Confirmed);
+        world.expect("upstream-refused", Confidence::Likely);
     }
 
     #[test]

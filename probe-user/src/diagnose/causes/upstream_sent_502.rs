@@ -5,6 +5,7 @@ use super::super::{
     reading::{Reading, evidence, need},
 };
 use crate::model::{
+    attempt::Outcome,
     case::Origin,
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
@@ -45,7 +46,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let line = status_line(reading, status);
     let seen = line.is_some();
     finding.support(line);
-    if attempt.status == Some(status) {
+    if attempt.status == Some(status) && attempt.outcome == Outcome::Ok {
         let fact = Fact::UpstreamStatus { status, line: None };
         // nginx keeps the status of a header it accepted; read from its memory, it is what the upstream said.
         finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Direct)));

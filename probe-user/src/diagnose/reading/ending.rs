@@ -1,13 +1,13 @@
 //! How the upstream ended the connection: FIN or RST, and on which side of the request.
 
 use super::{
-    Reading, evidence,
+    Reading, SKEW_NS, evidence,
     request::{ONE_TICK_US, Span, at_or_before},
 };
 use crate::model::{
     attempt::Outcome,
     complaint::{Message, Phase},
-    event::{Event, EventId},
+    event::{Event, EventId, Source},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     net::Errno,
@@ -133,6 +133,7 @@ impl Reading<'_> {
         for (event, _) in flow.entered(Side::Upstream, TcpState::FinWait1) {
             seen.push((event, Order::Unknown));
         }
+        seen.retain(|(event, _)| self.not_after_failure(event));
         let at = seen.iter().map(|(event, _)| event.at.earliest).min()?;
         let order = seen.iter().map(|(_, order)| *order).find(|o| *o != Order::Unknown).unwrap_or(Order::Unknown);
         // Nothing at all was sent: whatever the upstream closed, it closed before the request.
@@ -169,12 +170,17 @@ impl Reading<'_> {
             seen.push((event, order));
             sent_here = sent_here.or_else(|| Some((event.id, reason.map(str::to_owned))));
         }
+        seen.retain(|(event, _)| self.not_after_failure(event));
+        sent_here = sent_here.filter(|(id, _): &(EventId, _)| seen.iter().any(|(event, _)| event.id == *id));
         let mut events: Vec<EventId> = seen.iter().map(|(event, _)| event.id).collect();
         // nginx's socket went straight from the connection to CLOSE with ECONNRESET or EPIPE: a reset that no other record shows.
         if seen.is_empty() {
             for (event, e) in flow.entered(Side::Nginx, TcpState::Closed) {
                 let told = matches!(e.socket.error, Some(Errno::ECONNRESET | Errno::EPIPE));
-                if told && !matches!(e.change, SocketChange::State { from: TcpState::SynSent }) {
+                if told
+                    && self.not_after_failure(event)
+                    && !matches!(e.change, SocketChange::State { from: TcpState::SynSent })
+                {
                     seen.push((event, Order::Unknown));
                     events.push(event.id);
                 }
@@ -202,6 +208,21 @@ impl Reading<'_> {
         Some(Reset { events, at, order, sent_here })
     }
 
+    /// Whether a packet from the upstream was sent by an end that had seen something of this request.
+    pub(crate) fn answers_this_request(&self, acknowledgement: u32) -> bool {
+        match order_of(acknowledgement, self.request_span()) {
+            Order::Part | Order::After => true,
+            Order::Crossed => false,
+            // On a connection that served nothing before, whatever came is about this request.
+            Order::Unknown => self.reused() == Some(false),
+        }
+    }
+
+    /// What comes after nginx's complaint is not what it complained of.
+    fn not_after_failure(&self, event: &Event) -> bool {
+        event.at.earliest <= self.failed_at().plus_ns(SKEW_NS)
+    }
+
     /// nginx found a reused connection dead when it tested it, before it wrote anything.
     fn failed_before_sending(&self) -> bool {
         self.reused() == Some(true) && self.complains_of(&[Message::ConnectFailed])
@@ -217,6 +238,16 @@ impl Reading<'_> {
         let close = self.close().map(|close| close.at);
         let reset = self.reset().map(|reset| reset.at);
         close.into_iter().chain(reset).min().unwrap_or_else(|| self.failed_at())
+    }
+
+    /// When the kernel saw the connection end: by a record of its own, whose clock is that of its records about processes.
+    pub(crate) fn ended_by_kernel(&self) -> Option<Moment> {
+        let close = self.close().map_or_else(Vec::new, |close| close.events);
+        let reset = self.reset().map_or_else(Vec::new, |reset| reset.events);
+        self.flow_events()
+            .filter(|event| event.source == Source::Kernel && (close.contains(&event.id) || reset.contains(&event.id)))
+            .map(|event| event.at.earliest)
+            .min()
     }
 
     /// The reset as evidence.
@@ -266,19 +297,17 @@ fn order_at_close(tcp: &TcpCounters, span: Option<Span>) -> Order {
     }
 }
 
-/// Where an ending with this acknowledgement lies.
+/// Where an ending with this acknowledgement lies. Everything before the request was acknowledged long ago, as it was answered; so the
+/// number is one within the request, or it belongs to another connection with the same addresses.
 fn order_of(acknowledged: u32, span: Option<Span>) -> Order {
     match span {
-        Some(Span { start: Some(start), end }) if start == end => {
-            if at_or_before(acknowledged, start) {
-                Order::Crossed
-            } else {
-                Order::Unknown
-            }
+        Some(Span { start: Some(start), .. }) if acknowledged == start => Order::Crossed,
+        Some(Span { end, .. }) if acknowledged == end => Order::After,
+        Some(Span { start: Some(start), end })
+            if at_or_before(start, acknowledged) && at_or_before(acknowledged, end) =>
+        {
+            Order::Part
         }
-        Some(Span { end, .. }) if at_or_before(end, acknowledged) => Order::After,
-        Some(Span { start: Some(start), .. }) if at_or_before(acknowledged, start) => Order::Crossed,
-        Some(Span { start: Some(_), .. }) => Order::Part,
         _ => Order::Unknown,
     }
 }
@@ -286,8 +315,12 @@ fn order_of(acknowledged: u32, span: Option<Span>) -> Order {
 /// Where the closing of the end that answered this segment lies: it hit a closed end, so what came before it was not refused.
 fn order_of_answered(answered: &TcpHeader, span: Option<Span>) -> Order {
     match span {
-        Some(Span { start: Some(start), .. }) if at_or_before(answered.sequence, start) => Order::Crossed,
-        Some(Span { start: Some(_), .. }) => Order::Part,
+        Some(Span { start: Some(start), .. }) if answered.sequence == start => Order::Crossed,
+        Some(Span { start: Some(start), end })
+            if at_or_before(start, answered.sequence) && at_or_before(answered.sequence, end) =>
+        {
+            Order::Part
+        }
         _ => Order::Unknown,
     }
 }

@@ -9,6 +9,7 @@ use crate::model::{
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     host::{HostFact, Listener},
+    net::Address,
     process::{Pid, ProcessEvent},
 };
 
@@ -72,11 +73,20 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// The upstream's address was known before the attempt, so that nothing about it was passed over.
+    pub(crate) fn known_beforehand(&self) -> bool {
+        let Some(address) = self.upstream().map(Address::Ip) else { return false };
+        self.case.configuration.as_ref().is_some_and(|configuration| {
+            configuration.upstreams.contains(&address)
+                || configuration.groups.iter().flat_map(|group| &group.servers).any(|s| s.addresses.contains(&address))
+        })
+    }
+
     /// Nobody listens there, by look-up.
     pub(crate) fn nobody_listens(&self) -> Option<Evidence> {
         let (upstream, look_up) = (self.upstream()?, self.look_up()?);
         (look_up.local && look_up.listeners.is_empty())
-            .then(|| evidence(Fact::NoListener { upstream }, &[look_up.event], Weight::Direct))
+            .then(|| evidence(Fact::NoListener { upstream }, &[look_up.event], Weight::Symptom))
     }
 
     /// Somebody listens there, by look-up.

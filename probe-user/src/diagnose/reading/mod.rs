@@ -28,6 +28,9 @@ use crate::model::{
     verdict::Need,
 };
 
+/// Clocks of sources differ by less than this.
+const SKEW_NS: u64 = 2_000_000;
+
 /// What a sentence says where a value is not known.
 const UNKNOWN: &str = "an address that was not seen";
 
@@ -77,7 +80,10 @@ impl<'a> Reading<'a> {
 
     /// Its connection, where there is exactly one candidate.
     pub(super) fn flow(&self) -> Option<&'a Flow> {
-        self.attempt.and_then(|attempt| attempt.flow.one())
+        let flow = self.attempt.and_then(|attempt| attempt.flow.one())?;
+        // One that began after nginx complained is a later one with the same addresses.
+        let failed = self.failed_at().plus_ns(SKEW_NS);
+        flow.events.first().is_none_or(|first| first.at.earliest <= failed).then_some(flow)
     }
 
     /// The upstream's TCP address.

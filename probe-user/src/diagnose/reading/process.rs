@@ -11,7 +11,7 @@ use crate::model::{
 
 /// A dying process closes its sockets at once; freeing much memory may come between.
 const EXIT_TO_CLOSE_NS: u64 = 2_000_000_000;
-/// Records of two processors can be swapped by this much.
+/// The clock of a capture, mapped to the kernel's, is off by less than this.
 const SKEW_NS: u64 = 1_000_000;
 /// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
 const GRACE_NS: u64 = 35_000_000_000;
@@ -27,6 +27,8 @@ pub(crate) struct Death<'a> {
     pub(crate) how: Ending,
     /// The OOM killer chose it.
     pub(crate) oom: Option<&'a Event>,
+    /// That it ended before the connection did is certain.
+    pub(crate) order_known: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
 }
@@ -105,11 +107,12 @@ impl<'a> Reading<'a> {
 
     /// How this process ended, if that is what ended the connection.
     fn death(&self, holder: Pid) -> Option<Death<'a>> {
-        let ended = self.ended_at();
+        let by_kernel = self.ended_by_kernel();
+        let ended = by_kernel.unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
         let closed_it = self.closed_by() == Some(holder);
         let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
             Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
-                let before = event.at.earliest <= ended.plus_ns(SKEW_NS);
+                let before = event.at.earliest <= ended;
                 let close = closed_it || ended.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS;
                 (before && close).then_some((event, command, *how))
             }
@@ -124,6 +127,7 @@ impl<'a> Reading<'a> {
             how,
             oom,
             signal: self.fatal_signal(holder, event, how),
+            order_known: by_kernel.is_some(),
         })
     }
 

@@ -181,6 +181,12 @@ impl Reading<'_> {
             .find_map(|(_, e)| e.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread()))))
     }
 
+    /// How many bytes the upstream's application had read when nginx's close arrived there: the first thing that nginx's giving up does.
+    pub(crate) fn read_when_nginx_left(&self) -> Option<u64> {
+        let (_, left) = self.flow()?.entered(Side::Upstream, TcpState::CloseWait).next()?;
+        left.socket.tcp.map(|tcp| tcp.bytes_received.saturating_sub(u64::from(tcp.unread())))
+    }
+
     /// The upstream's application had read nothing of the request when its end was closed.
     pub(crate) fn request_never_read(&self) -> Option<EventId> {
         let bytes = self.attempt?.bytes_sent.filter(|bytes| *bytes > 0 && !self.encrypted())?;
