@@ -37,6 +37,9 @@ use crate::model::{
 
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
+const ATTEMPTS_TOLD: u32 = 8;
+
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -382,6 +385,7 @@ impl Correlator {
         if status.attempts.is_some() {
             request.attempts.clear();
             request.attempts_known = true;
+            request.attempts_total = status.attempts.unwrap_or(0);
         }
         if let Some(telling) = &mut self.telling {
             telling.decided = true;
@@ -411,7 +415,9 @@ impl Correlator {
         if attempt.index == 0 {
             target.attempts.clear();
             target.attempts_known = true;
+            target.attempts_total = 0;
         }
+        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS_TOLD));
         if !target.attempts.iter().any(|known| known.index == attempt.index) {
             target.attempts.push(attempt.clone());
         }

@@ -106,6 +106,7 @@ impl World {
             worker: Some(WORKER),
             nginx_version: Some("1.22.1".to_owned()),
             configuration: Some(Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }),
+            attempts_complete: true,
             attempts: vec![attempt],
             subrequest: false,
             link: Link::Exact,
