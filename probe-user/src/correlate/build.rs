@@ -110,8 +110,13 @@ fn request(decided: &Decided) -> Request {
         connection: decided.request.identity.0,
         ..Request::default()
     };
-    if let Some(line) = said(|s| s.request_line.clone()) {
+    let written = || decided.line.as_ref();
+    if let Some(line) = said(|s| s.request_line.clone()).or_else(|| written()?.request.clone()) {
         lines::split_request_line(&line, &mut request);
+    }
+    request.host = request.host.or_else(|| written()?.host.clone());
+    if request.client.is_none() {
+        request.client_address = written().and_then(|line| line.client.clone());
     }
     request
 }

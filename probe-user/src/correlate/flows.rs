@@ -166,7 +166,7 @@ impl Flows {
             Body::Syscall(call) => match &call.call {
                 Syscall::Connect { socket: Some(socket), address, .. } => {
                     let (local, upstream) = (socket.local?, socket.remote.or(address.as_ref()?.ip())?);
-                    let tuple = Self::tuple(local, upstream, socket.netns);
+                    let tuple = self.zoned(local, upstream, socket.netns);
                     let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
                     if let Some(state) = self.known.get_mut(&id) {
                         state.connected_by_syscall = true;
@@ -302,6 +302,13 @@ impl Flows {
         }
     }
 
+    /// The tuple under which the connection is known. A record without a namespace (a RST that no socket sent) belongs to the only
+    /// connection of those addresses, and the other way round.
+    fn zoned(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
+        let known = self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
+        known.unwrap_or_else(|| Self::tuple(local, upstream, netns))
+    }
+
     fn tuple(local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
         let zone = if upstream.ip().is_loopback() { netns.unwrap_or(0) } else { 0 };
         Tuple { local, upstream, zone }
@@ -329,10 +336,10 @@ impl Flows {
             _ => Beginning::No,
         };
         if self.upstreams.contains(&remote) {
-            Some((Self::tuple(local, remote, socket.netns), beginning, true))
+            Some((self.zoned(local, remote, socket.netns), beginning, true))
         } else if self.upstreams.contains(&local) {
             // The upstream's end may live in another namespace; loopback addresses cannot.
-            Some((Self::tuple(remote, local, socket.netns), beginning, false))
+            Some((self.zoned(remote, local, socket.netns), beginning, false))
         } else {
             None
         }
@@ -347,9 +354,7 @@ impl Flows {
             return None;
         };
         if header.flags.syn() && !header.flags.ack() && outward {
-            let known =
-                self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
-            let tuple = known.unwrap_or_else(|| Self::tuple(local, upstream, netns));
+            let tuple = self.zoned(local, upstream, netns);
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
         if let Some(id) = self.current(local, upstream, netns) {

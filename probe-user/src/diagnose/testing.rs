@@ -284,6 +284,7 @@ impl World {
     /// nginx complains, heard inside it.
     pub(crate) fn complain(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
         let log = NginxLog {
+            status: None,
             worker: WORKER,
             request: None,
             parent: None,
