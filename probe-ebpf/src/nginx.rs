@@ -8,8 +8,8 @@ use crate::{Endpoint, Header, socket::Socket};
 
 /// Bytes of a peer's name kept.
 pub const PEER: usize = 64;
-/// Bytes of a log message's format kept.
-pub const FORMAT: usize = 96;
+/// Bytes of a log message's format kept. A power of two, as everything that is copied by length.
+pub const FORMAT: usize = 128;
 /// Bytes of the log's action ("while connecting to upstream") kept.
 pub const ACTION: usize = 48;
 /// Bytes of the request line kept.
@@ -112,13 +112,17 @@ pub struct Log {
     pub client_fd: i32,
     /// Length of `peer`.
     pub peer_length: u32,
+    /// The response's status so far (`headers_out.status`): what the client has got once the header is sent. 0 if none yet.
+    pub status: u32,
+    /// Zero.
+    pub reserved: u32,
     /// The client as nginx sees it (may have been changed by `realip`).
     pub client: Endpoint,
     /// The client's socket's remote address, as the kernel has it.
     pub client_socket: Endpoint,
     /// The peer's name as nginx prints it: `127.0.0.1:8000`, `unix:/path`, or the group's name.
     pub peer: [u8; PEER],
-    /// The message's printf-like format, NUL-terminated or cut.
+    /// The message's printf-like format, NUL-terminated or cut. Where that is only `%*s` (OpenSSL's messages), the text itself.
     pub format: [u8; FORMAT],
     /// "connecting to upstream" and so on, NUL-terminated or cut.
     pub action: [u8; ACTION],

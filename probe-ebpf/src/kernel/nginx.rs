@@ -45,6 +45,11 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
         record.client_fd = -1;
         let action: u64 = read::user_member(log, layout.log_action).unwrap_or(0);
         let mut whole = read::user_string(&mut record.format, format).is_some();
+        if is_text_only(&record.format)
+            && let (Some(length), Some(text)) = (context.arg::<u64>(4), context.arg::<u64>(5))
+        {
+            whole &= read::user_bytes(&mut record.format, text, length);
+        }
         if action != 0 {
             // Without an action nginx's line has none either; an unreadable one is left out.
             let _readable = read::user_string(&mut record.action, action);
@@ -59,6 +64,12 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// `ngx_ssl_error()` builds its message itself and hands it over as `%*s`: length and text are the next two arguments.
+#[inline(always)]
+fn is_text_only(format: &[u8; probe_abi::nginx::FORMAT]) -> bool {
+    matches!(format, [b'%', b'*', b's', 0, ..])
+}
+
 /// False if something that must be there could not be read.
 #[inline(always)]
 fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> bool {
@@ -66,6 +77,7 @@ fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> 
     record.request = request.address;
     record.main_request = request.main(layout);
     record.client_requests = identity.client_requests;
+    record.status = read::user_member::<u64>(request.address, layout.request_status).unwrap_or(0) as u32;
     let client =
         Client { descriptor: &mut record.client_fd, address: &mut record.client, socket: &mut record.client_socket }
             .fill(layout, request.connection);

@@ -19,22 +19,54 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
     let mut complaints =
         request.complaints.iter().filter(|(_, _, complaint)| ends_attempt(complaint.message)).peekable();
     let mut list = Vec::new();
-    if request.attempts_known {
-        for state in &request.attempts {
-            if is_group(request, state) {
-                continue;
+    let told = told(request);
+    for (index, state) in told.iter().enumerate() {
+        let fits = |state: &NginxAttempt, (_, log, complaint): &(Event, NginxLog, Complaint)| {
+            let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
+            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody)
+        };
+        let mine = match state {
+            Some(state) => complaints.next_if(|said| fits(state, said)),
+            // The record of this one was lost. What nginx says next is about it, unless it can be about the next that is known.
+            None => {
+                let next = told.iter().skip(index + 1).flatten().next();
+                complaints.next_if(|said| !next.is_some_and(|next| fits(next, said)))
             }
-            let accepted = state.header_ms.is_some();
-            let mine = complaints.next_if(|(_, log, complaint)| {
-                let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
-                same_peer && (!accepted || complaint.phase == Phase::ReadingBody)
-            });
-            list.push(one(request, Some(state), mine, flows, calls, decided));
-        }
+        };
+        list.push(one(request, *state, mine, flows, calls, decided));
     }
     // Complaints that nginx's list does not know (it could not be read, or is longer than what was read).
     for rest in complaints {
         list.push(one(request, None, Some(rest), flows, calls, decided));
+    }
+    list
+}
+
+/// Whether these are all the attempts there were: nginx's list was read whole; or, where it could not be read, nginx made the status
+/// itself or broke the answer off, both right after the last failure.
+#[must_use]
+pub fn complete(request: &OpenRequest) -> bool {
+    if request.attempts_known {
+        return usize::try_from(request.attempts_total).is_ok_and(|total| total == request.attempts.len());
+    }
+    let broken_off = request.complaints.last().is_some_and(|(.., complaint)| complaint.phase == Phase::ReadingBody);
+    request.special.is_some() || broken_off
+}
+
+/// nginx's own list without its entries for groups; `None` stands for an attempt whose record was lost, so that another is not taken
+/// for the last one.
+fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
+    if !request.attempts_known {
+        return Vec::new();
+    }
+    let mut list: Vec<Option<&NginxAttempt>> = (0..request.attempts_total)
+        .map(|index| request.attempts.iter().find(|state| state.index == index))
+        .filter(|state| !state.is_some_and(|state| is_group(request, state)))
+        .collect();
+    let nobody_left = request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams);
+    let group_told = request.attempts.iter().any(|state| is_group(request, state));
+    if nobody_left && !group_told && list.last() == Some(&None) {
+        list.pop();
     }
     list
 }

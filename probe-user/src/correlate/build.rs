@@ -54,6 +54,10 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     processes.retain(|event| accepts_for(event, &list));
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
+    let attempts_complete = match &decided.from_lines {
+        Some(group) => lines::complete(group, &list, configuration.as_ref()),
+        None => attempts::complete(&decided.request),
+    };
     let complaints = complaints(decided);
     let earlier = earlier(correlator, decided, &complaints, configuration.as_ref());
     let host = host(correlator, &list, &processes, worker);
@@ -81,6 +85,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         earlier,
         coverage: coverage(correlator, At::between(begin, until)),
         attempts: list,
+        attempts_complete,
     }
 }
 
@@ -105,8 +110,13 @@ fn request(decided: &Decided) -> Request {
         connection: decided.request.identity.0,
         ..Request::default()
     };
-    if let Some(line) = said(|s| s.request_line.clone()) {
+    let written = || decided.line.as_ref();
+    if let Some(line) = said(|s| s.request_line.clone()).or_else(|| written()?.request.clone()) {
         lines::split_request_line(&line, &mut request);
+    }
+    request.host = request.host.or_else(|| written()?.host.clone());
+    if request.client.is_none() {
+        request.client_address = written().and_then(|line| line.client.clone());
     }
     request
 }

@@ -18,6 +18,10 @@ use crate::model::{
 /// Packets and kernel records are stamped by different clocks, which differ by less than this.
 const CLOCK_SKEW_NS: u64 = 200_000;
 
+/// Events kept until an upstream's address is learnt. What shows it follows its first events within microseconds; on a busy host the
+/// packets of clients come between.
+const UNPLACED: usize = 256;
+
 /// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tuple {
@@ -64,6 +68,8 @@ pub struct Flows {
     /// Addresses that are upstreams: decides which end of a packet is nginx.
     upstreams: BTreeSet<SocketAddr>,
     ended: VecDeque<(Moment, FlowId)>,
+    /// The newest events between addresses of which none is known to be an upstream yet.
+    unplaced: VecDeque<Event>,
     last: u64,
     forgotten: u64,
     limits: Limits,
@@ -78,7 +84,17 @@ impl Flows {
 
     /// This address is an upstream.
     pub fn add_upstream(&mut self, address: SocketAddr) {
-        self.upstreams.insert(address);
+        if !self.upstreams.insert(address) {
+            return;
+        }
+        // On loopback a whole refused handshake is recorded before the connect() that shows the address.
+        let waiting = std::mem::take(&mut self.unplaced);
+        let (placeable, rest) = waiting.into_iter().partition(|event| concerns(event, address));
+        self.unplaced = rest;
+        let placeable: VecDeque<Event> = placeable;
+        for event in &placeable {
+            self.place(event);
+        }
     }
 
     /// Whether this address is known to be an upstream.
@@ -95,6 +111,41 @@ impl Flows {
 
     /// Takes an event that is about a connection; `None` if it is not, or not about one with a known upstream.
     pub fn handle(&mut self, event: &Event) -> Option<FlowId> {
+        if let Some(upstream) = self.shown_by(event) {
+            self.add_upstream(upstream);
+        }
+        let id = self.place(event);
+        if id.is_none() && ends(event).is_some() {
+            if self.unplaced.len() >= UNPLACED {
+                self.unplaced.pop_front();
+            }
+            self.unplaced.push_back(event.clone());
+        }
+        id
+    }
+
+    /// The upstream whose address this event shows. The kernel side follows the workers' connects itself and may know an upstream before
+    /// anybody told us: whoever opens a connection that it records is on nginx's side.
+    fn shown_by(&self, event: &Event) -> Option<SocketAddr> {
+        match &event.body {
+            Body::Socket(e) => {
+                let (local, remote) = (e.socket.local?, e.socket.remote?);
+                let opener = matches!(e.change, SocketChange::State { from: TcpState::SynSent })
+                    || e.socket.state == TcpState::SynSent;
+                (opener && !self.upstreams.contains(&local)).then_some(remote)
+            }
+            Body::Syscall(call) => match &call.call {
+                Syscall::Connect { socket: Some(socket), address, .. } => {
+                    socket.local?;
+                    socket.remote.or(address.as_ref()?.ip())
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn place(&mut self, event: &Event) -> Option<FlowId> {
         match &event.body {
             Body::Socket(socket) => {
                 let (tuple, beginning, nginx_side) = self.place_socket(&socket.socket, &socket.change)?;
@@ -115,8 +166,7 @@ impl Flows {
             Body::Syscall(call) => match &call.call {
                 Syscall::Connect { socket: Some(socket), address, .. } => {
                     let (local, upstream) = (socket.local?, socket.remote.or(address.as_ref()?.ip())?);
-                    self.upstreams.insert(upstream);
-                    let tuple = Self::tuple(local, upstream, socket.netns);
+                    let tuple = self.zoned(local, upstream, socket.netns);
                     let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
                     if let Some(state) = self.known.get_mut(&id) {
                         state.connected_by_syscall = true;
@@ -163,7 +213,7 @@ impl Flows {
         netns: Option<u32>,
         at: Moment,
     ) {
-        self.upstreams.insert(upstream);
+        self.add_upstream(upstream);
         if self.current(local, upstream, netns).is_none() {
             let tuple = Self::tuple(local, upstream, netns);
             let id = self.begin(tuple, false, at);
@@ -252,6 +302,13 @@ impl Flows {
         }
     }
 
+    /// The tuple under which the connection is known. A record without a namespace (a RST that no socket sent) belongs to the only
+    /// connection of those addresses, and the other way round.
+    fn zoned(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
+        let known = self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
+        known.unwrap_or_else(|| Self::tuple(local, upstream, netns))
+    }
+
     fn tuple(local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
         let zone = if upstream.ip().is_loopback() { netns.unwrap_or(0) } else { 0 };
         Tuple { local, upstream, zone }
@@ -278,18 +335,11 @@ impl Flows {
             }
             _ => Beginning::No,
         };
-        // The kernel side follows the workers' connects itself and may know an upstream before anybody told us: whoever opens a
-        // connection that it records is on nginx's side.
-        let opener =
-            matches!(change, SocketChange::State { from: TcpState::SynSent }) || socket.state == TcpState::SynSent;
-        if opener && !self.upstreams.contains(&local) {
-            self.upstreams.insert(remote);
-        }
         if self.upstreams.contains(&remote) {
-            Some((Self::tuple(local, remote, socket.netns), beginning, true))
+            Some((self.zoned(local, remote, socket.netns), beginning, true))
         } else if self.upstreams.contains(&local) {
             // The upstream's end may live in another namespace; loopback addresses cannot.
-            Some((Self::tuple(remote, local, socket.netns), beginning, false))
+            Some((self.zoned(remote, local, socket.netns), beginning, false))
         } else {
             None
         }
@@ -304,9 +354,7 @@ impl Flows {
             return None;
         };
         if header.flags.syn() && !header.flags.ack() && outward {
-            let known =
-                self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
-            let tuple = known.unwrap_or_else(|| Self::tuple(local, upstream, netns));
+            let tuple = self.zoned(local, upstream, netns);
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
         if let Some(id) = self.current(local, upstream, netns) {
@@ -393,6 +441,33 @@ impl Flows {
         }
         events.push(event.clone());
     }
+}
+
+/// The two ends an event is about, in any order.
+fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
+    match &event.body {
+        Body::Socket(e) => match (e.socket.local, e.socket.remote, &e.change) {
+            (Some(local), Some(remote), _) => Some((local, remote)),
+            (_, _, SocketChange::ResetSent { answered: Some(answered), .. }) => {
+                Some((answered.destination, answered.source))
+            }
+            _ => None,
+        },
+        Body::Syscall(call) => match &call.call {
+            Syscall::Accept { result: Ok(_), socket: Some(socket), .. } => Some((socket.local?, socket.remote?)),
+            _ => None,
+        },
+        Body::Drop(drop) => Some((drop.packet.source, drop.packet.destination)),
+        Body::Packet(packet) => match &packet.body {
+            PacketBody::Tcp(tcp) => Some((tcp.header.source, tcp.header.destination)),
+            PacketBody::Icmp(icmp) => Some(icmp.about),
+        },
+        _ => None,
+    }
+}
+
+fn concerns(event: &Event, address: SocketAddr) -> bool {
+    ends(event).is_some_and(|(one, other)| one == address || other == address)
 }
 
 fn note_nginx_state(state: &mut State, socket: &Socket, change: &SocketChange, at: Moment) {

@@ -41,5 +41,8 @@ pub const NOTABLE_LINGER_NS: u64 = 120_000_000_000;
 /// Failures are remembered this long for blackouts; `fail_timeout` is 10 s by default, and 60 s is the most that is common.
 pub const FAILURE_LINGER_NS: u64 = 120_000_000_000;
 
+/// Error lines kept for requests that are still open: a storm writes one for each failure, and they wait for a second at most.
+pub const WRITTEN_LINES: usize = 4_096;
+
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;

@@ -12,6 +12,7 @@ use crate::model::{
     complaint::{Complaint, Message, Phase},
     event::Event,
     flow::{Flow, Side},
+    host::{Configuration, UpstreamGroup},
     net::{Address, Errno},
     nginx::{AccessLine, ErrorLine},
     process::Pid,
@@ -158,12 +159,23 @@ impl Lines {
         ended || repeated || last.line.request != next.line.request
     }
 
+    /// The access line of the request whose last error line this is; `None` also where several fit and say different things.
+    fn take_access(&mut self, last: &Line) -> Option<(Event, AccessLine)> {
+        let fits = |(event, line): &&(Event, AccessLine)| {
+            belongs(line, &last.line) && event.at.latest >= last.event.at.earliest
+        };
+        let first = self.access.iter().find(fits)?.clone();
+        let numbered = first.1.number.is_some();
+        let same = |(_, line): &(Event, AccessLine)| line.status == first.1.status;
+        if !numbered && !self.access.iter().filter(fits).all(same) {
+            return None;
+        }
+        self.access.retain(|(event, _)| event.id != first.0.id);
+        Some(first)
+    }
+
     fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
-        let access = self
-            .access
-            .iter()
-            .position(|(event, line)| belongs(line, &last.line) && event.at.latest >= last.event.at.earliest);
-        let access = access.and_then(|index| self.access.remove(index));
+        let access = self.take_access(last);
         let status = access.as_ref().and_then(|(_, line)| line.status);
         let client = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
         let window = At::between(last.event.at.earliest, last.event.at.latest.plus_ns(ANSWER_WINDOW_NS));
@@ -286,6 +298,29 @@ fn logged_attempts(line: &AccessLine) -> Vec<(String, Option<u16>)> {
         return Vec::new();
     }
     peers.into_iter().zip(statuses).map(|(peer, status)| (peer, status.parse().ok())).collect()
+}
+
+/// Whether these are all the attempts there were: the access log lists as many, or there was nobody else to ask. An attempt that went
+/// well, or that is still going on, leaves no error line.
+#[must_use]
+pub fn complete(group: &LineGroup, attempts: &[Attempt], configuration: Option<&Configuration>) -> bool {
+    if group.status.is_none() {
+        return false;
+    }
+    if !group.logged.is_empty() {
+        return group.logged.len() == attempts.len();
+    }
+    // A group of one server is not tried again, unless the failure was on a kept connection (ngx_http_upstream_next, 1.18 to 1.31).
+    let [attempt] = attempts else { return false };
+    let alone = |group: &UpstreamGroup| {
+        let [server] = group.servers.as_slice() else { return false };
+        server.addresses.len() == 1 && attempt.upstream.as_ref() == server.addresses.first()
+    };
+    let named = |group: &&UpstreamGroup| {
+        group.servers.iter().any(|server| server.addresses.iter().any(|a| Some(a) == attempt.upstream.as_ref()))
+    };
+    let groups: Vec<&UpstreamGroup> = configuration.iter().flat_map(|c| &c.groups).filter(named).collect();
+    attempt.reused == Some(false) && !groups.is_empty() && groups.iter().all(|group| alone(group))
 }
 
 /// The attempts that the lines speak of, and those that only the access log knows: the ones that went well.
@@ -436,7 +471,9 @@ fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
             Message::TimedOut => established && !reset,
             Message::PrematurelyClosed => fin || reset,
             Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
-                Some(Errno::ECONNRESET | Errno::EPIPE) => reset || fin,
+                // Where the socket was told an error, that is what nginx read.
+                Some(Errno::ECONNRESET) => error.map_or(reset || fin, |error| error == Errno::ECONNRESET),
+                Some(Errno::EPIPE) => reset || fin,
                 _ => established,
             },
             _ => established,

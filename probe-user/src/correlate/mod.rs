@@ -24,11 +24,11 @@ pub use host::Question;
 use crate::model::{
     attempt::Outcome,
     case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
-    complaint::{Message, Phase},
+    complaint::{Complaint, Message, Phase},
     coverage::{Coverage, Sensor, Sight},
     event::{Body, Event},
     net::{Address, Errno},
-    nginx::{NginxAttempt, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
+    nginx::{ErrorLine, NginxAttempt, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
     socket::Syscall,
@@ -36,6 +36,9 @@ use crate::model::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
+const ATTEMPTS_TOLD: u32 = 8;
 
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
@@ -61,6 +64,8 @@ struct Decided {
     request: OpenRequest,
     /// What nginx said of the request itself, latest first.
     statuses: Vec<NginxStatus>,
+    /// A line of the error log about it.
+    line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
 }
@@ -85,6 +90,8 @@ pub struct Correlator {
     requests: Requests,
     lines: Lines,
     notable: Notable,
+    /// Error lines of requests that nginx itself tells about: they have the whole text.
+    written: VecDeque<(At, ErrorLine)>,
     host: host::Host,
     sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
@@ -110,6 +117,7 @@ impl Correlator {
             requests: Requests::new(limits),
             lines: Lines::default(),
             notable: Notable::new(limits),
+            written: VecDeque::new(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
             losses: VecDeque::new(),
@@ -150,6 +158,7 @@ impl Correlator {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
                 }
             }
+            Body::ErrorLine(line) if self.sight(Sensor::NginxFunctions) == Sight::On => self.keep_line(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
             Body::Packet(packet) => {
@@ -251,6 +260,27 @@ impl Correlator {
         }
     }
 
+    fn keep_line(&mut self, event: &Event, line: &ErrorLine) {
+        if line.number.is_some() {
+            if self.written.len() >= limits::WRITTEN_LINES {
+                self.written.pop_front();
+            }
+            self.written.push_back((event.at, line.clone()));
+        }
+    }
+
+    /// The line of the error log that this complaint became.
+    fn line_of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
+        let window = At::between(event.at.earliest.minus_ns(1_000_000_000), event.at.latest.plus_ns(1_000_000_000));
+        let fits = |(at, line): &&(At, ErrorLine)| {
+            line.number == log.number
+                && line.errno == log.errno
+                && at.overlaps(&window)
+                && Message::classify(&line.message) == Some(complaint.message)
+        };
+        self.written.iter().rev().find(fits).map(|(_, line)| line)
+    }
+
     fn nginx(&mut self, event: &Event, nginx: &NginxEvent) {
         match nginx {
             NginxEvent::Log(log) => self.log(event, log),
@@ -282,7 +312,7 @@ impl Correlator {
             // The header was passed on: no status will follow that could decide it.
             let request = self.requests.take(key, (log.number, log.client_requests));
             if let Some(request) = request {
-                self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, None, None);
+                self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, log.status, None);
             }
         }
     }
@@ -355,6 +385,7 @@ impl Correlator {
         if status.attempts.is_some() {
             request.attempts.clear();
             request.attempts_known = true;
+            request.attempts_total = status.attempts.unwrap_or(0);
         }
         if let Some(telling) = &mut self.telling {
             telling.decided = true;
@@ -384,7 +415,9 @@ impl Correlator {
         if attempt.index == 0 {
             target.attempts.clear();
             target.attempts_known = true;
+            target.attempts_total = 0;
         }
+        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS_TOLD));
         if !target.attempts.iter().any(|known| known.index == attempt.index) {
             target.attempts.push(attempt.clone());
         }
@@ -407,7 +440,18 @@ impl Correlator {
         let mut statuses: Vec<NginxStatus> = said.into_iter().collect();
         statuses.extend(request.special.iter().map(|(_, status)| status.clone()));
         let close_at = self.now.max(at.latest).plus_ns(CLOSE_DELAY_NS);
-        self.decided.push_back(Decided { kind, origin, status, at, by, close_at, request, statuses, from_lines: None });
+        self.decided.push_back(Decided {
+            kind,
+            origin,
+            status,
+            at,
+            by,
+            close_at,
+            request,
+            statuses,
+            line: None,
+            from_lines: None,
+        });
     }
 
     fn decide_lines(&mut self) {
@@ -426,6 +470,7 @@ impl Correlator {
                 close_at: group.due,
                 request,
                 statuses: Vec::new(),
+                line: None,
                 from_lines: Some(group),
             };
             self.decided.push_back(decided);
@@ -437,6 +482,18 @@ impl Correlator {
             let status = decided.status.unwrap_or(0);
             (decided.kind, decided.origin) = requests::decide(&decided.request, status, &self.settings.statuses)?;
         }
+        let lines: Vec<Option<ErrorLine>> = decided
+            .request
+            .complaints
+            .iter()
+            .map(|(event, log, complaint)| self.line_of(event, log, complaint).cloned())
+            .collect();
+        for ((_, _, complaint), line) in decided.request.complaints.iter_mut().zip(&lines) {
+            if let Some(line) = line {
+                complaint.text.clone_from(&line.message);
+            }
+        }
+        decided.line = lines.into_iter().flatten().next();
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);

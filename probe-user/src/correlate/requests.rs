@@ -30,6 +30,8 @@ pub struct OpenRequest {
     pub attempts: Vec<NginxAttempt>,
     /// nginx's list could be read.
     pub attempts_known: bool,
+    /// How many entries it has. More than are in `attempts`: the records of some were lost.
+    pub attempts_total: u32,
     /// A complaint was about a subrequest.
     pub subrequest: bool,
     /// Descriptors that became upstream connections for it.
@@ -47,6 +49,7 @@ impl OpenRequest {
             redirected: false,
             attempts: Vec::new(),
             attempts_known: false,
+            attempts_total: 0,
             subrequest: false,
             connections: Vec::new(),
         }

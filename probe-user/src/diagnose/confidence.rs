@@ -47,7 +47,7 @@ pub(super) fn tie(reading: &Reading<'_>) -> Tie {
         Link::Strong => reading.sees(Sensor::Syscalls),
         Link::Inferred => false,
     };
-    if seen { Tie::Firm } else { Tie::Loose }
+    if seen && reading.case.attempts_complete { Tie::Firm } else { Tie::Loose }
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ impl World {
             worker: Some(WORKER),
             nginx_version: Some("1.22.1".to_owned()),
             configuration: Some(Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }),
+            attempts_complete: true,
             attempts: vec![attempt],
             subrequest: false,
             link: Link::Exact,
@@ -283,6 +284,7 @@ impl World {
     /// nginx complains, heard inside it.
     pub(crate) fn complain(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
         let log = NginxLog {
+            status: None,
             worker: WORKER,
             request: None,
             parent: None,

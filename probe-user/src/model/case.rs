@@ -94,6 +94,9 @@ pub struct Case {
     pub configuration: Option<Configuration>,
     /// The attempts in order. The status is that of the last one.
     pub attempts: Vec<Attempt>,
+    /// It is certain that nothing else was tried: the last attempt here made the status. Without nginx's own list another attempt may
+    /// have followed that left no line.
+    pub attempts_complete: bool,
     /// The failure was in a subrequest.
     pub subrequest: bool,
     /// How the attempts are tied to the request: the weakest of theirs, or of the request itself when there are none.

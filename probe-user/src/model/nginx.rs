@@ -52,8 +52,10 @@ pub struct NginxLog {
     pub level: u32,
     /// The errno nginx logs.
     pub errno: Option<Errno>,
-    /// The message's printf-like format.
+    /// The message's printf-like format; the text itself where nginx was given a whole text.
     pub format: String,
+    /// The response's status so far: what the client has got once the header is sent.
+    pub status: Option<u16>,
     /// `connecting to upstream` and so on.
     pub action: Option<String>,
     /// The peer's name as nginx prints it.

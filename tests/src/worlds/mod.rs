@@ -5,6 +5,7 @@
 //! numbers and byte counters that add up the way Linux 6.18 and nginx 1.22.1 add them up. A [`view::View`] takes things away. [`run`]
 //! delivers what is left.
 
+pub mod crowd;
 pub mod dice;
 pub mod fate;
 pub mod nginx;

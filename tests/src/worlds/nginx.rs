@@ -164,6 +164,7 @@ impl Inner {
             socket: Some(connection.nginx_socket(t)),
         });
         let log = NginxLog {
+            status: None,
             worker: self.key.worker,
             request: Some(self.key),
             parent: None,

@@ -6,8 +6,9 @@ use probe502::{
     correlate::{Settings, limits::Limits},
     merge::Arrival,
     model::{
+        coverage::{Sensor, Sight},
         event::Source,
-        time::{Moment, WallClock},
+        time::{At, Moment, WallClock},
     },
     pipeline::{Judged, Pipeline},
 };
@@ -51,9 +52,34 @@ const SOURCES: [Source; 5] = [Source::Probe, Source::Packet, Source::Kernel, Sou
 #[must_use]
 pub fn live(story: &Story, view: &View) -> (Vec<Arrival>, Vec<Judged>) {
     let mut arrivals = view.see(story);
+    let (answers, judged) = ask(story, view, &arrivals);
+    arrivals.extend(answers);
+    arrivals.sort_by_key(|arrival| arrival.at.latest);
+    (arrivals, judged)
+}
+
+/// What the probe asks in this view, answered.
+#[must_use]
+pub fn answers(story: &Story, view: &View) -> Vec<Arrival> {
+    ask(story, view, &view.see(story)).0
+}
+
+/// What is said in this view when these are the answers, whatever is asked. Two views can be compared when they learn the same at the same
+/// time.
+#[must_use]
+pub fn said_with(story: &Story, view: &View, answers: &[Arrival]) -> Vec<Judged> {
+    let mut arrivals = view.see(story);
+    if view.sight(Sensor::Host) != Sight::Off {
+        arrivals.extend(answers.iter().cloned());
+    }
+    arrivals.sort_by_key(|arrival| arrival.at.latest);
+    replay(&arrivals, Delivery::LIVE)
+}
+
+fn ask(story: &Story, view: &View, arrivals: &[Arrival]) -> (Vec<Arrival>, Vec<Judged>) {
     let mut pipeline = Pipeline::new(settings());
     let mut answers: Vec<Arrival> = Vec::new();
-    let judged = deliver(&mut pipeline, &arrivals, Delivery::LIVE, |pipeline, watermark| {
+    let judged = deliver(&mut pipeline, arrivals, Delivery::LIVE, |pipeline, watermark| {
         while let Some(question) = pipeline.poll_question() {
             // Looking takes its time, and the sources' delay lies between.
             let at = watermark + 20 * MS + 300 * US * (1 + u64::try_from(answers.len() % 7).unwrap_or(0));
@@ -63,9 +89,7 @@ pub fn live(story: &Story, view: &View) -> (Vec<Arrival>, Vec<Judged>) {
             }
         }
     });
-    arrivals.extend(answers);
-    arrivals.sort_by_key(|arrival| arrival.at.latest);
-    (arrivals, judged)
+    (answers, judged)
 }
 
 /// Runs what arrived once more, without asking anything.
@@ -144,4 +168,14 @@ fn hand_over(pipeline: &mut Pipeline, queues: &mut [VecDeque<&Arrival>], waterma
             }
         }
     }
+}
+
+/// The same arrivals, all later by so many nanoseconds.
+#[must_use]
+pub fn later(arrivals: &[Arrival], ns: u64) -> Vec<Arrival> {
+    let shift = |arrival: &Arrival| Arrival {
+        at: At { earliest: arrival.at.earliest.plus_ns(ns), latest: arrival.at.latest.plus_ns(ns) },
+        ..arrival.clone()
+    };
+    arrivals.iter().map(shift).collect()
 }

@@ -93,8 +93,13 @@ enum Job<'w> {
 /// Plays a world.
 #[must_use]
 pub fn play(world: &World) -> Story {
-    let mut play =
-        Play { stage: Stage::new(world), truths: Vec::new(), kept: BTreeMap::new(), disabled: BTreeMap::new() };
+    let mut play = Play {
+        stage: Stage::new(world),
+        truths: Vec::new(),
+        about: Vec::new(),
+        kept: BTreeMap::new(),
+        disabled: BTreeMap::new(),
+    };
     play.stage.introduce(BEGIN + MS);
     for (at, job) in jobs(world, &mut play.stage) {
         match job {
@@ -102,6 +107,11 @@ pub fn play(world: &World) -> Story {
             Job::Request { index, plan } => play.request(at, index, plan),
             Job::Noise(noise) => play.noise(at, noise),
         }
+    }
+    for (truth, tried) in play.truths.iter_mut().zip(&play.about) {
+        let Some(tried) = tried else { continue };
+        let Some(server) = play.stage.servers.get(world.peer_index(tried.attempt.peer)) else { continue };
+        truth.causes.extend(tried.circumstances(server));
     }
     let records = play.stage.tape.into_records();
     let end = records.last().map_or(FIRST, |record| record.arrival.at.latest.0) + SECOND;
@@ -132,9 +142,61 @@ fn jobs<'w>(world: &'w World, stage: &mut Stage<'_>) -> Vec<(u64, Job<'w>)> {
     jobs
 }
 
+/// What there is to report about a request.
+#[derive(Clone, Debug)]
+struct Report {
+    kind: CaseKind,
+    causes: Vec<&'static str>,
+    /// The attempt it is about, and its time.
+    about: Option<Tried>,
+}
+
+/// An attempt that was made, from when to when.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    attempt: Attempt,
+    from: u64,
+    to: u64,
+}
+
+impl Report {
+    fn of(kind: CaseKind, tried: Tried) -> Self {
+        Self { kind, causes: tried.attempt.true_causes(), about: Some(tried) }
+    }
+
+    fn without_attempt(cause: &'static str) -> Self {
+        Self { kind: CaseKind::Incident, causes: vec![cause], about: None }
+    }
+}
+
+impl Tried {
+    /// Causes that are true of the attempt because of what its server went through meanwhile.
+    fn circumstances(&self, server: &Server) -> Vec<&'static str> {
+        let during = |windows: &[(u64, u64)]| windows.iter().any(|(from, to)| *from <= self.to && *to >= self.from);
+        let silent = matches!(self.attempt.fate, Fate::Unanswered { lost: Lost::Beyond, .. } | Fate::QueueFull { .. });
+        let mut causes = Vec::new();
+        if silent && during(&server.full) {
+            // Had the SYN come through, there would have been no place for it.
+            causes.push("accept-queue-overflow");
+        }
+        if silent && during(&server.full) && during(&server.out_of_files) {
+            // A server that cannot accept is why its queue is full.
+            causes.push("fd-exhausted-upstream");
+        }
+        let filtered = matches!(self.attempt.fate, Fate::Rejected(Answer::Reset | Answer::PortUnreachable));
+        if filtered && during(&server.down) {
+            // The filter only says what the kernel would have said: nobody listens.
+            causes.push("upstream-refused");
+        }
+        causes
+    }
+}
+
 struct Play<'w> {
     stage: Stage<'w>,
     truths: Vec<Truth>,
+    /// Of which attempt each truth speaks.
+    about: Vec<Option<Tried>>,
     /// Connections that wait for the attempt that will reuse them.
     kept: BTreeMap<(usize, usize), Connection>,
     /// Until which second a worker leaves a peer alone.
@@ -180,7 +242,7 @@ impl Play<'_> {
         match &plan.course {
             Course::Passed(attempts) => self.passed(t + 2 * US, index, worker, plan.post, &mut inner, attempts),
             Course::Returned(status) => {
-                let kind = (*status == 502).then_some((CaseKind::Incident, vec!["configured-502"]));
+                let kind = (*status == 502).then(|| Report::without_attempt("configured-502"));
                 let special = self.stage.tape.dice.chance(700);
                 self.finish(worker, &inner, t + 5 * US, *status, special, Vec::new(), kind);
             }
@@ -197,7 +259,7 @@ impl Play<'_> {
         status: u16,
         special: bool,
         attempts: Vec<(String, Became)>,
-        case: Option<(CaseKind, Vec<&'static str>)>,
+        case: Option<Report>,
     ) {
         let mut now = t;
         if special {
@@ -214,11 +276,13 @@ impl Play<'_> {
         &mut self,
         inner: &Inner,
         decided: Option<u64>,
-        case: Option<(CaseKind, Vec<&'static str>)>,
+        case: Option<Report>,
         status: Option<u16>,
         attempts: Vec<(String, Became)>,
     ) {
-        let (kind, causes) = case.map_or((None, Vec::new()), |(kind, causes)| (Some(kind), causes));
+        let (kind, causes, about) =
+            case.map_or((None, Vec::new(), None), |report| (Some(report.kind), report.causes, report.about));
+        self.about.push(about);
         self.truths.push(Truth {
             key: inner.key,
             number: inner.number,
@@ -267,7 +331,7 @@ impl Play<'_> {
         let mut tries = self.stage.servers.len();
         let mut tried = Vec::new();
         let mut told: Vec<(String, Became)> = Vec::new();
-        let mut failed: Vec<Vec<&'static str>> = Vec::new();
+        let mut failed: Vec<Tried> = Vec::new();
         for number in 0.. {
             let wanted = plan.get(number).copied();
             let Some(attempt) = self.next_attempt(worker, now, number, &tried, wanted, index) else {
@@ -278,33 +342,34 @@ impl Play<'_> {
             let reused = kept.is_some();
             let attempt = Attempt { idle_ms: if reused { attempt.idle_ms } else { None }, ..attempt };
             let outcome = fate::play(&mut self.stage, inner, worker, attempt, now, kept);
+            let tried_now = Tried { attempt, from: now, to: outcome.at };
             now = outcome.at;
             let name = self.stage.world.address(attempt.peer).to_string();
             told.push((name, outcome.became));
             match outcome.ended {
                 Ended::Answered { status } => {
                     let case = match (status, failed.last()) {
-                        (502, _) => Some((CaseKind::Incident, attempt.true_causes())),
-                        (_, Some(causes)) => Some((CaseKind::NearMiss, causes.clone())),
+                        (502, _) => Some(Report::of(CaseKind::Incident, tried_now)),
+                        (_, Some(last)) => Some(Report::of(CaseKind::NearMiss, *last)),
                         (_, None) => None,
                     };
                     return self.finish(worker, inner, now, status, false, told, case);
                 }
                 Ended::Fatal => {
-                    let case = Some((CaseKind::Incident, attempt.true_causes()));
+                    let case = Some(Report::of(CaseKind::Incident, tried_now));
                     return self.finish(worker, inner, now, 500, true, told, case);
                 }
                 Ended::Broken { reset } => {
-                    return self.broken(worker, inner, now, reset, outcome.connection, told, &attempt);
+                    return self.broken(worker, inner, now, reset, outcome.connection, told, tried_now);
                 }
                 Ended::Failed { status } => {
-                    failed.push(attempt.true_causes());
+                    failed.push(tried_now);
                     if self.stage.servers.len() > 1 && self.stage.world.counts_failures {
                         self.disabled.insert((worker, attempt.peer), now / SECOND + 10);
                     }
                     tries = tries.saturating_sub(1) + usize::from(reused && status == 502);
                     if tries == 0 || (post && outcome.sent) {
-                        let case = Some((CaseKind::Incident, attempt.true_causes()));
+                        let case = Some(Report::of(CaseKind::Incident, tried_now));
                         return self.finish(worker, inner, now, status, true, told, case);
                     }
                 }
@@ -362,22 +427,18 @@ impl Play<'_> {
         Some(attempt)
     }
 
-    fn no_live(
-        &mut self,
-        worker: usize,
-        inner: &mut Inner,
-        t: u64,
-        told: Vec<(String, Became)>,
-        last: Option<&Vec<&'static str>>,
-    ) {
+    fn no_live(&mut self, worker: usize, inner: &mut Inner, t: u64, told: Vec<(String, Became)>, last: Option<&Tried>) {
         let words = Words::new("no live upstreams", None, CONNECTING);
         inner.complain(&mut self.stage.tape, t + US, words, GROUP, None);
         let state = State { peer: Some(GROUP.to_owned()), status: Some(502), span: (t, t), ..State::default() };
         inner.states.push(state);
-        let mut causes = vec!["no-live-upstreams"];
-        // After failed attempts the last of them made the peers run out: what is said of it is true of this request too.
-        causes.extend(last.into_iter().flatten());
-        self.finish(worker, inner, t + 5 * US, 502, true, told, Some((CaseKind::Incident, causes)));
+        let mut report = Report::without_attempt("no-live-upstreams");
+        if let Some(last) = last {
+            // After failed attempts the last of them made the peers run out: what is said of it is true of this request too.
+            report.causes.extend(last.attempt.true_causes());
+            report.about = Some(*last);
+        }
+        self.finish(worker, inner, t + 5 * US, 502, true, told, Some(report));
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call; each is a different thing about the one request")]
@@ -389,7 +450,7 @@ impl Play<'_> {
         reset: bool,
         connection: Option<Connection>,
         told: Vec<(String, Became)>,
-        attempt: &Attempt,
+        tried: Tried,
     ) {
         let sent = inner.send_header(&mut self.stage.tape, t + 5 * US, 200);
         let later = sent + self.stage.tape.dice.between(300 * US, 400 * MS);
@@ -398,7 +459,7 @@ impl Play<'_> {
         let over = broken + 30 * US;
         inner.access_line(&mut self.stage.tape, over, 200, self.stage.world.detailed_access_log);
         self.stage.depart(worker, over, inner, false);
-        let case = Some((CaseKind::NearMiss, attempt.true_causes()));
+        let case = Some(Report::of(CaseKind::NearMiss, tried));
         self.tell(inner, Some(broken), case, Some(200), told);
     }
 

@@ -1,8 +1,10 @@
 //! What the pipeline said, beside what is true.
 
+use std::collections::BTreeMap;
+
 use probe502::{
     model::{
-        case::Case,
+        case::{Case, CaseKind},
         verdict::{Confidence, Verdict},
     },
     pipeline::Judged,
@@ -81,4 +83,20 @@ pub fn check(story: &Story, judged: &Judged) -> Result<(), String> {
     }
     let truths: Vec<_> = subjects.iter().map(|truth| &truth.causes).collect();
     Err(format!("{} is confirmed as {cause}, and true is {truths:?}\n{:#?}", judged.case.id.0, judged.verdict))
+}
+
+/// What was said of each request: of every case the request it is about, what kind it is, and its claim. A case that can be about several
+/// requests is taken for the one that came first.
+#[must_use]
+pub fn claims(story: &Story, judged: &[Judged]) -> BTreeMap<(u64, u64, CaseKind), Claim> {
+    let mut claims = BTreeMap::new();
+    for judged in judged {
+        if let Some(truth) = subjects(story, &judged.case).first() {
+            let key = (truth.number, truth.client_requests, judged.case.kind);
+            let claim = Claim::of(&judged.verdict);
+            let surest = claims.entry(key).or_insert(claim);
+            *surest = (*surest).max(claim);
+        }
+    }
+    claims
 }

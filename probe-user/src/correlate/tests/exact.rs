@@ -99,6 +99,53 @@ fn a_tuple_reused_while_the_case_waits_is_another_flow() {
     assert_eq!(flow.resets_sent_by_upstream().count(), 0);
 }
 
+/// The ring was full: of three attempts only the first is told. Neither it nor the one nginx complained of last is the last one.
+#[test]
+fn an_attempt_whose_record_was_lost_keeps_its_place() {
+    let mut world = World::new();
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8000", None);
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8001", None);
+    let told = |attempts| NginxStatus {
+        point: StatusPoint::SendHeader,
+        worker: WORKER,
+        request: key(1),
+        parent: None,
+        number: Some(41),
+        client_requests: Some(1),
+        status: 502,
+        overriding: None,
+        request_line: None,
+        host: None,
+        client: None,
+        attempts,
+    };
+    world.tell(Source::Kernel, Body::Nginx(NginxEvent::Status(Box::new(told(Some(3))))));
+    let first = NginxAttempt {
+        request: key(1),
+        index: 0,
+        total: 3,
+        peer: Some("127.0.0.1:8000".into()),
+        status: Some(502),
+        connect_ms: None,
+        header_ms: None,
+        response_ms: Some(0),
+        bytes_sent: 0,
+        bytes_received: 0,
+    };
+    world.tell(Source::Kernel, Body::Nginx(NginxEvent::Attempt(first)));
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let attempts: Vec<_> = case.attempts.iter().map(|a| (a.peer_name.as_deref(), a.outcome)).collect();
+    assert_eq!(
+        attempts,
+        [
+            (Some("127.0.0.1:8000"), Outcome::Refused),
+            (Some("127.0.0.1:8001"), Outcome::Refused),
+            (None, Outcome::Unknown)
+        ]
+    );
+}
+
 #[test]
 fn a_retry_that_hid_a_failure_is_a_near_miss() {
     let mut world = World::new();

@@ -163,6 +163,7 @@ impl World {
             level: 4,
             errno,
             format: format.into(),
+            status: None,
             action: Some(action.into()),
             peer: Some(peer.into()),
             upstream,

@@ -66,6 +66,7 @@ fn log(raw: &abi::Log, names: &Names) -> NginxLog {
         level: raw.level,
         errno: (raw.errno != 0).then_some(Errno(raw.errno)),
         format: text(&raw.format),
+        status: u16::try_from(raw.status).ok().filter(|status| (100..1_000).contains(status)),
         action: (!action.is_empty()).then_some(action),
         peer: if has(found::PEER) { sized_text(&raw.peer, raw.peer_length) } else { None },
         upstream,
