@@ -28,9 +28,7 @@ pub fn list(catalogue: &[&Cause]) -> String {
         }
         out.push('\n');
     }
-    out.push_str(
-        "`probe502 explain CAUSE` tells what happened, how it is proved, what would refute it, and what to do.\n",
-    );
+    out.push_str("`probe502 explain CAUSE` tells what happened, how it is proved or refuted, and what to do.\n");
     out
 }
 
