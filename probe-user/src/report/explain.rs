@@ -24,13 +24,11 @@ pub fn list(catalogue: &[&Cause]) -> String {
         out.push_str(heading);
         out.push('\n');
         for cause in rows {
-            say(&mut out, format_args!("  {:<widest$}  {:<13}  {}\n", cause.id, statuses(cause), cause.title));
+            say(&mut out, format_args!("  {:<widest$}  {:<8}  {}\n", cause.id, statuses(cause), cause.title));
         }
         out.push('\n');
     }
-    out.push_str(
-        "`probe502 explain CAUSE` tells what happened, how it is proved, what would refute it, and what to do.\n",
-    );
+    out.push_str("`probe502 explain CAUSE` tells what happened, how it is proved or refuted, and what to do.\n");
     out
 }
 
@@ -72,4 +70,31 @@ fn statuses(cause: &Cause) -> String {
 fn say(out: &mut String, words: fmt::Arguments<'_>) {
     // Writing to a String cannot fail.
     let _ = out.write_fmt(words);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnose::catalogue;
+
+    #[test]
+    fn every_page_is_whole_and_fits() {
+        for cause in catalogue() {
+            let page = page(cause);
+            for heading in ["What happened", "How it is proved", "What would refute it", "What to do"] {
+                assert!(page.contains(heading), "{}: {heading}", cause.id);
+            }
+            assert!(page.lines().all(|line| line.chars().count() <= COLUMNS), "{page}");
+            assert!(!cause.page.remedies.is_empty(), "{}", cause.id);
+        }
+        assert!(list(catalogue()).lines().all(|line| line.chars().count() <= COLUMNS), "{}", list(catalogue()));
+    }
+
+    #[test]
+    fn ids_are_unique() {
+        let mut ids: Vec<&str> = catalogue().iter().map(|cause| cause.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), catalogue().len());
+    }
 }

@@ -17,7 +17,7 @@ const USUAL_TIMEOUTS: [u64; 18] = [1, 2, 3, 4, 5, 10, 15, 20, 30, 60, 65, 75, 90
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
     id: "keepalive-race",
-    title: "a kept connection was closed by the upstream as nginx sent on it",
+    title: "the upstream closed a kept connection as nginx sent on it",
     family: Family::Connection,
     statuses: &[502],
     depth: Depth::Mechanism,

@@ -25,7 +25,7 @@ const SHOWN: usize = 8;
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
     id: "no-live-upstreams",
-    title: "every server of the group was out of rotation; nothing was tried",
+    title: "every server of the group was out of rotation",
     family: Family::Connect,
     statuses: &[502],
     depth: Depth::Mechanism,

@@ -17,7 +17,7 @@ use crate::model::{
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
     id: "upstream-reset",
-    title: "the upstream's side reset the connection before a whole header",
+    title: "the upstream reset the connection before a whole header",
     family: Family::Connection,
     statuses: &[502],
     depth: Depth::Symptom,

@@ -17,11 +17,9 @@ impl Reading<'_> {
         if self.reused() == Some(true) {
             return Some(true);
         }
+        let waiting = self.socket_at_failure().is_some_and(|(socket, _)| socket.state == TcpState::SynSent);
         if let Some(flow) = self.flow() {
-            let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some()
-                || flow.entered(Side::Upstream, TcpState::Established).next().is_some()
-                || flow.packets_from_upstream().any(|(_, p)| p.header.flags.syn() && p.header.flags.ack());
-            if established {
+            if flow.entered(Side::Nginx, TcpState::Established).next().is_some() {
                 return Some(true);
             }
             let gave_up = flow
@@ -31,11 +29,20 @@ impl Reading<'_> {
                 return Some(false);
             }
         }
+        // An answer on the wire can still be taken away by a packet filter of this host: nginx's own socket and word come first.
         match self.phase() {
-            Some(Phase::Connecting) => Some(false),
-            Some(Phase::Sending | Phase::ReadingHeader | Phase::ReadingBody | Phase::TlsHandshake) => Some(true),
-            _ => None,
+            Some(Phase::Connecting) => return Some(false),
+            _ if waiting => return Some(false),
+            Some(Phase::Sending | Phase::ReadingHeader | Phase::ReadingBody | Phase::TlsHandshake) => {
+                return Some(true);
+            }
+            _ => {}
         }
+        let answered = self.flow().is_some_and(|flow| {
+            flow.entered(Side::Upstream, TcpState::Established).next().is_some()
+                || flow.packets_from_upstream().any(|(_, p)| p.header.flags.syn() && p.header.flags.ack())
+        });
+        answered.then_some(true)
     }
 
     /// The RST that answered the SYN: accepted by nginx's socket, or on the wire.
