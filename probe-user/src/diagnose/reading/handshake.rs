@@ -22,11 +22,17 @@ impl Reading<'_> {
             if flow.entered(Side::Nginx, TcpState::Established).next().is_some() {
                 return Some(true);
             }
+            // An answer to the SYN on the wire says nothing when nginx's socket never heard it: a filter can stand between.
             let gave_up = flow
                 .entered(Side::Nginx, TcpState::Closed)
                 .any(|(_, e)| matches!(e.change, SocketChange::State { from: TcpState::SynSent }));
-            if gave_up {
+            if gave_up || self.phase() == Some(Phase::Connecting) {
                 return Some(false);
+            }
+            let answered = flow.entered(Side::Upstream, TcpState::Established).next().is_some()
+                || flow.packets_from_upstream().any(|(_, p)| p.header.flags.syn() && p.header.flags.ack());
+            if answered {
+                return Some(true);
             }
         }
         // An answer on the wire can still be taken away by a packet filter of this host: nginx's own socket and word come first.
