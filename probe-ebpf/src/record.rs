@@ -88,3 +88,53 @@ kinds! {
     /// [`crate::nginx::Status`]: the request was redirected inside nginx (`error_page`, `X-Accel-Redirect`).
     NginxRedirect = 53,
 }
+
+#[cfg(test)]
+mod tests {
+    use core::mem::size_of;
+
+    use super::*;
+    use crate::{globals, nginx, process, socket, syscall};
+
+    #[test]
+    fn every_kind_is_read_back_from_its_number() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_number(*kind as u16), Some(*kind));
+        }
+        assert_eq!(Kind::from_number(0), None);
+        assert_eq!(Kind::from_number(u16::MAX), None);
+    }
+
+    #[test]
+    fn records_fit_the_ring_and_its_alignment() {
+        // The ring hands out multiples of eight bytes; a record that is none would carry bytes of an older one.
+        let sizes = [
+            size_of::<socket::StateChange>(),
+            size_of::<socket::SocketEvent>(),
+            size_of::<socket::Drop>(),
+            size_of::<syscall::Connect>(),
+            size_of::<syscall::Accept>(),
+            size_of::<syscall::SocketCall>(),
+            size_of::<process::Fork>(),
+            size_of::<process::Exec>(),
+            size_of::<process::Exit>(),
+            size_of::<process::Signal>(),
+            size_of::<process::OomVictim>(),
+            size_of::<nginx::Log>(),
+            size_of::<nginx::Status>(),
+            size_of::<nginx::Attempt>(),
+            size_of::<nginx::Connection>(),
+        ];
+        for size in sizes {
+            assert!(size % 8 == 0 && size <= 1_024, "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn every_offset_has_a_place_in_the_kernel() {
+        assert_eq!(globals::Offsets::MEMBERS.len() * 4, size_of::<globals::Offsets>());
+        for (name, member) in globals::Offsets::MEMBERS {
+            assert!(member.contains('.'), "{name} is {member}");
+        }
+    }
+}

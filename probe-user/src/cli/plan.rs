@@ -61,6 +61,8 @@ pub struct Watch {
     pub count: Option<u64>,
     /// How deep to look.
     pub depth: Depth,
+    /// The depth was left to the program.
+    pub depth_auto: bool,
     /// Where to leave incidents.
     pub out: Option<PathBuf>,
     /// Wait for an nginx.
@@ -108,6 +110,7 @@ impl TryFrom<args::Watch> for Watch {
                 args::Depth::Standard | args::Depth::Auto => Depth::Standard,
                 args::Depth::Deep => Depth::Deep,
             },
+            depth_auto: typed.depth == args::Depth::Auto,
             out: typed.out,
             wait: typed.wait,
             uprobes: !typed.no_uprobes,

@@ -25,13 +25,12 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
             let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
             same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody)
         };
-        let mine = match state {
-            Some(state) => complaints.next_if(|said| fits(state, said)),
+        let mine = if let Some(state) = state {
+            complaints.next_if(|said| fits(state, said))
+        } else {
             // The record of this one was lost. What nginx says next is about it, unless it can be about the next that is known.
-            None => {
-                let next = told.iter().skip(index + 1).flatten().next();
-                complaints.next_if(|said| !next.is_some_and(|next| fits(next, said)))
-            }
+            let next = told.iter().skip(index + 1).flatten().next();
+            complaints.next_if(|said| !next.is_some_and(|next| fits(next, said)))
         };
         list.push(one(request, *state, mine, flows, calls, decided));
     }

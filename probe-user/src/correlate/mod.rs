@@ -478,8 +478,10 @@ impl Correlator {
     }
 
     fn close(&mut self, mut decided: Decided) -> Option<Case> {
-        if decided.from_lines.is_none() && decided.status.is_some() {
+        if decided.from_lines.is_none() && !decided.statuses.is_empty() {
             let status = decided.status.unwrap_or(0);
+            // What does not begin like HTTP is relayed as it is: the client gets no status then.
+            decided.status = decided.status.filter(|status| *status >= 100);
             (decided.kind, decided.origin) = requests::decide(&decided.request, status, &self.settings.statuses)?;
         }
         let lines: Vec<Option<ErrorLine>> = decided

@@ -284,7 +284,6 @@ impl World {
     /// nginx complains, heard inside it.
     pub(crate) fn complain(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
         let log = NginxLog {
-            status: None,
             worker: WORKER,
             request: None,
             parent: None,
@@ -293,6 +292,7 @@ impl World {
             level: 4,
             errno,
             format: text.to_owned(),
+            status: None,
             action: None,
             peer: None,
             upstream: None,

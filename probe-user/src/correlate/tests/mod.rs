@@ -121,7 +121,7 @@ impl World {
         self.tell(Source::Kernel, Body::Socket(event));
     }
 
-    /// A refused connection as the kernel tells it: RST sent for lack of a socket, RST received, state, all inside connect().
+    /// A refused connection as the kernel tells it: RST sent for lack of a socket, RST received, state, all inside `connect()`.
     fn refused(&mut self, local: &str, upstream: &str, syn: u32) -> Socket {
         let answered = TcpHeader {
             source: address(local),
