@@ -444,8 +444,11 @@ fn widened(at: At) -> At {
 fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flows) -> Joined<Flow> {
     let window = widened(line.event.at);
     let fitting: Vec<&Flow> = flows.towards(upstream).filter(|flow| ended_as(flow, &line.complaint, window)).collect();
-    let of_worker: Vec<&Flow> = fitting.iter().copied().filter(|flow| flow.worker == Some(Pid(pid))).collect();
-    let chosen = if of_worker.is_empty() { fitting } else { of_worker };
+    // A connection whose worker was not seen can be this worker's as well. In a container the log numbers processes otherwise: then no
+    // worker fits, and any connection can be meant.
+    let numbered_alike = fitting.iter().any(|flow| flow.worker == Some(Pid(pid)));
+    let can_be = |flow: &&Flow| !numbered_alike || flow.worker.is_none_or(|worker| worker == Pid(pid));
+    let chosen: Vec<&Flow> = fitting.into_iter().filter(can_be).collect();
     match chosen.as_slice() {
         [] => Joined::None,
         [only] => Joined::One(exact::as_of(only, line.event.at.latest)),
@@ -472,7 +475,7 @@ fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
             Message::PrematurelyClosed => fin || reset,
             Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
                 // Where the socket was told an error, that is what nginx read.
-                Some(Errno::ECONNRESET) => error.map_or(reset || fin, |error| error == Errno::ECONNRESET),
+                Some(Errno::ECONNRESET) => error.map_or(reset, |error| error == Errno::ECONNRESET),
                 Some(Errno::EPIPE) => reset || fin,
                 _ => established,
             },

@@ -56,6 +56,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if on_the_way.is_some_and(|(bytes, _)| bytes == 0) {
         return None;
     }
+    // Then the bytes arrived, and the listener's kernel says why it dropped them: accept-queue-overflow.
+    if reading.drops().any(|(_, reason)| reason == Some("TCP_LISTEN_OVERFLOW")) {
+        return None;
+    }
     let repeated: Vec<_> = reading.data_retransmits().collect();
     let counted = reading.socket_at_failure().map_or(0, |(socket, _)| socket.retransmits);
     if repeated.is_empty() && counted == 0 {
