@@ -17,6 +17,7 @@ use probe502::{
         case::CaseKind,
         coverage::Sensor,
         time::{At, WallClock},
+        verdict::Confidence,
     },
     pipeline::{Judged, Pipeline},
 };
@@ -78,8 +79,9 @@ proptest! {
         for (request, claim) in claims(&story, &said_with(&story, &view.without(sensor), &answers)) {
             // A request of which nothing was said before has no verdict that could be compared; what is said of it is held to the truth.
             let Some(before) = more.get(&request) else { continue };
+            // `possible` says that a log line fits: it is no claim, and knowing less leaves more possible.
             prop_assert!(
-                claim.confidence() <= before.confidence(),
+                claim.confidence().max(Some(Confidence::Possible)) <= before.confidence().max(Some(Confidence::Possible)),
                 "without {}, {:?} is {:?}, with it {:?}", sensor, request, claim, before
             );
         }
@@ -101,12 +103,16 @@ proptest! {
         }
     }
 
-    /// Somebody else's connections to the same servers change nothing where nginx's own word ties a request to its connection.
+    /// Somebody else's connections to the same servers change nothing where nginx's own word ties a request to its connection, and
+    /// connections are seen to begin.
     #[test]
     fn foreign_traffic_changes_nothing(world in worlds(), view in views_with_uprobes()) {
         let story = story::play(&world);
-        // Somebody else's packets can be what makes the capture lose some.
-        let view = View { lost_packets: 0, ..view };
+        // Somebody else's packets can be what makes the capture lose some; and where no beginning of a connection is seen, an address and
+        // port that come back cannot always be told from the ones before.
+        let mut view = View { lost_packets: 0, ..view };
+        view.off.retain(|sensor| *sensor != Sensor::SocketStates);
+        view.degraded.retain(|sensor| *sensor != Sensor::SocketStates);
         let known = answers(&story, &view);
         let gist = |view: &View| -> Vec<_> {
             let gist = |judged: Judged| {

@@ -9,7 +9,7 @@ use crate::model::{
     net::{Address, Errno},
     nginx::{NginxAttempt, NginxLog},
     process::Pid,
-    socket::{Socket, Syscall, TcpState},
+    socket::{Socket, Syscall, TcpCounters, TcpState},
     time::Moment,
 };
 
@@ -144,7 +144,7 @@ fn one(
         syscalls: calls_of(log, failed_at, calls),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,
-        flow: flow.map_or(Joined::None, |flow| Joined::One(as_of(flow, end))),
+        flow: flow.map_or(Joined::None, |flow| Joined::One(own(as_of(flow, end), socket.as_ref()))),
         socket_at_failure: socket,
         peer_name,
         upstream,
@@ -160,6 +160,39 @@ pub(super) fn as_of(flow: &Flow, end: Moment) -> Flow {
     });
     if accepted_late {
         flow.accepted_by = None;
+    }
+    flow
+}
+
+/// The connection without what belongs to an earlier one between the same addresses, whose end nobody could see. Each side's first
+/// sequence number tells them apart: the kernel counts received bytes and moves `rcv_nxt` in one step (`tcp_rcv_nxt_update`), and
+/// acknowledged bytes and `snd_una` in another (`tcp_snd_una_update`), <https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp_input.c>.
+fn own(mut flow: Flow, socket: Option<&Socket>) -> Flow {
+    let low = |bytes: u64| u32::try_from(bytes & u64::from(u32::MAX)).unwrap_or(0);
+    let peer_began = |tcp: &TcpCounters| (tcp.rcv_nxt != 0).then(|| tcp.rcv_nxt.wrapping_sub(low(tcp.bytes_received)));
+    let Some(tcp) = socket.and_then(|socket| socket.tcp) else { return flow };
+    let Some(upstream_began) = peer_began(&tcp) else { return flow };
+    let nginx_began = tcp.snd_una.wrapping_sub(low(tcp.bytes_acked)).wrapping_add(1);
+    let of_another = |event: &Event| {
+        let Body::Socket(e) = &event.body else { return false };
+        let counters = e.socket.tcp.as_ref().filter(|_| e.socket.pointer.is_some());
+        let Some(began) = counters.and_then(peer_began) else { return false };
+        match flow.side_of(&e.socket) {
+            Some(Side::Nginx) => began != upstream_began,
+            Some(Side::Upstream) => began != nginx_began,
+            None => false,
+        }
+    };
+    if let Some(last) = flow.events.iter().rposition(of_another) {
+        flow.events.drain(..=last);
+        flow.seen_from_start = false;
+        let accepted = |event: &Event| match &event.body {
+            Body::Syscall(call) => matches!(call.call, Syscall::Accept { result: Ok(_), .. }),
+            _ => false,
+        };
+        if !flow.events.iter().any(accepted) {
+            flow.accepted_by = None;
+        }
     }
     flow
 }

@@ -333,6 +333,8 @@ impl Connection {
         now += STEP;
         self.to_upstream(tape, now, self.nginx.write_seq, self.nginx.rcv_nxt, ACK, (0, Content::Empty));
         self.upstream.established(mine);
+        // The side that was asked does not count its SYN-ACK.
+        self.upstream.bytes_acked = 0;
         if self.here() {
             self.upstream.state = TcpState::Listen;
             self.upstream_state(tape, now + STEP, TcpState::SynReceived, None);
