@@ -9,7 +9,7 @@ use crate::model::{
     net::{Address, Errno},
     nginx::{NginxAttempt, NginxLog},
     process::Pid,
-    socket::{Socket, Syscall, TcpCounters},
+    socket::{Socket, Syscall, TcpCounters, TcpState},
     time::Moment,
 };
 
@@ -108,6 +108,10 @@ fn one(
     };
     let made_for_it = if by_socket.is_none() { by_connect() } else { None };
     let flow = by_socket.or(made_for_it);
+    // nginx may be told not to log errors: then the connection itself tells how the attempt ended.
+    let unsaid = complaint.is_none() && state.is_some_and(|state| state.header_ms.is_none());
+    let socket = socket.or_else(|| last_socket(flow.filter(|_| unsaid)?, end).cloned());
+    let seen = if unsaid { flow.and_then(|flow| seen_outcome(flow, state, end)) } else { None };
     // A connection that was made for this request is fresh; else nginx's own count of requests on it tells.
     let requests =
         upstream_connection.and_then(|connection| connection.requests).or_else(|| made_for_it.is_some().then_some(1));
@@ -125,9 +129,10 @@ fn one(
     Attempt {
         outcome: match hidden_reset {
             Some(_) => Outcome::Reset,
+            None if unsaid => seen.map_or(Outcome::Unknown, |(outcome, _)| outcome),
             None => outcome(complaint.map(|(.., c)| c), state),
         },
-        errno: complaint.and_then(|(.., c)| c.errno).or(hidden_reset),
+        errno: complaint.and_then(|(.., c)| c.errno).or(hidden_reset).or(seen.and_then(|(_, errno)| errno)),
         status: state.and_then(|s| s.status),
         reused,
         requests_before: requests.filter(|n| *n > 0).map(|n| n - 1),
@@ -223,6 +228,43 @@ fn connected<'a>(
     if last { made.next_back().or(Some(first)) } else { Some(first) }
 }
 
+/// How an attempt ended that nginx says nothing of, by what its connection went through.
+fn seen_outcome(flow: &Flow, state: Option<&NginxAttempt>, end: Moment) -> Option<(Outcome, Option<Errno>)> {
+    let timed_out = state.and_then(|state| state.status) == Some(504);
+    let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some() || !flow.seen_from_start;
+    let error = flow.sockets(Side::Nginx).find_map(|(_, e)| e.socket.error);
+    if !established {
+        return match error {
+            Some(errno) => Some((by_errno(Some(errno)), Some(errno))),
+            None => timed_out.then_some((Outcome::TimeoutConnect, None)),
+        };
+    }
+    if timed_out {
+        return Some((Outcome::TimeoutRead, None));
+    }
+    // That the peer closed is the reason only if nothing else can be: nginx also gives up on what it has read, or on the TLS
+    // handshake, and a peer that closes afterwards is innocent. So: not a byte came, and nothing but the request was sent.
+    let fin = flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some();
+    let tcp = last_socket(flow, end)?.tcp?;
+    let silent = tcp.bytes_received == u64::from(fin);
+    let only_the_request = state.is_some_and(|state| state.bytes_sent == tcp.bytes_sent);
+    if !silent || !only_the_request {
+        return None;
+    }
+    if flow.resets_received().next().is_some() {
+        return Some((Outcome::Reset, error));
+    }
+    fin.then_some((Outcome::Closed, None))
+}
+
+/// nginx's socket at its end, or the newest snapshot before `at`. Later ones tell what the peer did after nginx had given up.
+pub(super) fn last_socket(flow: &Flow, at: Moment) -> Option<&Socket> {
+    let limit = at.plus_ns(5_000_000);
+    let seen = || flow.sockets(Side::Nginx).filter(|(event, e)| event.at.earliest <= limit && e.socket.tcp.is_some());
+    let ended = |state| matches!(state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed);
+    seen().find(|(_, e)| ended(e.socket.state)).or_else(|| seen().last()).map(|(_, e)| &e.socket)
+}
+
 /// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
 pub(super) fn idle_us(socket: &Socket) -> Option<u64> {
     let tcp = socket.tcp.as_ref()?;
@@ -259,14 +301,6 @@ pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> O
             _ => Outcome::Unknown,
         };
     };
-    let by_errno = |errno: Option<Errno>| match errno {
-        Some(Errno::ECONNREFUSED) => Outcome::Refused,
-        Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN | Errno::ENETDOWN) => Outcome::Unreachable,
-        Some(Errno::ETIMEDOUT) => Outcome::TimeoutConnect,
-        Some(Errno::ECONNRESET | Errno::EPIPE) => Outcome::Reset,
-        Some(_) => Outcome::LocalError,
-        None => Outcome::Unknown,
-    };
     match complaint.message {
         Message::ConnectFailedAtOnce => match complaint.errno {
             // On a unix socket both are answers of this host about the other end, not of a network.
@@ -295,5 +329,17 @@ pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> O
         Message::NoLiveUpstreams | Message::TemporarilyDisabled | Message::NotResolved | Message::Other => {
             Outcome::Unknown
         }
+    }
+}
+
+/// What an errno of `connect()` means for the attempt.
+fn by_errno(errno: Option<Errno>) -> Outcome {
+    match errno {
+        Some(Errno::ECONNREFUSED) => Outcome::Refused,
+        Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN | Errno::ENETDOWN) => Outcome::Unreachable,
+        Some(Errno::ETIMEDOUT) => Outcome::TimeoutConnect,
+        Some(Errno::ECONNRESET | Errno::EPIPE) => Outcome::Reset,
+        Some(_) => Outcome::LocalError,
+        None => Outcome::Unknown,
     }
 }

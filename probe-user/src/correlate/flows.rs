@@ -9,6 +9,7 @@ use super::limits::{FLOW_LINGER_NS, Limits};
 use crate::model::{
     event::{Body, Event},
     flow::{Flow, FlowId},
+    net::Address,
     packet::{PacketBody, TcpHeader},
     process::Pid,
     socket::{Socket, SocketChange, Syscall, TcpState},
@@ -137,7 +138,7 @@ impl Flows {
             Body::Syscall(call) => match &call.call {
                 Syscall::Connect { socket: Some(socket), address, .. } => {
                     socket.local?;
-                    socket.remote.or(address.as_ref()?.ip())
+                    socket.remote.or_else(|| address.as_ref().and_then(Address::ip))
                 }
                 _ => None,
             },
@@ -165,7 +166,8 @@ impl Flows {
             }
             Body::Syscall(call) => match &call.call {
                 Syscall::Connect { socket: Some(socket), address, .. } => {
-                    let (local, upstream) = (socket.local?, socket.remote.or(address.as_ref()?.ip())?);
+                    let (local, upstream) =
+                        (socket.local?, socket.remote.or_else(|| address.as_ref().and_then(Address::ip))?);
                     let tuple = self.zoned(local, upstream, socket.netns);
                     let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
                     if let Some(state) = self.known.get_mut(&id) {

@@ -44,5 +44,8 @@ pub const FAILURE_LINGER_NS: u64 = 120_000_000_000;
 /// Error lines kept for requests that are still open: a storm writes one for each failure, and they wait for a second at most.
 pub const WRITTEN_LINES: usize = 4_096;
 
+/// Connections made for requests, kept until a failure may ask for them: at 10,000 a second, more than a second's.
+pub const CONNECTIONS: usize = 16_384;
+
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;

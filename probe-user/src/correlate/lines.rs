@@ -16,7 +16,7 @@ use crate::model::{
     net::{Address, Errno},
     nginx::{AccessLine, ErrorLine},
     process::Pid,
-    socket::{Socket, TcpCounters, TcpState},
+    socket::{TcpCounters, TcpState},
     time::{At, Moment},
 };
 
@@ -370,7 +370,7 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
         Some(address) => candidates(address, group.pid, line, flows),
         None => Joined::None,
     };
-    let socket = flow.one().and_then(|flow| last_socket(flow, line.event.at.latest)).cloned();
+    let socket = flow.one().and_then(|flow| exact::last_socket(flow, line.event.at.latest)).cloned();
     let counters = socket.as_ref().and_then(|socket| socket.tcp);
     let reused = flow.one().zip(counters).and_then(|(flow, tcp)| reused(flow, &tcp, line.complaint.message));
     let started = flow
@@ -481,14 +481,4 @@ fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
             },
             _ => established,
         }
-}
-
-/// nginx's socket at its end, or the newest snapshot before the line. Later ones tell what the peer did after nginx had given up.
-fn last_socket(flow: &Flow, at: Moment) -> Option<&Socket> {
-    let limit = at.plus_ns(5_000_000);
-    let seen = || {
-        flow.sockets(Side::Nginx).filter(|(event, socket)| event.at.earliest <= limit && socket.socket.tcp.is_some())
-    };
-    let ended = |state| matches!(state, TcpState::FinWait1 | TcpState::LastAck | TcpState::Closed);
-    seen().find(|(_, socket)| ended(socket.socket.state)).or_else(|| seen().last()).map(|(_, socket)| &socket.socket)
 }

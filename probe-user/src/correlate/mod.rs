@@ -90,6 +90,8 @@ pub struct Correlator {
     requests: Requests,
     lines: Lines,
     notable: Notable,
+    /// Descriptors that became upstream connections: when, for which request and client connection.
+    connections: VecDeque<(Moment, RequestKey, u64, i32)>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
     written: VecDeque<(At, ErrorLine)>,
     host: host::Host,
@@ -117,6 +119,7 @@ impl Correlator {
             requests: Requests::new(limits),
             lines: Lines::default(),
             notable: Notable::new(limits),
+            connections: VecDeque::new(),
             written: VecDeque::new(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
@@ -286,11 +289,13 @@ impl Correlator {
             NginxEvent::Log(log) => self.log(event, log),
             NginxEvent::Status(status) => self.status(event, status),
             NginxEvent::Attempt(attempt) => self.attempt(attempt),
-            NginxEvent::Connection { request, fd, .. } => {
-                if let Some(open) = request.and_then(|key| self.requests.get_mut(key)) {
-                    open.connections.push((event.at.latest, *fd));
+            NginxEvent::Connection { request: Some(key), number, fd, .. } => {
+                if self.connections.len() >= limits::CONNECTIONS {
+                    self.connections.pop_front();
                 }
+                self.connections.push_back((event.at.latest, *key, *number, *fd));
             }
+            NginxEvent::Connection { .. } => {}
         }
     }
 
@@ -495,6 +500,11 @@ impl Correlator {
                 complaint.text.clone_from(&line.message);
             }
         }
+        let (key, number) = (decided.request.key, decided.request.identity.0);
+        let mine = |(at, k, n, _): &&(Moment, RequestKey, u64, i32)| {
+            *k == key && number.is_none_or(|number| number == *n) && *at <= decided.at.latest
+        };
+        decided.request.connections = self.connections.iter().filter(mine).map(|(at, .., fd)| (*at, *fd)).collect();
         decided.line = lines.into_iter().flatten().next();
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);

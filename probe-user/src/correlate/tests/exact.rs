@@ -321,3 +321,43 @@ fn foreign_traffic_changes_nothing() {
     };
     assert_eq!(run(true), run(false));
 }
+
+/// nginx is told not to log errors; its connection is known from `ngx_get_connection` and `connect()`.
+fn silent(received: u64, sent_by_nginx: u64) -> Outcome {
+    use crate::model::socket::{Syscall, SyscallEvent};
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let tuple = ("127.0.0.1:40000", "127.0.0.1:8000");
+    let made = NginxEvent::Connection { worker: WORKER, number: 41, request: Some(key(1)), fd: 13 };
+    world.tell(Source::Kernel, Body::Nginx(made));
+    let open = socket(tuple.0, tuple.1, TcpState::Established);
+    world.state(open.clone(), TcpState::SynSent);
+    let call = Syscall::Connect { fd: 13, address: None, result: Err(Errno::EINPROGRESS), socket: Some(open) };
+    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    let mut closing = socket(tuple.0, tuple.1, TcpState::CloseWait);
+    if let Some(tcp) = &mut closing.tcp {
+        // The kernel counts the FIN's sequence number too.
+        (tcp.bytes_sent, tcp.bytes_received) = (88, received + 1);
+    }
+    world.state(closing.clone(), TcpState::Established);
+    world.state(Socket { state: TcpState::LastAck, ..closing }, TcpState::CloseWait);
+    world.sent = sent_by_nginx;
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1);
+    assert!(cases[0].attempts[0].flow.one().is_some(), "the connection is known without a word of nginx");
+    cases[0].attempts[0].outcome
+}
+
+#[test]
+fn without_a_word_of_nginx_the_connection_tells_how_it_ended() {
+    assert_eq!(silent(0, 88), Outcome::Closed);
+}
+
+#[test]
+fn a_close_after_an_answer_may_be_innocent() {
+    // nginx may have given up on what it read.
+    assert_eq!(silent(120, 88), Outcome::Unknown);
+    // More was sent than the request: a TLS handshake, which has ways of its own to fail.
+    assert_eq!(silent(0, 0), Outcome::Unknown);
+}

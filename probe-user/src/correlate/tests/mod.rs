@@ -31,6 +31,8 @@ struct World {
     correlator: Correlator,
     now: u64,
     events: u64,
+    /// Bytes nginx says it sent to the peer.
+    sent: u64,
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -77,7 +79,7 @@ impl World {
             clock: WallClock { offset_ns: 0 },
             statuses: vec![500, 502, 503, 504],
         };
-        let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0 };
+        let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0, sent: 0 };
         for sensor in Sensor::ALL {
             world
                 .tell(Source::Probe, Body::Coverage(Coverage::Sensor { sensor: *sensor, sight: Sight::On, why: None }));
@@ -205,7 +207,7 @@ impl World {
                 connect_ms: *header_ms,
                 header_ms: *header_ms,
                 response_ms: Some(1),
-                bytes_sent: 0,
+                bytes_sent: self.sent,
                 bytes_received: 0,
             };
             self.tell(Source::Kernel, Body::Nginx(NginxEvent::Attempt(attempt)));
