@@ -511,7 +511,8 @@ impl Correlator {
         let case = build::case(self, id, &decided);
         let failed = |outcome| outcome != Outcome::Ok;
         for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
-            let Some(peer) = &attempt.peer_name else { continue };
+            // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
+            let Some(peer) = attempt.peer_name.as_ref().filter(|peer| Address::parse(peer).is_some()) else { continue };
             if self.failures.len() >= self.settings.limits.failures {
                 self.failures.pop_front();
             }
