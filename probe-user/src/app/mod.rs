@@ -6,6 +6,8 @@ pub mod explain;
 #[cfg(feature = "live")]
 pub mod output;
 #[cfg(feature = "live")]
+mod session;
+#[cfg(feature = "live")]
 pub mod watch;
 
 use std::process::ExitCode;

@@ -9,7 +9,9 @@ mod host;
 pub mod limits;
 pub mod lines;
 pub mod notable;
+mod questions;
 pub mod requests;
+mod written;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,13 +20,14 @@ use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
+use written::Written;
 
 pub use host::Question;
 
 use crate::model::{
     attempt::Outcome,
     case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
-    complaint::{Complaint, Message, Phase},
+    complaint::Phase,
     coverage::{Coverage, Sensor, Sight},
     event::{Body, Event},
     net::{Address, Errno},
@@ -93,7 +96,7 @@ pub struct Correlator {
     /// Descriptors that became upstream connections: when, for which request and client connection.
     connections: VecDeque<(Moment, RequestKey, u64, i32)>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
-    written: VecDeque<(At, ErrorLine)>,
+    written: Written,
     host: host::Host,
     sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
@@ -120,7 +123,7 @@ impl Correlator {
             lines: Lines::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
-            written: VecDeque::new(),
+            written: Written::default(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
             losses: VecDeque::new(),
@@ -161,7 +164,7 @@ impl Correlator {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
                 }
             }
-            Body::ErrorLine(line) if self.sight(Sensor::NginxFunctions) == Sight::On => self.keep_line(event, line),
+            Body::ErrorLine(line) if self.sight(Sensor::NginxFunctions) == Sight::On => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
             Body::Packet(packet) => {
@@ -263,27 +266,6 @@ impl Correlator {
         }
     }
 
-    fn keep_line(&mut self, event: &Event, line: &ErrorLine) {
-        if line.number.is_some() {
-            if self.written.len() >= limits::WRITTEN_LINES {
-                self.written.pop_front();
-            }
-            self.written.push_back((event.at, line.clone()));
-        }
-    }
-
-    /// The line of the error log that this complaint became.
-    fn line_of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
-        let window = At::between(event.at.earliest.minus_ns(1_000_000_000), event.at.latest.plus_ns(1_000_000_000));
-        let fits = |(at, line): &&(At, ErrorLine)| {
-            line.number == log.number
-                && line.errno == log.errno
-                && at.overlaps(&window)
-                && Message::classify(&line.message) == Some(complaint.message)
-        };
-        self.written.iter().rev().find(fits).map(|(_, line)| line)
-    }
-
     fn nginx(&mut self, event: &Event, nginx: &NginxEvent) {
         match nginx {
             NginxEvent::Log(log) => self.log(event, log),
@@ -318,29 +300,6 @@ impl Correlator {
             let request = self.requests.take(key, (log.number, log.client_requests));
             if let Some(request) = request {
                 self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, log.status, None);
-            }
-        }
-    }
-
-    fn ask_about(&mut self, log: &NginxLog, message: Message, phase: Phase) {
-        let upstream = log.peer.as_deref().and_then(Address::parse).and_then(|address| address.ip());
-        match message {
-            Message::SocketFailed | Message::AcceptFailed | Message::WorkerConnections => {
-                self.host.ask(Question::OpenFiles(log.worker), self.now);
-            }
-            _ => {}
-        }
-        if let Some(upstream) = upstream {
-            self.host.ask(self.host.listeners(upstream, Some(log.worker)), self.now);
-        }
-        if message == Message::TimedOut && phase != Phase::Connecting {
-            let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
-            let holder = socket
-                .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
-                .and_then(|id| self.flows.get(id))
-                .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
-            if let Some(pid) = holder {
-                self.host.ask(Question::ProcessState(pid), self.now);
             }
         }
     }
@@ -493,7 +452,7 @@ impl Correlator {
             .request
             .complaints
             .iter()
-            .map(|(event, log, complaint)| self.line_of(event, log, complaint).cloned())
+            .map(|(event, log, complaint)| self.written.of(event, log, complaint).cloned())
             .collect();
         for ((_, _, complaint), line) in decided.request.complaints.iter_mut().zip(&lines) {
             if let Some(line) = line {

@@ -4,12 +4,12 @@ pub mod cause;
 mod causes;
 mod confidence;
 mod departure;
-#[cfg(test)]
-mod laws;
 mod reading;
 mod said;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use self::{
     cause::{Cause, Finding},

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{
+use super::super::{
     causes::*,
     judge,
     testing::{START, World},

@@ -1,5 +1,8 @@
 //! Made-up worlds for the tests: a case is built event by event, as the correlator would hand it over.
 
+mod exits;
+
+pub(crate) use exits::broken_by_exit;
 use std::net::SocketAddr;
 
 use super::judge;
@@ -484,19 +487,4 @@ pub(crate) const fn counters(write_seq: u32, snd_una: u32) -> TcpCounters {
 /// Counters of the upstream's socket with so many bytes unread.
 pub(crate) const fn unread(bytes: u32) -> TcpCounters {
     TcpCounters { rcv_nxt: START + LENGTH, copied_seq: START + LENGTH - bytes, ..counters(1, 1) }
-}
-
-/// A server that held the connection ends 120 µs before nginx decides; its FIN follows.
-pub(crate) fn broken_by_exit(how: Ending) -> World {
-    let mut world = World::new(502);
-    world.listening();
-    world.accepted();
-    world.attempt().started = Some(moment(-50_000));
-    world.connect(-49_900);
-    world.exit(-120, how);
-    let tcp = counters(START + LENGTH, START + LENGTH);
-    world.state_with(-80, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
-    world.sent(TcpState::CloseWait, START + LENGTH);
-    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
-    world
 }

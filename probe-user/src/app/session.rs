@@ -1,0 +1,228 @@
+//! A running watch: what it says of itself, and what it counts.
+
+use std::{
+    io::{self, Write as _},
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Instant,
+};
+
+use super::{
+    AppError,
+    output::{self, Form, SharedInterfaces, SharedTally},
+};
+use crate::{
+    cli::plan::Watch,
+    live::{
+        clock,
+        ebpf::Losses,
+        follow::{Change, Followers},
+        sources::Counts,
+        thinker::{Delivery, Intake},
+    },
+    model::{
+        coverage::{Coverage, Sensor, Sight},
+        event::{Body, Source},
+        time::{At, Moment},
+    },
+    pipeline::Arrival,
+    report::json,
+};
+
+/// A running watch.
+pub(super) struct Session<'a> {
+    pub(super) plan: &'a Watch,
+    pub(super) form: Form,
+    pub(super) followers: Followers,
+    pub(super) intake: Intake,
+    pub(super) counts: Arc<Counts>,
+    pub(super) interfaces: SharedInterfaces,
+    pub(super) tally: SharedTally,
+    pub(super) losses: Losses,
+    pub(super) crowded_out: u64,
+    pub(super) packets_dropped: u64,
+    pub(super) checked: Moment,
+    pub(super) progress: bool,
+}
+
+impl Session<'_> {
+    pub(super) fn look(&mut self) -> Result<(), AppError> {
+        let first = self.followers.instances().next().is_none();
+        let changes = self.followers.look().map_err(AppError::host)?;
+        self.interfaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&self.followers.interfaces().to_vec());
+        if first {
+            // The first look is told by `ready`.
+            return Ok(());
+        }
+        for change in changes {
+            let (what, text) = match change {
+                Change::Appeared(instance) => ("nginx-appeared", format!("nginx {} is watched too", instance.master)),
+                Change::Changed(instance) => {
+                    let workers: Vec<String> = instance.workers.iter().map(ToString::to_string).collect();
+                    ("nginx-changed", format!("nginx {} has workers {}", instance.master, workers.join(", ")))
+                }
+                Change::Gone(pid) => ("nginx-gone", format!("nginx {pid} is gone")),
+            };
+            self.notice(what, 1, &text);
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_enough(&self) -> bool {
+        self.report_trouble();
+        let incidents = output::with(&self.tally, |tally| tally.incidents);
+        self.plan.count.is_some_and(|count| incidents >= count)
+    }
+
+    pub(super) fn ready(&self) {
+        let nginx: Vec<json::ReadyNginx> = self.followers.instances().map(json::ReadyNginx::from).collect();
+        if self.form.json {
+            let sources = self
+                .followers
+                .sensors()
+                .map(|(sensor, sight, why)| json::ReadySource {
+                    name: sensor.name().to_owned(),
+                    state: json::sight(sight),
+                    why: why.map(str::to_owned),
+                })
+                .collect();
+            let ready = json::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), nginx, sources };
+            // A reader that is gone is noticed with the first incident.
+            let _ = output::print(&json::line(&ready));
+        }
+        if self.plan.output.quiet {
+            return;
+        }
+        let mut lines = Vec::new();
+        if self.plan.depth_auto {
+            lines.push("depth auto: standard, and it stays that".to_owned());
+        }
+        if !self.form.json {
+            for instance in self.followers.instances() {
+                let workers: Vec<String> = instance.workers.iter().map(ToString::to_string).collect();
+                let version = instance.version.as_deref().unwrap_or("of unknown version");
+                lines.push(format!(
+                    "watching nginx {version}, master {}, workers {}",
+                    instance.master,
+                    workers.join(", ")
+                ));
+            }
+            for (sensor, sight, why) in self.followers.sensors() {
+                let expected = why.is_some_and(|why| why.starts_with("not "));
+                if sight != Sight::On && !expected {
+                    let how = if sight == Sight::Off { "off" } else { "degraded" };
+                    lines.push(format!("{sensor} is {how}: {}", why.unwrap_or("no reason is known")));
+                }
+            }
+            lines.extend(self.followers.gaps().map(|(pid, gap)| format!("nginx {pid}: not learnt: {gap}")));
+        }
+        for line in lines {
+            let _ = writeln!(io::stderr(), "probe502: {line}");
+        }
+    }
+
+    /// What was lost since the last look becomes coverage and a notice.
+    pub(super) fn count_losses(&mut self) {
+        let now = clock::now();
+        let span = At::between(self.checked, now);
+        self.checked = now;
+        let losses = self.followers.kernel().and_then(|kernel| kernel.losses().ok()).unwrap_or(self.losses);
+        let unreadable = self.counts.unreadable.load(Ordering::Relaxed);
+        let crowded_out = self.counts.crowded_out.load(Ordering::Relaxed) + unreadable;
+        let dropped = self.followers.packet_statistics().dropped();
+        let news = [
+            (None, losses.ring_full - self.losses.ring_full, "kernel records found the ring full"),
+            (
+                None,
+                losses.map_full - self.losses.map_full,
+                "connections or processes could not be watched: a map is full",
+            ),
+            (
+                None,
+                crowded_out - self.crowded_out,
+                "records came faster than they could be thought about, or could not be read",
+            ),
+            (Some(Sensor::Packets), dropped - self.packets_dropped, "packets were dropped by the capture"),
+        ];
+        (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
+        for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
+            let lost = Coverage::Lost { sensor, count, why: why.to_owned() };
+            let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
+            self.intake.deliver(Delivery::Arrivals(vec![arrival]));
+            self.notice("lost", count, &format!("{count} {why}"));
+        }
+    }
+
+    fn events_lost(&self) -> u64 {
+        self.losses.ring_full + self.losses.map_full + self.crowded_out
+    }
+
+    pub(super) fn report_trouble(&self) {
+        for text in output::with(&self.tally, |tally| std::mem::take(&mut tally.trouble)) {
+            self.notice("not-written", 1, &text);
+        }
+    }
+
+    fn notice(&self, what: &str, count: u64, text: &str) {
+        if self.form.json {
+            let notice = json::Notice { what: what.to_owned(), count, text: text.to_owned() };
+            let _ = output::print(&json::line(&notice));
+        }
+        if !self.plan.output.quiet {
+            self.hide_progress();
+            let _ = writeln!(io::stderr(), "probe502: {text}");
+        }
+    }
+
+    pub(super) fn show_progress(&mut self) {
+        if !self.progress {
+            return;
+        }
+        let responses =
+            self.followers.kernel().and_then(|kernel| kernel.counters().ok()).map_or(0, |counters| counters.responses);
+        let (incidents, near_misses) = output::with(&self.tally, |tally| (tally.incidents, tally.near_misses));
+        let lost = self.events_lost() + self.packets_dropped;
+        let _ = write!(
+            io::stderr(),
+            "\r\x1b[K{responses} responses seen, {incidents} failed, {near_misses} near misses, {lost} records or packets lost"
+        );
+        let _ = io::stderr().flush();
+    }
+
+    pub(super) fn hide_progress(&self) {
+        if self.progress {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+            let _ = io::stderr().flush();
+        }
+    }
+
+    pub(super) fn summary(&self, started: Instant) {
+        let tally = output::with(&self.tally, |tally| tally.clone());
+        let seconds = started.elapsed().as_secs_f64();
+        if self.form.json {
+            let summary = json::Summary {
+                incidents: tally.incidents,
+                near_misses: tally.near_misses,
+                by_cause: tally.by_cause,
+                events_lost: self.events_lost(),
+                packets_dropped: self.packets_dropped,
+                duration_s: (seconds * 1_000.0).round() / 1_000.0,
+            };
+            let _ = output::print(&json::line(&summary));
+        } else if !self.plan.output.quiet {
+            let causes: Vec<String> = tally.by_cause.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+            let _ = writeln!(
+                io::stderr(),
+                "probe502: {} incidents, {} near misses in {seconds:.1} s{}{}; {} records and {} packets lost",
+                tally.incidents,
+                tally.near_misses,
+                if causes.is_empty() { "" } else { ": " },
+                causes.join(", "),
+                self.events_lost(),
+                self.packets_dropped,
+            );
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Servers that end.
+
+use super::*;
+
+/// A server that held the connection ends 120 µs before nginx decides; its FIN follows.
+pub(crate) fn broken_by_exit(how: Ending) -> World {
+    let mut world = World::new(502);
+    world.listening();
+    world.accepted();
+    world.attempt().started = Some(moment(-50_000));
+    world.connect(-49_900);
+    world.exit(-120, how);
+    let tcp = counters(START + LENGTH, START + LENGTH);
+    world.state_with(-80, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
+    world.sent(TcpState::CloseWait, START + LENGTH);
+    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world
+}

@@ -1,0 +1,3 @@
+//! Laws of the judgement.
+
+mod laws;
