@@ -336,6 +336,15 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
+        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
+        let numbered = identity.0.is_some() && identity.1.is_some();
+        let mut of_requests = self.decided.iter().filter(|decided| decided.from_lines.is_none());
+        if numbered && of_requests.any(|d| d.request.key == main && d.request.identity == identity) {
+            if let Some(telling) = &mut self.telling {
+                telling.decided = true;
+            }
+            return;
+        }
         let mut request = if let Some(request) = self.requests.take(main, identity) {
             request
         } else {

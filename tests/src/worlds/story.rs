@@ -79,7 +79,7 @@ impl Attempt {
             Fate::Race(_) => Some(self.idle_ms.unwrap_or(5_000)),
             _ => self.idle_ms,
         };
-        Self { fate, idle_ms, ..self }
+        Self { idle_ms, fate, ..self }
     }
 }
 
@@ -230,7 +230,7 @@ impl Play<'_> {
         let outcome = fate::play(&mut self.stage, &mut inner, worker, served, begin, Some(connection));
         if let (Ended::Answered { status }, Some(connection)) = (outcome.ended, outcome.connection) {
             self.kept.insert((request, attempt), connection);
-            self.finish(worker, &inner, outcome.at, status, false, Vec::new(), None);
+            self.finish(worker, &inner, outcome.at, (status, false), Vec::new(), None);
         }
     }
 
@@ -244,20 +244,19 @@ impl Play<'_> {
             Course::Returned(status) => {
                 let kind = (*status == 502).then(|| Report::without_attempt("configured-502"));
                 let special = self.stage.tape.dice.chance(700);
-                self.finish(worker, &inner, t + 5 * US, *status, special, Vec::new(), kind);
+                self.finish(worker, &inner, t + 5 * US, (*status, special), Vec::new(), kind);
             }
             Course::Abandoned { peer } => self.abandoned(t + 2 * US, worker, &mut inner, *peer),
         }
     }
 
-    /// The end of a request: its status, its line, its truth.
+    /// The end of a request: its status, and whether nginx makes a special response of it; its line, its truth.
     fn finish(
         &mut self,
         worker: usize,
         inner: &Inner,
         t: u64,
-        status: u16,
-        special: bool,
+        (status, special): (u16, bool),
         attempts: Vec<(String, Became)>,
         case: Option<Report>,
     ) {
@@ -353,11 +352,11 @@ impl Play<'_> {
                         (_, Some(last)) => Some(Report::of(CaseKind::NearMiss, *last)),
                         (_, None) => None,
                     };
-                    return self.finish(worker, inner, now, status, false, told, case);
+                    return self.finish(worker, inner, now, (status, false), told, case);
                 }
                 Ended::Fatal => {
                     let case = Some(Report::of(CaseKind::Incident, tried_now));
-                    return self.finish(worker, inner, now, 500, true, told, case);
+                    return self.finish(worker, inner, now, (500, true), told, case);
                 }
                 Ended::Broken { reset } => {
                     return self.broken(worker, inner, now, reset, outcome.connection, told, tried_now);
@@ -370,7 +369,7 @@ impl Play<'_> {
                     tries = tries.saturating_sub(1) + usize::from(reused && status == 502);
                     if tries == 0 || (post && outcome.sent) {
                         let case = Some(Report::of(CaseKind::Incident, tried_now));
-                        return self.finish(worker, inner, now, status, true, told, case);
+                        return self.finish(worker, inner, now, (status, true), told, case);
                     }
                 }
             }
@@ -419,10 +418,11 @@ impl Play<'_> {
             if !filtered {
                 attempt.fate = Fate::Refused { back_ms: Some(1) };
             }
-        } else if connects && !matches!(attempt.fate, Fate::Refused { .. }) {
-            if let Some(server) = self.stage.servers.get_mut(peer) {
-                server.needed.push(now);
-            }
+        } else if connects
+            && !matches!(attempt.fate, Fate::Refused { .. })
+            && let Some(server) = self.stage.servers.get_mut(peer)
+        {
+            server.needed.push(now);
         }
         Some(attempt)
     }
@@ -438,7 +438,7 @@ impl Play<'_> {
             report.causes.extend(last.attempt.true_causes());
             report.about = Some(*last);
         }
-        self.finish(worker, inner, t + 5 * US, 502, true, told, Some(report));
+        self.finish(worker, inner, t + 5 * US, (502, true), told, Some(report));
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call; each is a different thing about the one request")]
