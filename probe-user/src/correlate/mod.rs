@@ -11,6 +11,7 @@ pub mod lines;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod tuple;
 mod written;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -259,6 +260,7 @@ impl Correlator {
         match coverage {
             Coverage::Sensor { sensor, sight, why } => {
                 self.sensors.insert(*sensor, (*sight, why.clone()));
+                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
             }
             Coverage::Lost { sensor, count, why } => {
                 self.losses.push_back((at, *sensor, *count, why.clone()));
@@ -284,6 +286,9 @@ impl Correlator {
     fn log(&mut self, event: &Event, log: &NginxLog) {
         let Some(complaint) = requests::complaint(log) else { return };
         self.ask_about(log, complaint.message, complaint.phase);
+        if let Some(socket) = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref()) {
+            self.flows.keep(socket);
+        }
         let Some(key) = log.parent.or(log.request) else { return };
         if let Some(peer) = &log.peer
             && attempts::ends_attempt(complaint.message)
