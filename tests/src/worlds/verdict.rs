@@ -18,8 +18,10 @@ use super::{
 /// A verdict, reduced to what it claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Claim {
-    /// Nothing: unknown or contested.
+    /// Nothing: unknown.
     Nothing,
+    /// One of several causes, this surely.
+    Several(Confidence),
     /// This cause, this surely.
     Cause(Confidence, &'static str),
 }
@@ -30,7 +32,10 @@ impl Claim {
     pub fn of(verdict: &Verdict) -> Self {
         match verdict {
             Verdict::Explained(explanation) => Self::Cause(explanation.confidence, explanation.cause),
-            Verdict::Contested(_) | Verdict::Unexplained { .. } => Self::Nothing,
+            Verdict::Contested(list) => {
+                list.iter().map(|explanation| explanation.confidence).max().map_or(Self::Nothing, Self::Several)
+            }
+            Verdict::Unexplained { .. } => Self::Nothing,
         }
     }
 
@@ -39,7 +44,7 @@ impl Claim {
     pub const fn confidence(self) -> Option<Confidence> {
         match self {
             Self::Nothing => None,
-            Self::Cause(confidence, _) => Some(confidence),
+            Self::Several(confidence) | Self::Cause(confidence, _) => Some(confidence),
         }
     }
 

@@ -310,12 +310,14 @@ impl Flows {
             (local, remote) = (Some(answered.destination), Some(answered.source));
         }
         let (local, remote) = (local?, remote?);
+        // Nothing is written before the handshake is over: the SYN's number stands before the next one to be written.
+        let sequence = socket.tcp.map(|tcp| tcp.write_seq.wrapping_sub(1));
         let beginning = match change {
-            SocketChange::State { from: TcpState::SynSent } => Beginning::Handshake(None),
+            SocketChange::State { from: TcpState::SynSent } => Beginning::Handshake(sequence),
             SocketChange::Retransmitted { .. } | SocketChange::ResetReceived | SocketChange::ErrorReported
                 if socket.state == TcpState::SynSent =>
             {
-                Beginning::Handshake(None)
+                Beginning::Handshake(sequence)
             }
             SocketChange::ResetSent { answered: Some(answered), .. }
                 if answered.flags.syn() && !answered.flags.ack() =>

@@ -77,6 +77,33 @@ fn a_reused_tuple_is_another_flow() {
     }
 }
 
+/// Packets are stamped by another clock: the SYN can seem to come after the reset that answered it.
+#[test]
+fn a_syn_stamped_late_belongs_to_the_connection_it_began() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let (local, upstream) = ("127.0.0.1:40000", "127.0.0.1:8000");
+    let closed = world.refused(local, upstream, 7);
+    let header = TcpHeader {
+        source: address(local),
+        destination: address(upstream),
+        sequence: 7,
+        acknowledgement: 0,
+        flags: TcpFlags(2),
+        ttl: 64,
+    };
+    let tcp = TcpPacket { header, payload_length: 0, window: 502, ip_id: None, content: Content::Empty };
+    let packet = PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(tcp) };
+    world.tell(Source::Packet, Body::Packet(packet));
+    let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+    world.log((1, 41), said, upstream, Some(connection(1, closed)));
+    world.answer(1, 41, 502, &[(upstream, 502, None)]);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let flow = case.attempts[0].flow.one().expect("its flow");
+    assert_eq!(flow.events.len(), 4, "{:#?}", flow.events);
+}
+
 /// The port comes back while the case of the first connection still waits for late evidence.
 #[test]
 fn a_tuple_reused_while_the_case_waits_is_another_flow() {

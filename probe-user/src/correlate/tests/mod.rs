@@ -141,8 +141,19 @@ impl World {
         };
         let change = SocketChange::ResetSent { reason: Some("NO_SOCKET".into()), answered: Some(answered) };
         self.tell(Source::Kernel, Body::Socket(SocketEvent { change, socket: nobody, by: None }));
-        self.reset_received(socket(local, upstream, TcpState::SynSent));
-        let closed = Socket { error: Some(Errno::ECONNREFUSED), ..socket(local, upstream, TcpState::Closed) };
+        let asking = |state| {
+            let mut socket = socket(local, upstream, state);
+            socket.tcp = socket.tcp.map(|tcp| TcpCounters {
+                write_seq: syn + 1,
+                snd_una: syn,
+                rcv_nxt: 0,
+                copied_seq: 0,
+                ..tcp
+            });
+            socket
+        };
+        self.reset_received(asking(TcpState::SynSent));
+        let closed = Socket { error: Some(Errno::ECONNREFUSED), ..asking(TcpState::Closed) };
         self.state(closed.clone(), TcpState::SynSent);
         closed
     }

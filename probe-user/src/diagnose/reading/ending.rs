@@ -244,10 +244,20 @@ impl Reading<'_> {
     pub(crate) fn ended_by_kernel(&self) -> Option<Moment> {
         let close = self.close().map_or_else(Vec::new, |close| close.events);
         let reset = self.reset().map_or_else(Vec::new, |reset| reset.events);
-        self.flow_events()
-            .filter(|event| event.source == Source::Kernel && (close.contains(&event.id) || reset.contains(&event.id)))
-            .map(|event| event.at.earliest)
-            .min()
+        let named = self
+            .flow_events()
+            .filter(|event| event.source == Source::Kernel && (close.contains(&event.id) || reset.contains(&event.id)));
+        // A reset that is known from the wire shows in the sockets' states as well.
+        let ends = [
+            (Side::Upstream, TcpState::FinWait1),
+            (Side::Upstream, TcpState::Closed),
+            (Side::Nginx, TcpState::CloseWait),
+            (Side::Nginx, TcpState::Closed),
+        ];
+        let by_state = self.flow().into_iter().flat_map(|flow| {
+            ends.into_iter().flat_map(move |(side, state)| flow.entered(side, state).map(|(event, _)| event))
+        });
+        named.chain(by_state).map(|event| event.at.earliest).min()
     }
 
     /// The reset as evidence.

@@ -62,6 +62,8 @@ impl<'a> Reading<'a> {
             flow.accepted_by.is_some()
                 || flow.sockets(Side::Upstream).next().is_some()
                 || flow.resets_sent_by_upstream().next().is_some()
+                // Only the listener's own kernel can say so.
+                || self.drops().any(|(_, reason)| reason == Some("TCP_LISTEN_OVERFLOW"))
         });
         if upstreams_end_seen || self.upstream().is_some_and(|address| address.ip().is_loopback()) {
             return Locality::Here;
