@@ -1,6 +1,9 @@
 //! What becomes of an attempt whose connection came about.
 
-use super::*;
+use super::{
+    Became, CLOSED, Content, Death, Ended, Errno, Fate, HOST, MS, Outcome, Pid, READ_TIMEOUT, RECEIVE_FAILED, Race,
+    Read, SECOND, STEP, Scene, Syscall, TcpState, US, connect_failed, end_process,
+};
 
 impl Scene<'_, '_> {
     /// Connects where the connection is fresh, and sends the request. Returns when it was with the upstream's application's kernel.

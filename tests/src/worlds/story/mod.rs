@@ -81,7 +81,7 @@ impl Attempt {
             Fate::Race(_) => Some(self.idle_ms.unwrap_or(5_000)),
             _ => self.idle_ms,
         };
-        Self { fate, idle_ms, ..self }
+        Self { idle_ms, fate, ..self }
     }
 }
 
@@ -253,6 +253,7 @@ impl Play<'_> {
     }
 
     /// The end of a request: its status, its line, its truth.
+    #[expect(clippy::too_many_arguments, reason = "an end has this many sides, and one place brings them together")]
     fn finish(
         &mut self,
         worker: usize,
@@ -421,10 +422,11 @@ impl Play<'_> {
             if !filtered {
                 attempt.fate = Fate::Refused { back_ms: Some(1) };
             }
-        } else if connects && !matches!(attempt.fate, Fate::Refused { .. }) {
-            if let Some(server) = self.stage.servers.get_mut(peer) {
-                server.needed.push(now);
-            }
+        } else if connects
+            && !matches!(attempt.fate, Fate::Refused { .. })
+            && let Some(server) = self.stage.servers.get_mut(peer)
+        {
+            server.needed.push(now);
         }
         Some(attempt)
     }

@@ -1,6 +1,6 @@
 //! What happens beside the requests and has nothing to do with them.
 
-use super::*;
+use super::{Content, ForeignEnd, MS, Noise, NoiseKind, Pid, Play, SECOND, US, fate};
 
 impl Play<'_> {
     pub(super) fn noise(&mut self, t: u64, noise: Noise) {

@@ -1,6 +1,9 @@
 //! How connections end.
 
-use super::*;
+use super::{
+    ACK, Connection, Content, Errno, FIN_ACK, PSH_ACK, Pid, RST, RST_ACK, STEP, Socket, SocketChange, Syscall, Tape,
+    TcpState, header,
+};
 
 impl Connection {
     /// The upstream's process closes at `t`, having read everything. Returns when nginx's kernel knows.
