@@ -31,12 +31,12 @@ fn config() -> ProptestConfig {
     ProptestConfig { cases, max_shrink_iters: 4_000, ..ProptestConfig::default() }
 }
 
-/// By connection number and number of the request on it: kind and status of every case.
-type Reports = BTreeMap<(u64, u64), Vec<(CaseKind, Option<u16>)>>;
-
 fn said(story: &Story, view: &View) -> Vec<Judged> {
     live(story, view).1
 }
+
+/// Cases by client connection and request on it: what kind, and what the client saw.
+type Cases = BTreeMap<(u64, u64), Vec<(CaseKind, Option<u16>)>>;
 
 proptest! {
     #![proptest_config(config())]
@@ -172,7 +172,7 @@ proptest! {
     #[test]
     fn one_case_for_each_failure(world in worlds(), view in views_with_uprobes()) {
         let story = story::play(&world);
-        let mut cases: Reports = BTreeMap::new();
+        let mut cases: Cases = Cases::new();
         for judged in &said(&story, &view) {
             let subjects = subjects(&story, &judged.case);
             prop_assert_eq!(subjects.len(), 1, "a case of nothing, or of several: {:#?}", judged.case);
@@ -183,7 +183,7 @@ proptest! {
             prop_assert_eq!(&said, &truth.attempts);
             prop_assert!(judged.case.attempts_complete);
         }
-        let mut expected: Reports = BTreeMap::new();
+        let mut expected: Cases = Cases::new();
         for truth in &story.truths {
             if let Some(kind) = truth.kind {
                 // The header had gone when the answer broke off: its status is known of another record.

@@ -29,8 +29,16 @@ pub const CLOSE_DELAY_NS: u64 = 200_000_000;
 /// A case that is known from the logs only waits longer: its final status stands in the access log, which nginx writes after the answer.
 pub const LOG_CLOSE_DELAY_NS: u64 = 400_000_000;
 
-/// A connection is remembered this long after its end: the failure that it explains may be decided later (a retry, a lingering close).
-pub const FLOW_LINGER_NS: u64 = 5_000_000_000;
+/// A connection is remembered this long after its end, because a failure is decided and put together a little later: [`LOG_CLOSE_DELAY_NS`]
+/// and the lag of the slowest source, several times over. At 10,000 connections a second every second more costs 30 MB.
+pub const FLOW_LINGER_NS: u64 = 1_500_000_000;
+
+/// One that ended well, where nginx's complaints are heard as they are made: nginx complains before it closes, so a case about it is open
+/// by then, and is put together within [`CLOSE_DELAY_NS`].
+pub const CLEAN_LINGER_NS: u64 = 300_000_000;
+
+/// One that nginx complained of is remembered longer: retries on other peers may last for minutes before the request is answered.
+pub const COMPLAINT_LINGER_NS: u64 = 300_000_000_000;
 
 /// A request with a failed attempt waits this long for its end. nginx's own timers are 60 s by default and several attempts add up.
 pub const REQUEST_PATIENCE_NS: u64 = 900_000_000_000;
@@ -49,3 +57,6 @@ pub const CONNECTIONS: usize = 16_384;
 
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;
+
+/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
+pub const ATTEMPTS_TOLD: u32 = 8;

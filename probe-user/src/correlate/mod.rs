@@ -11,12 +11,13 @@ pub mod lines;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod tuple;
 mod written;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use flows::Flows;
-use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
+use limits::{ATTEMPTS_TOLD, CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
@@ -39,9 +40,6 @@ use crate::model::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
-const ATTEMPTS_TOLD: u32 = 8;
 
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
@@ -259,6 +257,7 @@ impl Correlator {
         match coverage {
             Coverage::Sensor { sensor, sight, why } => {
                 self.sensors.insert(*sensor, (*sight, why.clone()));
+                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
             }
             Coverage::Lost { sensor, count, why } => {
                 self.losses.push_back((at, *sensor, *count, why.clone()));
@@ -284,6 +283,9 @@ impl Correlator {
     fn log(&mut self, event: &Event, log: &NginxLog) {
         let Some(complaint) = requests::complaint(log) else { return };
         self.ask_about(log, complaint.message, complaint.phase);
+        if let Some(socket) = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref()) {
+            self.flows.keep(socket);
+        }
         let Some(key) = log.parent.or(log.request) else { return };
         if let Some(peer) = &log.peer
             && attempts::ends_attempt(complaint.message)

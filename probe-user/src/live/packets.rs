@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::capture::CapturedPacket;
 use crate::model::packet::PacketRef;
 
+/// What keeping a packet costs besides its bytes: the structure, its allocation and its place in the tree.
+const OVERHEAD: usize = 160;
+
 /// Packets in the order they were captured, bounded in bytes.
 #[derive(Debug)]
 pub struct PacketStore {
@@ -23,11 +26,11 @@ impl PacketStore {
 
     /// Keeps a packet; the oldest go.
     pub fn push(&mut self, packet: CapturedPacket) {
-        self.bytes += packet.bytes.len();
+        self.bytes += packet.bytes.len() + OVERHEAD;
         self.packets.insert(packet.number, packet);
         while self.bytes > self.limit {
             let Some((_, oldest)) = self.packets.pop_first() else { break };
-            self.bytes -= oldest.bytes.len();
+            self.bytes -= oldest.bytes.len() + OVERHEAD;
         }
     }
 

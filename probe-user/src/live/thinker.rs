@@ -24,8 +24,8 @@ const TURN: Duration = Duration::from_millis(10);
 /// Deliveries that may wait for the thread. A storm fills it; what does not fit is counted as lost and never blocks the kernel's ring.
 const WAITING: usize = 65_536;
 
-/// Captured bytes kept for incidents to come.
-const PACKET_BYTES: usize = 16 << 20;
+/// Memory for packets kept for incidents to come. At a filter that lets a few packets of a connection through, seconds of thousands of them.
+const PACKET_BYTES: usize = 12 << 20;
 
 /// Something a source delivers.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
 
+mod forget;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
-use super::limits::{FLOW_LINGER_NS, Limits};
+use super::{limits::Limits, tuple::Tuple};
 use crate::model::{
     event::{Body, Event},
     flow::{Flow, FlowId},
@@ -23,14 +25,6 @@ const CLOCK_SKEW_NS: u64 = 200_000;
 /// packets of clients come between.
 const UNPLACED: usize = 256;
 
-/// A 4-tuple as nginx sees it. Loopback addresses repeat in every network namespace, others do not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Tuple {
-    local: SocketAddr,
-    upstream: SocketAddr,
-    zone: u32,
-}
-
 #[derive(Debug)]
 struct State {
     flow: Flow,
@@ -43,6 +37,8 @@ struct State {
     beyond_syn: bool,
     /// nginx's socket is gone.
     ended: Option<Moment>,
+    /// nginx has complained of it.
+    complained_of: bool,
     /// When its first event happened.
     begun: Moment,
     /// The incarnation of the same tuple before it.
@@ -69,6 +65,10 @@ pub struct Flows {
     /// Addresses that are upstreams: decides which end of a packet is nginx.
     upstreams: BTreeSet<SocketAddr>,
     ended: VecDeque<(Moment, FlowId)>,
+    clean: VecDeque<(Moment, FlowId)>,
+    complained_of: VecDeque<(Moment, FlowId)>,
+    /// nginx's own complaints are heard: one about a connection comes before nginx closes it.
+    nginx_complains_itself: bool,
     /// The newest events between addresses of which none is known to be an upstream yet.
     unplaced: VecDeque<Event>,
     last: u64,
@@ -81,6 +81,11 @@ impl Flows {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, ..Self::default() }
+    }
+
+    /// Whether nginx's own complaints are heard.
+    pub const fn hear_complaints(&mut self, heard: bool) {
+        self.nginx_complains_itself = heard;
     }
 
     /// This address is an upstream.
@@ -153,12 +158,14 @@ impl Flows {
                 let id = self.incarnation(tuple, beginning, event.at.latest);
                 let state = self.known.get_mut(&id)?;
                 if nginx_side {
+                    let over = state.ended.is_some();
                     note_nginx_state(state, &socket.socket, &socket.change, event.at.latest);
                     if let (Some(by), SocketChange::State { .. }) = (socket.by, &socket.change) {
                         state.flow.worker.get_or_insert(by);
                     }
-                    if let Some(ended) = state.ended {
-                        self.ended.push_back((ended, id));
+                    if let (false, Some(ended)) = (over, state.ended) {
+                        let clean = self.nginx_complains_itself && ended_well(state, &socket.socket);
+                        if clean { &mut self.clean } else { &mut self.ended }.push_back((ended, id));
                     }
                 }
                 self.append(id, event);
@@ -217,7 +224,7 @@ impl Flows {
     ) {
         self.add_upstream(upstream);
         if self.current(local, upstream, netns).is_none() {
-            let tuple = Self::tuple(local, upstream, netns);
+            let tuple = Tuple::of(local, upstream, netns);
             let id = self.begin(tuple, false, at);
             if let Some(state) = self.known.get_mut(&id) {
                 state.flow.worker = Some(worker);
@@ -229,7 +236,7 @@ impl Flows {
     /// The newest incarnation of this tuple.
     #[must_use]
     pub fn current(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Option<FlowId> {
-        if let Some(id) = self.newest.get(&Self::tuple(local, upstream, netns)) {
+        if let Some(id) = self.newest.get(&Tuple::of(local, upstream, netns)) {
             return Some(*id);
         }
         if netns.is_some() && !upstream.ip().is_loopback() {
@@ -281,26 +288,11 @@ impl Flows {
         self.known.is_empty()
     }
 
-    /// Forgets connections that ended long before `now`.
-    pub fn forget(&mut self, now: Moment) {
-        while let Some((ended, id)) = self.ended.front().copied() {
-            if now.since_ns(ended) < FLOW_LINGER_NS && self.known.len() <= self.limits.flows {
-                break;
-            }
-            self.ended.pop_front();
-            self.remove(id);
-        }
-        while self.known.len() > self.limits.flows {
-            let Some(id) = self.known.keys().next().copied() else { break };
-            self.forgotten += 1;
-            self.remove(id);
-        }
-    }
-
-    fn remove(&mut self, id: FlowId) {
-        let Some(state) = self.known.remove(&id) else { return };
-        if self.newest.get(&state.tuple) == Some(&id) {
-            self.newest.remove(&state.tuple);
+    /// nginx complains of this connection: the request may go on elsewhere for long before its case is put together.
+    pub fn keep(&mut self, socket: &Socket) {
+        let (Some(local), Some(upstream)) = (socket.local, socket.remote) else { return };
+        if let Some(state) = self.current(local, upstream, socket.netns).and_then(|id| self.known.get_mut(&id)) {
+            state.complained_of = true;
         }
     }
 
@@ -308,12 +300,7 @@ impl Flows {
     /// connection of those addresses, and the other way round.
     fn zoned(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
         let known = self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
-        known.unwrap_or_else(|| Self::tuple(local, upstream, netns))
-    }
-
-    fn tuple(local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
-        let zone = if upstream.ip().is_loopback() { netns.unwrap_or(0) } else { 0 };
-        Tuple { local, upstream, zone }
+        known.unwrap_or_else(|| Tuple::of(local, upstream, netns))
     }
 
     fn place_socket(&mut self, socket: &Socket, change: &SocketChange) -> Option<(Tuple, Beginning, bool)> {
@@ -364,7 +351,7 @@ impl Flows {
         if let Some(id) = self.current(local, upstream, netns) {
             Some(id)
         } else {
-            let tuple = Self::tuple(local, upstream, netns);
+            let tuple = Tuple::of(local, upstream, netns);
             Some(self.begin(tuple, false, at))
         }
     }
@@ -427,6 +414,7 @@ impl Flows {
             connected_by_syscall: false,
             beyond_syn: false,
             ended: None,
+            complained_of: false,
             begun: at,
             older,
         };
@@ -485,4 +473,9 @@ fn note_nginx_state(state: &mut State, socket: &Socket, change: &SocketChange, a
     if socket.state == TcpState::Closed && state.ended.is_none() {
         state.ended = Some(at);
     }
+}
+
+/// Nothing went wrong on it: no reset, no error.
+fn ended_well(state: &State, socket: &Socket) -> bool {
+    socket.error.is_none() && state.flow.resets_received().next().is_none()
 }

@@ -1,0 +1,54 @@
+//! Which connections need not be remembered any more.
+
+use super::Flows;
+use crate::{
+    correlate::limits::{CLEAN_LINGER_NS, COMPLAINT_LINGER_NS, FLOW_LINGER_NS},
+    model::{flow::FlowId, time::Moment},
+};
+
+impl Flows {
+    /// Forgets connections that ended long before `now`.
+    pub fn forget(&mut self, now: Moment) {
+        while let Some((ended, id)) = self.clean.front().copied() {
+            if now.since_ns(ended) < CLEAN_LINGER_NS {
+                break;
+            }
+            self.clean.pop_front();
+            if self.known.get(&id).is_some_and(|state| state.complained_of) {
+                self.complained_of.push_back((ended, id));
+            } else {
+                self.remove(id);
+            }
+        }
+        while let Some((ended, id)) = self.ended.front().copied() {
+            if now.since_ns(ended) < FLOW_LINGER_NS && self.known.len() <= self.limits.flows {
+                break;
+            }
+            self.ended.pop_front();
+            if self.known.get(&id).is_some_and(|state| state.complained_of) {
+                self.complained_of.push_back((ended, id));
+            } else {
+                self.remove(id);
+            }
+        }
+        while let Some((ended, id)) = self.complained_of.front().copied() {
+            if now.since_ns(ended) < COMPLAINT_LINGER_NS && self.complained_of.len() <= self.limits.requests {
+                break;
+            }
+            self.complained_of.pop_front();
+            self.remove(id);
+        }
+        while self.known.len() > self.limits.flows {
+            let Some(id) = self.known.keys().next().copied() else { break };
+            self.forgotten += 1;
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: FlowId) {
+        let Some(state) = self.known.remove(&id) else { return };
+        if self.newest.get(&state.tuple) == Some(&id) {
+            self.newest.remove(&state.tuple);
+        }
+    }
+}
