@@ -57,3 +57,6 @@ pub const CONNECTIONS: usize = 16_384;
 
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;
+
+/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
+pub const ATTEMPTS_TOLD: u32 = 8;

@@ -17,7 +17,7 @@ mod written;
 use std::collections::{BTreeMap, VecDeque};
 
 use flows::Flows;
-use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
+use limits::{ATTEMPTS_TOLD, CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
@@ -40,9 +40,6 @@ use crate::model::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
-const ATTEMPTS_TOLD: u32 = 8;
 
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
@@ -341,6 +338,15 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
+        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
+        let numbered = identity.0.is_some() && identity.1.is_some();
+        let mut of_requests = self.decided.iter().filter(|decided| decided.from_lines.is_none());
+        if numbered && of_requests.any(|d| d.request.key == main && d.request.identity == identity) {
+            if let Some(telling) = &mut self.telling {
+                telling.decided = true;
+            }
+            return;
+        }
         let mut request = if let Some(request) = self.requests.take(main, identity) {
             request
         } else {

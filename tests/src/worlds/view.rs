@@ -7,6 +7,7 @@ use probe502::{
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
         host::{HostFact, Listener},
+        nginx::NginxEvent,
         process::Pid,
         time::{At, Moment},
     },
@@ -83,12 +84,20 @@ impl View {
         let start = self.start(story);
         let mut arrivals: Vec<Arrival> = Vec::new();
         let mut losses: Vec<(u64, Option<Sensor>, u64)> = Vec::new();
+        let mut status_seen = true;
         for (index, record) in story.records.iter().enumerate() {
             let mut dice = Dice::new(self.seed ^ (u64::try_from(index).unwrap_or(0) << 20));
             if self.alone && record.foreign {
                 continue;
             }
-            let Some(arrival) = self.perceive(record, start, &mut dice) else { continue };
+            let arrival = self.perceive(record, start, &mut dice);
+            // A hook that does not see a status does not see the attempts that are told with it either.
+            match &record.arrival.body {
+                Body::Nginx(NginxEvent::Status(_)) => status_seen = arrival.is_some(),
+                Body::Nginx(NginxEvent::Attempt(_)) if !status_seen => continue,
+                _ => {}
+            }
+            let Some(arrival) = arrival else { continue };
             let (per_mille, sensor) = match arrival.source {
                 Source::Kernel => (self.lost_records, None),
                 Source::Packet => (self.lost_packets, Some(Sensor::Packets)),
@@ -122,7 +131,7 @@ impl View {
         }
         let seen = match record.sensor.map(|sensor| self.sight(sensor)) {
             None | Some(Sight::On) => true,
-            Some(Sight::Degraded) => dice.chance(500),
+            Some(Sight::Degraded) => matches!(arrival.body, Body::Nginx(NginxEvent::Attempt(_))) || dice.chance(500),
             Some(Sight::Off) => false,
         };
         (seen && arrival.at.latest.0 > start + 2 * MS).then_some(arrival)

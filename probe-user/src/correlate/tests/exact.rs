@@ -77,6 +77,19 @@ fn a_reused_tuple_is_another_flow() {
     }
 }
 
+/// The hook of the response header sees with gaps: what it does see is not another request.
+#[test]
+fn a_header_after_the_special_response_that_decided_is_the_same_answer() {
+    let mut world = World::new();
+    let coverage = Coverage::Sensor { sensor: Sensor::NginxStatuses, sight: Sight::Degraded, why: None };
+    world.tell(Source::Probe, Body::Coverage(coverage));
+    world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), "127.0.0.1:8000", None);
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!(case.attempts.iter().map(|a| a.outcome).collect::<Vec<_>>(), [Outcome::Refused]);
+}
+
 /// Packets are stamped by another clock: the SYN can seem to come after the reset that answered it.
 #[test]
 fn a_syn_stamped_late_belongs_to_the_connection_it_began() {

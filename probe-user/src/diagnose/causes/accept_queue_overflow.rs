@@ -105,6 +105,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if !direct && !silent {
         return None;
     }
+    if !reading.sees(Sensor::Syscalls) {
+        finding.missing.push(need(Sensor::Syscalls, "whether the server's accept() was failing"));
+        finding.not_excluded(&["fd-exhausted-upstream"]);
+    }
     if retransmits > 0 {
         let waited_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
         finding.support(Some(evidence(Fact::SynUnanswered { retransmits, waited_us }, &events, Weight::Symptom)));

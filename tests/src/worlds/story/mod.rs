@@ -232,7 +232,7 @@ impl Play<'_> {
         let outcome = fate::play(&mut self.stage, &mut inner, worker, served, begin, Some(connection));
         if let (Ended::Answered { status }, Some(connection)) = (outcome.ended, outcome.connection) {
             self.kept.insert((request, attempt), connection);
-            self.finish(worker, &inner, outcome.at, status, false, Vec::new(), None);
+            self.finish(worker, &inner, outcome.at, (status, false), Vec::new(), None);
         }
     }
 
@@ -246,21 +246,19 @@ impl Play<'_> {
             Course::Returned(status) => {
                 let kind = (*status == 502).then(|| Report::without_attempt("configured-502"));
                 let special = self.stage.tape.dice.chance(700);
-                self.finish(worker, &inner, t + 5 * US, *status, special, Vec::new(), kind);
+                self.finish(worker, &inner, t + 5 * US, (*status, special), Vec::new(), kind);
             }
             Course::Abandoned { peer } => self.abandoned(t + 2 * US, worker, &mut inner, *peer),
         }
     }
 
-    /// The end of a request: its status, its line, its truth.
-    #[expect(clippy::too_many_arguments, reason = "an end has this many sides, and one place brings them together")]
+    /// The end of a request: its status, and whether nginx makes a special response of it; its line, its truth.
     fn finish(
         &mut self,
         worker: usize,
         inner: &Inner,
         t: u64,
-        status: u16,
-        special: bool,
+        (status, special): (u16, bool),
         attempts: Vec<(String, Became)>,
         case: Option<Report>,
     ) {
@@ -356,11 +354,11 @@ impl Play<'_> {
                         (_, Some(last)) => Some(Report::of(CaseKind::NearMiss, *last)),
                         (_, None) => None,
                     };
-                    return self.finish(worker, inner, now, status, false, told, case);
+                    return self.finish(worker, inner, now, (status, false), told, case);
                 }
                 Ended::Fatal => {
                     let case = Some(Report::of(CaseKind::Incident, tried_now));
-                    return self.finish(worker, inner, now, 500, true, told, case);
+                    return self.finish(worker, inner, now, (500, true), told, case);
                 }
                 Ended::Broken { reset } => {
                     return self.broken(worker, inner, now, reset, outcome.connection, told, tried_now);
@@ -373,7 +371,7 @@ impl Play<'_> {
                     tries = tries.saturating_sub(1) + usize::from(reused && status == 502);
                     if tries == 0 || (post && outcome.sent) {
                         let case = Some(Report::of(CaseKind::Incident, tried_now));
-                        return self.finish(worker, inner, now, status, true, told, case);
+                        return self.finish(worker, inner, now, (status, true), told, case);
                     }
                 }
             }
@@ -442,7 +440,7 @@ impl Play<'_> {
             report.causes.extend(last.attempt.true_causes());
             report.about = Some(*last);
         }
-        self.finish(worker, inner, t + 5 * US, 502, true, told, Some(report));
+        self.finish(worker, inner, t + 5 * US, (502, true), told, Some(report));
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call; each is a different thing about the one request")]
