@@ -11,16 +11,18 @@ pub mod lines;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod telling;
 mod tuple;
 mod written;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use flows::Flows;
-use limits::{ATTEMPTS_TOLD, CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
+use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
+use telling::Telling;
 use written::Written;
 
 pub use host::Question;
@@ -32,7 +34,7 @@ use crate::model::{
     coverage::{Coverage, Sensor, Sight},
     event::{Body, Event},
     net::{Address, Errno},
-    nginx::{ErrorLine, NginxAttempt, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
+    nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
     socket::Syscall,
@@ -67,17 +69,6 @@ struct Decided {
     line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
-}
-
-/// nginx's list of attempts follows the status it belongs to, record by record.
-#[derive(Clone, Copy, Debug)]
-struct Telling {
-    /// The request as the records name it.
-    told: RequestKey,
-    /// The main request they count for.
-    main: RequestKey,
-    /// It has just been decided; else it is still open. (The same pointer may name a request decided a moment ago.)
-    decided: bool,
 }
 
 /// The state.
@@ -371,28 +362,6 @@ impl Correlator {
             Some(status.status),
             Some(status.clone()),
         );
-    }
-
-    fn attempt(&mut self, attempt: &NginxAttempt) {
-        let Some(Telling { told, main, decided }) = self.telling else { return };
-        if told != attempt.request {
-            return;
-        }
-        let target = if decided {
-            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
-        } else {
-            self.requests.get_mut(main)
-        };
-        let Some(target) = target else { return };
-        if attempt.index == 0 {
-            target.attempts.clear();
-            target.attempts_known = true;
-            target.attempts_total = 0;
-        }
-        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS_TOLD));
-        if !target.attempts.iter().any(|known| known.index == attempt.index) {
-            target.attempts.push(attempt.clone());
-        }
     }
 
     fn decide(

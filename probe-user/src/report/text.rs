@@ -1,6 +1,6 @@
 //! The report for people: verdict first, then how it came about, then what to do. At most 100 columns, readable at 3 a.m.
 
-use super::{contested_summary, redact, timeline};
+use super::{contested_summary, redact, timeline, wording};
 use crate::model::{
     attempt::Attempt,
     case::{Case, CaseKind},
@@ -161,7 +161,8 @@ fn attempt_line(page: &mut Page, index: usize, total: usize, attempt: &Attempt) 
     words.extend(attempt.errno.map(|errno| errno.to_string()));
     words.extend(attempt.duration_us.map(|us| format!("after {}", milliseconds(us))));
     if attempt.reused == Some(true) {
-        let before = attempt.requests_before.map(|n| format!(" after {n} requests")).unwrap_or_default();
+        let before =
+            attempt.requests_before.map(|n| format!(" after {}", wording::counted(n, "request"))).unwrap_or_default();
         let idle = attempt.idle_us.map(|us| format!(", idle {}", milliseconds(us))).unwrap_or_default();
         words.push(format!("(reused{before}{idle})"));
     }

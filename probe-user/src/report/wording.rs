@@ -341,7 +341,7 @@ pub fn fact(of: &Fact) -> String {
         }
         Fact::UpstreamClosed { process: closer } => format!("{} closed its end", process(closer.as_ref())),
         Fact::IdleConnection { requests_before, idle_us } => {
-            let before = requests_before.map(|n| format!(" after {n} requests")).unwrap_or_default();
+            let before = requests_before.map(|n| format!(" after {}", counted(n, "request"))).unwrap_or_default();
             let idle = idle_us.map(|us| format!(", idle for {}", micros(us))).unwrap_or_default();
             format!("a kept connection, reused{before}{idle}")
         }
@@ -349,7 +349,7 @@ pub fn fact(of: &Fact) -> String {
         Fact::PartialResponse { bytes } => format!("{bytes} bytes of an answer came"),
         Fact::SynUnanswered { retransmits, waited_us } => {
             let waited = waited_us.map(|us| format!(" in {}", micros(us))).unwrap_or_default();
-            format!("SYN repeated {retransmits} times, no answer{waited}")
+            format!("SYN repeated {}, no answer{waited}", counted(u64::from(*retransmits), "time"))
         }
         Fact::NginxTimer { directive, configured } => {
             let value = configured.as_deref().map(|value| format!(" {}", redact::text(value))).unwrap_or_default();
@@ -416,4 +416,9 @@ fn listener(process: Option<&(Option<Pid>, String)>) -> String {
         Some((None, command)) => redact::text(command),
         None => "somebody".to_owned(),
     }
+}
+
+/// `1 request`, `2 requests`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }

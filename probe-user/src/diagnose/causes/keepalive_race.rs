@@ -129,9 +129,9 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, crossed: bool) {
     let before = reading.attempt.and_then(|attempt| attempt.requests_before);
     let history = match (before, idle) {
         (Some(before), Some(idle)) => {
-            format!(", which had served {before} requests and been idle for {},", duration(idle))
+            format!(", which had served {} and been idle for {},", requests(before), duration(idle))
         }
-        (Some(before), None) => format!(", which had served {before} requests,"),
+        (Some(before), None) => format!(", which had served {},", requests(before)),
         (None, Some(idle)) => format!(", which had been idle for {},", duration(idle)),
         (None, None) => String::new(),
     };
@@ -195,6 +195,10 @@ fn shorter(seconds: u64) -> String {
         2..=10 => format!("{}s", seconds - 1),
         _ => format!("{}s", seconds - seconds / 10),
     }
+}
+
+fn requests(number: u64) -> String {
+    if number == 1 { "one request".to_owned() } else { format!("{number} requests") }
 }
 
 #[cfg(test)]

@@ -1,0 +1,40 @@
+//! Whose attempts nginx is telling.
+
+use super::{Correlator, limits::ATTEMPTS_TOLD};
+use crate::model::nginx::{NginxAttempt, RequestKey};
+
+/// nginx's list of attempts follows the status it belongs to, record by record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Telling {
+    /// The request as the records name it.
+    pub(super) told: RequestKey,
+    /// The main request they count for.
+    pub(super) main: RequestKey,
+    /// It has just been decided; else it is still open. (The same pointer may name a request decided a moment ago.)
+    pub(super) decided: bool,
+}
+
+impl Correlator {
+    /// Takes an entry of nginx's list.
+    pub(super) fn attempt(&mut self, attempt: &NginxAttempt) {
+        let Some(Telling { told, main, decided }) = self.telling else { return };
+        if told != attempt.request {
+            return;
+        }
+        let target = if decided {
+            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
+        } else {
+            self.requests.get_mut(main)
+        };
+        let Some(target) = target else { return };
+        if attempt.index == 0 {
+            target.attempts.clear();
+            target.attempts_known = true;
+            target.attempts_total = 0;
+        }
+        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS_TOLD));
+        if !target.attempts.iter().any(|known| known.index == attempt.index) {
+            target.attempts.push(attempt.clone());
+        }
+    }
+}
