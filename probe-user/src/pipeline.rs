@@ -51,6 +51,7 @@ impl Pipeline {
     /// The end: everything that waits is thought through and judged.
     pub fn finish(&mut self) {
         self.think(Moment(u64::MAX));
+        self.correlator.end();
         while let Some(deadline) = self.correlator.next_deadline() {
             self.pass_time(deadline);
         }

@@ -56,7 +56,7 @@ proptest! {
     fn confluence(world in worlds(), view in views(), seed in any::<u64>(), step in 1u64..400) {
         let story = story::play(&world);
         let (arrivals, said) = live(&story, &view);
-        let other = replay(&arrivals, Delivery { seed, step: step * 1_000_000 });
+        let other = replay(&arrivals, Delivery { seed, step: step * 1_000_000, cut: false });
         prop_assert_eq!(&said, &other);
         prop_assert_eq!(&said, &replay(&arrivals, Delivery::AT_ONCE));
     }
@@ -205,7 +205,7 @@ proptest! {
         let limits = Limits { flows, events_per_flow: 16, requests: 4, notable: 8, failures: 4 };
         let mut pipeline = Pipeline::new(Settings { limits, ..settings() });
         let mut most = 0;
-        deliver(&mut pipeline, &crowd(seed, &ends), Delivery { seed, step: step * 1_000_000 }, |pipeline, _| {
+        deliver(&mut pipeline, &crowd(seed, &ends), Delivery { seed, step: step * 1_000_000, cut: false }, |pipeline, _| {
             most = most.max(pipeline.flows_known());
         });
         prop_assert!(most <= flows, "{} of {}", most, flows);
@@ -217,7 +217,7 @@ proptest! {
         let story = story::play(&world);
         let (mut arrivals, _) = live(&story, &view);
         arrivals.truncate(arrivals.len() * cut / 1_000);
-        for judged in &replay(&arrivals, Delivery::LIVE) {
+        for judged in &replay(&arrivals, Delivery { cut: true, ..Delivery::LIVE }) {
             if let Err(why) = check(&story, judged) {
                 prop_assert!(false, "{}", why);
             }

@@ -83,7 +83,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         processes,
         host,
         earlier,
-        coverage: coverage(correlator, At::between(begin, until)),
+        coverage: coverage(correlator, At::between(begin, until), correlator.ended.is_some_and(|ended| ended < until)),
         attempts: list,
         attempts_complete,
     }
@@ -195,7 +195,7 @@ fn host(
     correlator.host.about(&questions)
 }
 
-fn coverage(correlator: &Correlator, span: At) -> CaseCoverage {
+fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {
     let sensors = Sensor::ALL
         .iter()
         .map(|sensor| match correlator.sensors.get(sensor) {
@@ -207,6 +207,7 @@ fn coverage(correlator: &Correlator, span: At) -> CaseCoverage {
     let of_packets = |sensor: &Option<Sensor>| *sensor == Some(Sensor::Packets);
     CaseCoverage {
         sensors,
+        cut_short,
         events_lost: lost.iter().filter(|(_, sensor, ..)| !of_packets(sensor)).map(|(.., count, _)| count).sum(),
         packets_dropped: lost.iter().filter(|(_, sensor, ..)| of_packets(sensor)).map(|(.., count, _)| count).sum(),
         losses: lost.into_iter().map(|(at, _, count, why)| (*at, *count, why.clone())).collect(),

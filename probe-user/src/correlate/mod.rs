@@ -95,6 +95,8 @@ pub struct Correlator {
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
     finished: bool,
+    /// Nothing is known of what came after this moment: the stream ended there.
+    ended: Option<Moment>,
 }
 
 impl Correlator {
@@ -120,6 +122,7 @@ impl Correlator {
             last_case: 0,
             swept: Moment(0),
             finished: false,
+            ended: None,
         }
     }
 
@@ -189,6 +192,11 @@ impl Correlator {
                 self.losses.pop_front();
             }
         }
+    }
+
+    /// No more events will come; waits may still be told to be over, but nobody looked meanwhile.
+    pub fn end(&mut self) {
+        self.ended.get_or_insert(self.now);
     }
 
     /// The end of the stream: everything decided becomes ready now.

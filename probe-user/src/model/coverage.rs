@@ -141,6 +141,9 @@ pub struct CaseCoverage {
     pub events_lost: u64,
     /// Packets dropped by the capture in the case's span.
     pub packets_dropped: u64,
+    /// The stream ended before what comes late could come: the kernel's record of a reset, the exit of a process, the count of what was
+    /// lost.
+    pub cut_short: bool,
 }
 
 impl CaseCoverage {
@@ -149,7 +152,7 @@ impl CaseCoverage {
     pub fn silence_counts(&self, sensor: Sensor) -> bool {
         let on = self.sensors.iter().any(|(s, sight, _)| *s == sensor && *sight == Sight::On);
         let lost = if sensor == Sensor::Packets { self.packets_dropped } else { self.events_lost };
-        on && lost == 0
+        on && lost == 0 && !self.cut_short
     }
 
     /// How well the sensor saw; a sensor never spoken of saw nothing.

@@ -27,13 +27,15 @@ pub struct Delivery {
     pub seed: u64,
     /// How often the sources say how far they are, nanoseconds; 0: never, everything is thought through at the end.
     pub step: u64,
+    /// It breaks off with the last arrival; else the sources go on saying that nothing more happens.
+    pub cut: bool,
 }
 
 impl Delivery {
     /// As a live run does it.
-    pub const LIVE: Self = Self { seed: 1, step: 50 * MS };
+    pub const LIVE: Self = Self { seed: 1, step: 50 * MS, cut: false };
     /// As a recording is read: one source after the other, and all of it before anything is thought.
-    pub const AT_ONCE: Self = Self { seed: 0, step: 0 };
+    pub const AT_ONCE: Self = Self { seed: 0, step: 0, cut: false };
 }
 
 /// Settings that every run shares.
@@ -115,6 +117,8 @@ pub fn deliver(
     let mut queues: Vec<VecDeque<&Arrival>> =
         SOURCES.iter().map(|source| arrivals.iter().filter(|arrival| arrival.source == *source).collect()).collect();
     let mut judged = Vec::new();
+    let last = arrivals.iter().map(|arrival| arrival.at.latest.0).max().unwrap_or(0);
+    let known_until = |watermark: u64| Moment(if delivery.cut { watermark.min(last) } else { watermark });
     if delivery.step > 0 {
         let mut watermark = next_of(&queues).unwrap_or(0);
         let mut quiet = 0;
@@ -126,18 +130,21 @@ pub fn deliver(
                 quiet = if next > watermark { quiet + delivery.step } else { 0 };
             }
             hand_over(pipeline, &mut queues, watermark, delivery.step, &mut dice);
-            pipeline.advance(Moment(watermark));
+            pipeline.advance(known_until(watermark));
             judged.extend(std::iter::from_fn(|| pipeline.poll_case()));
             after(pipeline, watermark);
         }
         for _ in 0..2 * JUMP / delivery.step {
             watermark += delivery.step;
-            pipeline.advance(Moment(watermark));
+            pipeline.advance(known_until(watermark));
             judged.extend(std::iter::from_fn(|| pipeline.poll_case()));
             after(pipeline, watermark);
         }
     }
     hand_over(pipeline, &mut queues, u64::MAX, 0, &mut dice);
+    if !delivery.cut {
+        pipeline.advance(Moment(last + 2 * JUMP));
+    }
     pipeline.finish();
     judged.extend(std::iter::from_fn(|| pipeline.poll_case()));
     judged
