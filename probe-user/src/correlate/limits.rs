@@ -60,3 +60,6 @@ pub const QUESTION_REST_NS: u64 = 500_000_000;
 
 /// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
 pub const ATTEMPTS_TOLD: u32 = 8;
+
+/// Old things are forgotten at whole seconds, so that it does not matter how often time is told.
+pub const SECOND_NS: u64 = 1_000_000_000;

@@ -18,7 +18,7 @@ mod written;
 use std::collections::{BTreeMap, VecDeque};
 
 use flows::Flows;
-use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits};
+use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
@@ -40,8 +40,6 @@ use crate::model::{
     socket::Syscall,
     time::{At, Moment, WallClock},
 };
-
-const SECOND_NS: u64 = 1_000_000_000;
 
 /// What the correlator is told before it begins.
 #[derive(Clone, Debug)]
@@ -330,9 +328,8 @@ impl Correlator {
         identity: (Option<u64>, Option<u64>),
     ) {
         // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
-        let numbered = identity.0.is_some() && identity.1.is_some();
-        let mut of_requests = self.decided.iter().filter(|decided| decided.from_lines.is_none());
-        if numbered && of_requests.any(|d| d.request.key == main && d.request.identity == identity) {
+        let same = |d: &Decided| d.from_lines.is_none() && d.request.key == main && d.request.identity == identity;
+        if identity.0.is_some() && identity.1.is_some() && self.decided.iter().any(same) {
             if let Some(telling) = &mut self.telling {
                 telling.decided = true;
             }

@@ -52,8 +52,8 @@ enum Beginning {
     No,
     /// It belongs to a handshake; `Some`: with this initial sequence number.
     Handshake(Option<u32>),
-    /// It is the `connect()` call itself, which is recorded after its packets on loopback.
-    Call,
+    /// It is the `connect()` call itself, which is recorded after its packets on loopback; `Some`: with this initial sequence number.
+    Call(Option<u32>),
 }
 
 /// All connections known.
@@ -176,9 +176,11 @@ impl Flows {
                     let (local, upstream) =
                         (socket.local?, socket.remote.or_else(|| address.as_ref().and_then(Address::ip))?);
                     let tuple = self.zoned(local, upstream, socket.netns);
-                    let id = self.incarnation(tuple, Beginning::Call, event.at.latest);
+                    let sequence = socket.tcp.map(|tcp| tcp.write_seq.wrapping_sub(1));
+                    let id = self.incarnation(tuple, Beginning::Call(sequence), event.at.latest);
                     if let Some(state) = self.known.get_mut(&id) {
                         state.connected_by_syscall = true;
+                        state.beyond_syn |= socket.state != TcpState::SynSent;
                         state.flow.worker = Some(call.pid);
                     }
                     self.append(id, event);
@@ -190,7 +192,9 @@ impl Flows {
                         return None;
                     }
                     let id = self.current(local, upstream, None)?;
-                    self.known.get_mut(&id)?.flow.accepted_by = Some((call.pid, command.clone()));
+                    let state = self.known.get_mut(&id)?;
+                    state.flow.accepted_by = Some((call.pid, command.clone()));
+                    state.beyond_syn = true;
                     self.append(id, event);
                     Some(id)
                 }
@@ -368,17 +372,22 @@ impl Flows {
                     None => !state.beyond_syn && state.ended.is_none() && state.flow.seen_from_start,
                 },
                 Beginning::Handshake(None) => !state.beyond_syn && state.ended.is_none(),
-                Beginning::Call => !state.connected_by_syscall && state.flow.seen_from_start,
+                Beginning::Call(sequence) => {
+                    let same = state.syn.zip(sequence).is_none_or(|(known, said)| known == said);
+                    same && !state.connected_by_syscall && state.flow.seen_from_start
+                }
             };
             if fits {
-                if let Beginning::Handshake(Some(sequence)) = beginning {
+                if let Beginning::Handshake(Some(sequence)) | Beginning::Call(Some(sequence)) = beginning {
                     state.syn = Some(sequence);
                 }
                 return id;
             }
         }
         let id = self.begin(tuple, beginning != Beginning::No, at);
-        if let (Beginning::Handshake(sequence), Some(state)) = (beginning, self.known.get_mut(&id)) {
+        if let (Beginning::Handshake(sequence) | Beginning::Call(sequence), Some(state)) =
+            (beginning, self.known.get_mut(&id))
+        {
             state.syn = sequence;
         }
         id
