@@ -63,8 +63,6 @@ kinds! {
     Accept = 17,
     /// [`crate::syscall::SocketCall`]: `socket()`.
     SocketCall = 18,
-    /// [`crate::syscall::SocketCall`]: `close()` of a socket.
-    Close = 19,
     /// [`crate::process::Fork`].
     Fork = 32,
     /// [`crate::process::Exec`].

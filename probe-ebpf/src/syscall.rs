@@ -45,16 +45,14 @@ pub struct Accept {
     pub command: [u8; 16],
 }
 
-/// `socket()` failed, or `close()` of a watched socket.
+/// `socket()` failed.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketCall {
     /// Tgid and tid are the caller's.
     pub header: Header,
-    /// The descriptor or a negative errno.
+    /// A negative errno.
     pub result: i32,
-    /// `close`: the descriptor. `socket`: the address family.
-    pub fd: i32,
-    /// `close`: the socket just before. `socket`: all zero.
-    pub socket: Socket,
+    /// The address family.
+    pub family: i32,
 }

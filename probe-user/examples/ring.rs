@@ -215,8 +215,8 @@ fn print(kernel: &Kernel, kind: Kind, header: &Header, bytes: &[u8]) {
                 show_socket(&record.socket)
             )
         }),
-        Kind::SocketCall | Kind::Close => {
-            read(bytes, |record: &syscall::SocketCall| format!("{} = {}", record.fd, record.result))
+        Kind::SocketCall => {
+            read(bytes, |record: &syscall::SocketCall| format!("family {} = {}", record.family, record.result))
         }
         Kind::Fork => read(bytes, |record: &process::Fork| {
             format!("child {} role {} of {}", record.child, record.role, text(&record.command))

@@ -190,7 +190,7 @@ pub(crate) fn socket(exit: &Exit) -> Option<()> {
     let family = exit.argument_0()? as i32;
     emit::record(Kind::SocketCall, Wake::Now, |record: &mut SocketCall| {
         record.result = exit.result as i32;
-        record.fd = family;
+        record.family = family;
     });
     Some(())
 }

@@ -35,7 +35,6 @@ impl Notable {
                 }
                 Syscall::Accept { result, .. } => result.is_err(),
                 Syscall::Socket { .. } => true,
-                Syscall::Close { .. } => false,
             },
             _ => false,
         };

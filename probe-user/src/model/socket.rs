@@ -196,11 +196,4 @@ pub enum Syscall {
         /// Why.
         error: Errno,
     },
-    /// `close()` of a socket.
-    Close {
-        /// The descriptor.
-        fd: i32,
-        /// The socket just before.
-        socket: Option<Socket>,
-    },
 }

@@ -131,7 +131,6 @@ fn syscall_event(event: &SyscallEvent) -> String {
             format!("accept() {} in {} (pid {pid}){listener}{queue}", outcome(result), redact::text(command))
         }
         Syscall::Socket { error, .. } => format!("socket() = {error} (pid {pid})"),
-        Syscall::Close { fd, socket } => format!("close(fd {fd}) by pid {pid}{}", address_of(socket.as_ref())),
     }
 }
 

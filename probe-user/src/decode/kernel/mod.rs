@@ -98,8 +98,7 @@ pub fn decode(record: &[u8], names: &Names) -> Result<Decoded, RecordError> {
         | Kind::SynAckRetransmit
         | Kind::Connect
         | Kind::Accept
-        | Kind::SocketCall
-        | Kind::Close => socket::decode(kind, record, names)?,
+        | Kind::SocketCall => socket::decode(kind, record, names)?,
         Kind::Fork | Kind::Exec | Kind::Exit | Kind::Signal | Kind::OomVictim => process::decode(kind, record)?,
         Kind::NginxLog
         | Kind::NginxSpecialResponse

@@ -43,9 +43,7 @@ pub(super) fn decode(kind: Kind, record: &[u8], names: &Names) -> Result<Body, R
                 packet,
             }))
         }
-        Kind::Connect | Kind::Accept | Kind::SocketCall | Kind::Close => {
-            syscall(kind, record, names.hz).map(Body::Syscall)
-        }
+        Kind::Connect | Kind::Accept | Kind::SocketCall => syscall(kind, record, names.hz).map(Body::Syscall),
         _ => socket_event(kind, record, names).map(Body::Socket),
     }
 }
@@ -98,14 +96,10 @@ fn syscall(kind: Kind, record: &[u8], hz: u32) -> Result<SyscallEvent, RecordErr
             };
             (accept.header, call)
         }
-        Kind::SocketCall => {
+        _ => {
             let made: SocketCall = read(record, "a socket call")?;
             let error = result(made.result).err().ok_or(RecordError::Unusable { kind, what: "errno" })?;
-            (made.header, Syscall::Socket { family: made.fd, error })
-        }
-        _ => {
-            let close: SocketCall = read(record, "a close")?;
-            (close.header, Syscall::Close { fd: close.fd, socket: optional_socket(&close.socket, 0, hz) })
+            (made.header, Syscall::Socket { family: made.family, error })
         }
     };
     Ok(SyscallEvent { pid: Pid(header.tgid), tid: Pid(header.tid), call })

@@ -1,8 +1,8 @@
 //! How connections end.
 
 use super::{
-    ACK, Connection, Content, Errno, FIN_ACK, PSH_ACK, Pid, RST, RST_ACK, STEP, Socket, SocketChange, Syscall, Tape,
-    TcpState, header,
+    ACK, Connection, Content, Errno, FIN_ACK, PSH_ACK, Pid, RST, RST_ACK, STEP, Socket, SocketChange, Tape, TcpState,
+    header,
 };
 
 impl Connection {
@@ -114,8 +114,6 @@ impl Connection {
 
     /// nginx closes its end.
     pub fn nginx_close(&mut self, tape: &mut Tape, t: u64) {
-        let close = Syscall::Close { fd: self.fd, socket: Some(self.nginx_socket(t)) };
-        tape.call(t, self.opener, close);
         let by = Some(self.opener);
         match self.nginx.state {
             TcpState::SynSent => self.nginx_state(tape, t + STEP, TcpState::Closed, by),
