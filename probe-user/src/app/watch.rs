@@ -49,6 +49,9 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// How often the progress line is renewed.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
+/// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
+const LAST_WAIT: Duration = Duration::from_millis(320);
+
 /// Size of the ring, bytes: at 600 bytes a failure's records, a second of 10,000 failures.
 const RING_BYTES: u32 = 8 << 20;
 
@@ -178,8 +181,8 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
         let intake = intake.clone();
         move || {
             if let Some(reader) = reader {
-                // Records of the last failures are on their way; their late evidence is what the ring holds by then.
-                std::thread::sleep(Duration::from_millis(120));
+                // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+                std::thread::sleep(LAST_WAIT);
                 reader.finish();
             }
             intake.deliver(Delivery::End);

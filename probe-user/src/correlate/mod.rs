@@ -15,7 +15,7 @@ mod telling;
 mod tuple;
 mod written;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use flows::Flows;
 use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
@@ -82,6 +82,8 @@ pub struct Correlator {
     notable: Notable,
     /// Descriptors that became upstream connections: when, for which request and client connection.
     connections: VecDeque<(Moment, RequestKey, u64, i32)>,
+    /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
+    speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
     written: Written,
     host: host::Host,
@@ -112,6 +114,7 @@ impl Correlator {
             lines: Lines::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
+            speaking: BTreeSet::new(),
             written: Written::default(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
@@ -154,7 +157,7 @@ impl Correlator {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
                 }
             }
-            Body::ErrorLine(line) if self.sight(Sensor::NginxFunctions) == Sight::On => self.written.keep(event, line),
+            Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
             Body::Packet(packet) => {
@@ -262,10 +265,21 @@ impl Correlator {
         }
     }
 
+    /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.
+    fn speaks(&self, worker: Pid) -> bool {
+        self.sight(Sensor::NginxFunctions) == Sight::On || self.speaking.contains(&worker)
+    }
+
     fn nginx(&mut self, event: &Event, nginx: &NginxEvent) {
         match nginx {
-            NginxEvent::Log(log) => self.log(event, log),
-            NginxEvent::Status(status) => self.status(event, status),
+            NginxEvent::Log(log) => {
+                self.speaking.insert(log.worker);
+                self.log(event, log);
+            }
+            NginxEvent::Status(status) => {
+                self.speaking.insert(status.worker);
+                self.status(event, status);
+            }
             NginxEvent::Attempt(attempt) => self.attempt(attempt),
             NginxEvent::Connection { request: Some(key), number, fd, .. } => {
                 if self.connections.len() >= limits::CONNECTIONS {
