@@ -47,13 +47,12 @@ proptest! {
         let story = story::play(&world);
         let (arrivals, said) = live(&story, &view);
         prop_assert_eq!(&said, &replay(&arrivals, Delivery::LIVE));
-        prop_assert_eq!(&said, &replay(&arrivals, Delivery::LIVE));
     }
 
     /// However the sources' deliveries interleave, and however often they say how far they are, the cases are the same; a replay of
     /// what was recorded says what was said live.
     #[test]
-    fn confluence(world in worlds(), view in views(), seed in any::<u64>(), step in 1u64..400) {
+    fn confluence(world in worlds(), view in views(), seed in any::<u64>(), step in 5u64..400) {
         let story = story::play(&world);
         let (arrivals, said) = live(&story, &view);
         let other = replay(&arrivals, Delivery { seed, step: step * 1_000_000, cut: false });
@@ -200,7 +199,7 @@ proptest! {
         seed in any::<u64>(),
         ends in vec((0u16..300, select(vec![CrowdEnd::Closed, CrowdEnd::Reset, CrowdEnd::Refused, CrowdEnd::Open])), 40..120),
         flows in 1usize..32,
-        step in 1u64..2_000,
+        step in 20u64..2_000,
     ) {
         let limits = Limits { flows, events_per_flow: 16, requests: 4, notable: 8, failures: 4 };
         let mut pipeline = Pipeline::new(Settings { limits, ..settings() });
