@@ -97,3 +97,21 @@ fn a_masked_failure_is_a_near_miss_from_the_logs_too() {
     assert_eq!(cases.len(), 1);
     assert_eq!((cases[0].kind, cases[0].status), (CaseKind::NearMiss, Some(200)));
 }
+
+/// One nginx of the host can be heard from inside, another cannot: the first one's lines tell nothing new.
+#[test]
+fn a_worker_heard_from_inside_is_not_told_twice() {
+    let mut world = World::new();
+    let mute = Coverage::Sensor { sensor: Sensor::NginxFunctions, sight: Sight::Degraded, why: None };
+    world.tell(Source::Probe, Body::Coverage(mute));
+    world.upstream("127.0.0.1:8000");
+    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+    world.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
+    let line = error_line(41, said.0, said.1, CONNECTING, "http://127.0.0.1:8000/cart");
+    world.tell(Source::ErrorLog, line);
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    let cases = world.cases();
+    assert_eq!(cases.len(), 1, "{cases:#?}");
+    assert_eq!(cases[0].link, Link::Exact);
+}
