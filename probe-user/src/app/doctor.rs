@@ -89,7 +89,11 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         },
     });
     findings.extend(kernel.attachments().iter().map(from_attachment));
-    for master in nginx::masters() {
+    let masters = nginx::masters();
+    if masters.is_empty() {
+        findings.push(uprobes());
+    }
+    for master in masters {
         match kernel.attach_nginx(master.pid) {
             Ok(attachments) => findings.extend(attachments.iter().map(|attachment| Finding {
                 name: format!("nginx {} uprobe {}", master.pid, attachment.name),
@@ -105,6 +109,22 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Without an nginx to try them on, only whether the kernel offers them at all.
+fn uprobes() -> Finding {
+    let offered = std::path::Path::new("/sys/bus/event_source/devices/uprobe").exists();
+    Finding {
+        name: "nginx uprobes".into(),
+        state: if offered { State::On } else { State::Off },
+        why: if offered {
+            "this kernel offers uprobes; no nginx runs to try them on".into()
+        } else {
+            "this kernel offers no uprobes".into()
+        },
+        lost: if offered { String::new() } else { "failures are tied to requests by logs and packets only".into() },
+        remedy: if offered { "" } else { "a kernel with CONFIG_UPROBE_EVENTS" },
+    }
 }
 
 fn from_attachment(attachment: &Attachment) -> Finding {
