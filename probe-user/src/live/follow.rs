@@ -179,10 +179,11 @@ impl Followers {
     fn follow(&mut self, master: &Master) -> Result<NginxInstance, CaptureError> {
         let found = nginx::examine(master);
         let attachments = self.attach(master, &found);
-        self.watch_processes(master, &found);
+        let layout = self.layout(master, &found);
+        self.watch_processes(master, layout);
         // Workers that were forked between the look at /proc and the watch on their master are found now.
         let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
-        self.watch_processes(&now, &found);
+        self.watch_processes(&now, layout);
         let upstreams = self.watch_upstreams(&now, &found);
         let (captures, captured) = self.capture(&now, &found, &upstreams)?;
         let tails = self.follow_logs(&found);
@@ -198,7 +199,8 @@ impl Followers {
     /// A reload or a dead worker: the children changed. The configuration is read again.
     fn refresh(&mut self, master: &Master) -> Result<Option<NginxInstance>, CaptureError> {
         let found = nginx::examine(master);
-        self.watch_processes(master, &found);
+        let layout = self.layout(master, &found);
+        self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
         let outdated = self.followed.get(&master.pid).is_some_and(|followed| !upstreams.is_subset(&followed.captured));
         // The new capture is open before the old one ends; a packet seen by both is told twice and does no harm.
@@ -262,17 +264,20 @@ impl Followers {
         kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
     }
 
-    fn watch_processes(&mut self, master: &Master, found: &Found) {
+    /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
+    /// program, so it is asked once for each look at an nginx.
+    fn layout(&mut self, master: &Master, found: &Found) -> u32 {
+        let Some(kernel) = &mut self.kernel else { return 0 };
+        let Some(mut build) = found.build.as_deref().and_then(|text| Build::parse(text).ok()) else { return 0 };
+        if let Ok(binary) = Binary::of_process(master.pid) {
+            let calibration = calibrate(&mut build.layout, &binary);
+            tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
+        }
+        kernel.add_layout(&build.layout).unwrap_or(0)
+    }
+
+    fn watch_processes(&mut self, master: &Master, layout: u32) {
         let Some(kernel) = &mut self.kernel else { return };
-        let build = found.build.as_deref().and_then(|text| Build::parse(text).ok());
-        let layout = build.map(|mut build| {
-            if let Ok(binary) = Binary::of_process(master.pid) {
-                let calibration = calibrate(&mut build.layout, &binary);
-                tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
-            }
-            build.layout
-        });
-        let layout = layout.and_then(|layout| kernel.add_layout(&layout).ok()).unwrap_or(0);
         let single = master.workers.contains(&master.pid);
         let watched = |role| Watched { role, layout, master: master.pid, reserved: 0 };
         let own = if single { role::NGINX_WORKER } else { role::NGINX_MASTER };

@@ -14,22 +14,14 @@ impl Flows {
                 break;
             }
             self.clean.pop_front();
-            if self.known.get(&id).is_some_and(|state| state.complained_of) {
-                self.complained_of.push_back((ended, id));
-            } else {
-                self.remove(id);
-            }
+            self.let_go(id, ended);
         }
         while let Some((ended, id)) = self.ended.front().copied() {
             if now.since_ns(ended) < FLOW_LINGER_NS && self.known.len() <= self.limits.flows {
                 break;
             }
             self.ended.pop_front();
-            if self.known.get(&id).is_some_and(|state| state.complained_of) {
-                self.complained_of.push_back((ended, id));
-            } else {
-                self.remove(id);
-            }
+            self.let_go(id, ended);
         }
         while let Some((ended, id)) = self.complained_of.front().copied() {
             if now.since_ns(ended) < COMPLAINT_LINGER_NS && self.complained_of.len() <= self.limits.requests {
@@ -41,6 +33,15 @@ impl Flows {
         while self.known.len() > self.limits.flows {
             let Some(id) = self.known.keys().next().copied() else { break };
             self.forgotten += 1;
+            self.remove(id);
+        }
+    }
+
+    /// Its time is over, unless nginx has complained of it: then a longer one begins.
+    fn let_go(&mut self, id: FlowId, ended: Moment) {
+        if self.known.get(&id).is_some_and(|state| state.complained_of) {
+            self.complained_of.push_back((ended, id));
+        } else {
             self.remove(id);
         }
     }
