@@ -13,8 +13,7 @@ use probe_abi::{
 };
 
 use super::{
-    descriptor,
-    emit::{self, Wake},
+    descriptor, emit,
     globals::{offset, setting},
     process::command,
     read,
@@ -102,8 +101,7 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
     {
         return Some(());
     }
-    let wake = if ordinary { Wake::Later } else { Wake::Now };
-    emit::record(Kind::Connect, wake, |record: &mut Connect| {
+    emit::record(Kind::Connect, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
         if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
@@ -155,8 +153,7 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         }
         target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
     }
-    let wake = if exit.result < 0 { Wake::Now } else { Wake::Later };
-    emit::record(Kind::Accept, wake, |record: &mut Accept| {
+    emit::record(Kind::Accept, |record: &mut Accept| {
         record.result = exit.result as i32;
         record.fd = listener;
         record.command = command();
@@ -188,7 +185,7 @@ pub(crate) fn socket(exit: &Exit) -> Option<()> {
         return Some(());
     }
     let family = exit.argument_0()? as i32;
-    emit::record(Kind::SocketCall, Wake::Now, |record: &mut SocketCall| {
+    emit::record(Kind::SocketCall, |record: &mut SocketCall| {
         record.result = exit.result as i32;
         record.family = family;
     });

@@ -54,7 +54,9 @@ impl Display for Round {
         let (cpu, rate, share) = (self.cpu_us(), self.rate(), self.watcher_percent());
         write!(formatter, "{cpu:7.2} us a request, {rate:7.0} requests/s, watcher {share:5.1} % of a processor")?;
         match &self.said {
-            Some(said) => write!(formatter, ", {} of {} failures told, {} lost", said.incidents, self.failed, said.lost),
+            Some(said) => {
+                write!(formatter, ", {} of {} failures told, {} lost", said.incidents, self.failed, said.lost)
+            }
             None => Ok(()),
         }
     }
@@ -164,7 +166,17 @@ impl Display for Table {
         writeln!(
             formatter,
             "{:9} {:18} {:>22} {:>22} {:>9} {:>9} {:>8} {:>22} {:>8} {:>15} {:>6}",
-            "load", "watcher", "bare/watched CPU", "watched/bare rate", "us/req", "req/s", "watcher", "p50/p99/p99.9 us", "peak MB", "told/failed", "lost"
+            "load",
+            "watcher",
+            "bare/watched CPU",
+            "watched/bare rate",
+            "us/req",
+            "req/s",
+            "watcher",
+            "p50/p99/p99.9 us",
+            "peak MB",
+            "told/failed",
+            "lost"
         )?;
         for row in &self.rows {
             let spread = |spread: Option<Spread>| {
@@ -173,8 +185,11 @@ impl Display for Table {
             let median = |spread: Option<Spread>, digits: usize| {
                 spread.map_or("-".to_owned(), |spread| format!("{:.*}", digits, spread.median))
             };
-            let latency: Vec<String> =
-                row.latency_us.iter().map(|value| value.map_or("-".to_owned(), |value| format!("{value:.0}"))).collect();
+            let latency: Vec<String> = row
+                .latency_us
+                .iter()
+                .map(|value| value.map_or("-".to_owned(), |value| format!("{value:.0}")))
+                .collect();
             let peak = row.peak_bytes.map_or("-".to_owned(), |bytes| format!("{:.0}", as_f64(bytes) / 1e6));
             let told = row.told.map_or("-".to_owned(), |told| format!("{told}/{}", row.failed));
             let lost = row.lost.map_or("-".to_owned(), |lost| lost.to_string());
@@ -228,8 +243,7 @@ mod tests {
     fn rounds_are_paired_with_the_bare_run_of_the_same_round() {
         let mut measured = BTreeMap::new();
         measured.insert((Load::Fresh, Contender::Bare), vec![Some(round(100_000, 1)), Some(round(200_000, 1)), None]);
-        measured
-            .insert((Load::Fresh, Contender::Light), vec![Some(round(125_000, 1)), None, Some(round(999_000, 1))]);
+        measured.insert((Load::Fresh, Contender::Light), vec![Some(round(125_000, 1)), None, Some(round(999_000, 1))]);
         let table = Table::of(measured);
         let light = table.rows.iter().find(|row| row.watcher == "probe502-light").expect("a row");
         let ratio = light.cpu_ratio.expect("one pair");

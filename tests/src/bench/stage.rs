@@ -77,7 +77,8 @@ impl Stage {
         let upstream = start_upstream(&lab)?;
         let app = lab.addresses().app;
         let mut config = Config { workers: 2, ..Config::default() };
-        config.upstream("kept", &[&format!("server {app}:{UPSTREAM};"), "keepalive 64;", "keepalive_requests 1000000;"]);
+        config
+            .upstream("kept", &[&format!("server {app}:{UPSTREAM};"), "keepalive 64;", "keepalive_requests 1000000;"]);
         let kept = ["proxy_pass http://kept;", "proxy_http_version 1.1;", "proxy_set_header Connection \"\";"];
         config.location("/kept", &kept);
         config.location("/fresh", &[&format!("proxy_pass http://{app}:{UPSTREAM};")]);
@@ -125,7 +126,8 @@ pub fn spent_by(pid: u32) -> Result<u64> {
         let path = task.with_context(|| format!("list {}", tasks.display()))?.path().join("schedstat");
         // A thread may end between the listing and the reading; what it spent is then lost, as it is to everybody.
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        let spent: u64 = text.split(' ').next().unwrap_or_default().parse().with_context(|| path.display().to_string())?;
+        let spent: u64 =
+            text.split(' ').next().unwrap_or_default().parse().with_context(|| path.display().to_string())?;
         sum += spent;
     }
     Ok(sum)

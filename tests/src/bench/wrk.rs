@@ -74,10 +74,5 @@ pub fn run(namespace: &Namespace, directory: &Path, url: &str, path: &str, fails
     // Seconds with fractions; a load lasts far less than 2^52 microseconds.
     #[expect(clippy::cast_precision_loss, reason = "a duration of seconds, in microseconds")]
     let seconds = line.duration_us as f64 / 1e6;
-    Ok(Tally {
-        requests: line.requests,
-        failed: line.failed,
-        seconds,
-        latency_us: [line.p50, line.p99, line.p999],
-    })
+    Ok(Tally { requests: line.requests, failed: line.failed, seconds, latency_us: [line.p50, line.p99, line.p999] })
 }
