@@ -121,11 +121,11 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let printer = Printer::new(form, clock::wall(), folder, Arc::clone(&interfaces), Arc::clone(&tally));
     let settings = Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said)
+    let counts = Arc::new(Counts::default());
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts))
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
-    let counts = Arc::new(Counts::default());
     let processes = Arc::new(Notify::new());
     let (kernel, reader, problem) = load(plan, &intake, &counts, &processes)?;
     let mut session = Session {

@@ -9,6 +9,7 @@ pub mod namespaces;
 pub mod nginx;
 pub mod packets;
 pub mod scope;
+mod sieve;
 pub mod sources;
 pub mod tail;
 pub mod thinker;
