@@ -5,6 +5,7 @@ pub mod clock;
 pub mod ebpf;
 pub mod follow;
 pub mod host;
+pub mod memory;
 pub mod namespaces;
 pub mod nginx;
 pub mod packets;

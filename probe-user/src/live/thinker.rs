@@ -226,6 +226,7 @@ impl Thinker {
             if ended {
                 self.release(Moment(u64::MAX));
                 self.pipeline.finish();
+                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
