@@ -4,6 +4,7 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod harmless;
+mod list;
 
 use anyhow::{Context, Result};
 
