@@ -29,6 +29,7 @@ pub mod probe;
 pub mod process;
 pub mod server;
 pub mod site;
+pub mod table;
 pub mod trial;
 pub mod upstream;
 pub mod view;
