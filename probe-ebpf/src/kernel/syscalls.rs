@@ -1,12 +1,13 @@
 //! System calls of watched processes: the failures that leave no packet.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_task_pt_regs},
     programs::{RawTracePointContext, TracePointContext},
 };
 use probe_abi::{
     Kind,
     endpoint::FAMILY_UNIX,
+    losses::counter,
     process::{Watched, role},
     socket::{present, state},
     syscall::{Accept, Connect, PATH, SocketCall},
@@ -15,6 +16,7 @@ use probe_abi::{
 use super::{
     descriptor, emit,
     globals::{offset, setting},
+    maps::{FAILED_ACCEPT, FailedAccept},
     process::command,
     read,
     request::{endpoint, internet},
@@ -153,6 +155,10 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         }
         target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
     }
+    if exit.result < 0 && repeats(exit, sock.unwrap_or(0)) {
+        emit::count(counter::ACCEPTS_REPEATED);
+        return Some(());
+    }
     emit::record(Kind::Accept, |record: &mut Accept| {
         record.result = exit.result as i32;
         record.fd = listener;
@@ -164,6 +170,27 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         }
     });
     Some(())
+}
+
+/// A server out of descriptors may call `accept()` in a loop, hundreds of thousands of times a second: once a millisecond says the same
+/// and leaves the ring to others.
+#[inline(always)]
+fn repeats(exit: &Exit, listener: u64) -> bool {
+    const REST_NS: u64 = 1_000_000;
+    let Some(last) = FAILED_ACCEPT.get_ptr_mut(0) else { return false };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let told = FailedAccept { time_ns: now, listener, tgid: exit.tgid, result: exit.result as i32 };
+    // SAFETY: this CPU's own slot.
+    unsafe {
+        let before = *last;
+        let same = (before.listener, before.tgid, before.result) == (listener, told.tgid, told.result);
+        if same && now.wrapping_sub(before.time_ns) < REST_NS {
+            return true;
+        }
+        *last = told;
+    }
+    false
 }
 
 /// A unix socket: no addresses, but a listener's queue.

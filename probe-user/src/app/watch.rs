@@ -96,6 +96,7 @@ fn scope(plan: &Watch) -> Scope {
         },
         uprobes: plan.uprobes,
         packets: plan.packets,
+        only_nginx: plan.only_nginx,
     }
 }
 
@@ -181,9 +182,9 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let finish = tokio::task::spawn_blocking({
         let intake = intake.clone();
         move || {
+            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+            std::thread::sleep(LAST_WAIT);
             if let Some(reader) = reader {
-                // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
-                std::thread::sleep(LAST_WAIT);
                 reader.finish();
             }
             intake.deliver(Delivery::End);
@@ -262,6 +263,9 @@ type Loaded = (Option<Kernel>, Option<RingReader>, Option<String>);
 
 /// The kernel programs, and the thread that reads what they tell. Their absence is a gap, not an end.
 fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Notify>) -> Result<Loaded, AppError> {
+    if !plan.ebpf {
+        return Ok((None, None, Some("switched off (--no-ebpf)".to_owned())));
+    }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
         hide_btf: plan.hide_btf,

@@ -322,6 +322,15 @@ pub(super) fn sensors<'a>(
         (Sensor::Configuration, Sight::Degraded, Some(unread.join("; ")))
     });
     list.push((Sensor::Host, Sight::On, None));
+    list.push(if scope.only_nginx {
+        (
+            Sensor::UpstreamSide,
+            Sight::Off,
+            Some("left out (--only-nginx): upstreams are taken for other hosts'".to_owned()),
+        )
+    } else {
+        (Sensor::UpstreamSide, Sight::On, None)
+    });
     list
 }
 
