@@ -75,11 +75,17 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
 /// Who, and how long before the connection broke.
 pub(super) fn story(reading: &Reading<'_>, death: &Death<'_>) -> String {
     let (pid, command) = &death.process;
+    let (upstream, how) = (reading.upstream_name(), ending(death.how));
+    if death.closed_first {
+        let after = death.event.at.latest.since_ns(reading.ended_at()) / 1_000;
+        return format!(
+            "{command} (pid {pid}), which held this connection at {upstream}, closed it unanswered and ended ({how}) {} later",
+            duration(after)
+        );
+    }
     let before = reading.ended_at().since_ns(death.event.at.latest) / 1_000;
     format!(
-        "{command} (pid {pid}), which held this connection at {}, ended ({}) {} before the connection broke",
-        reading.upstream_name(),
-        ending(death.how),
+        "{command} (pid {pid}), which held this connection at {upstream}, ended ({how}) {} before the connection broke",
         duration(before)
     )
 }

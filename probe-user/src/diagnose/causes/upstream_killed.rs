@@ -111,7 +111,7 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{World, broken_by_exit},
+        diagnose::testing::{World, broken_by_exit, closed_by_handler},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
@@ -135,6 +135,26 @@ pub(crate) mod tests {
         world.signal(-900, 6, Some((80, "gunicorn")));
         let explanation = world.expect("upstream-killed", Confidence::Confirmed);
         assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_handler_closes_the_connection_and_the_end_comes_later() {
+        let mut world = closed_by_handler(Ending::Exit(1));
+        world.signal(-600, 6, Some((80, "gunicorn")));
+        let explanation = world.expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("closed it unanswered and ended"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_close_before_the_end_is_nobodys_doing_without_a_signal_before_it() {
+        closed_by_handler(Ending::Exit(1)).expect("premature-close", Confidence::Confirmed);
+        let mut later = closed_by_handler(Ending::Exit(1));
+        later.signal(10_000, 15, Some((80, "gunicorn")));
+        later.expect("premature-close", Confidence::Confirmed);
+        let mut long_ago = closed_by_handler(Ending::Exit(1));
+        long_ago.signal(-10_000_000, 15, Some((80, "gunicorn")));
+        long_ago.expect("premature-close", Confidence::Confirmed);
     }
 
     #[test]

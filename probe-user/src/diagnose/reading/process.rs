@@ -6,6 +6,7 @@ use crate::model::{
     event::{Body, Event},
     process::{Ending, Pid, ProcessEvent, Role, Sender},
     socket::Syscall,
+    time::Moment,
     verdict::Need,
 };
 
@@ -13,6 +14,8 @@ use crate::model::{
 const EXIT_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// The clock of a capture, mapped to the kernel's, is off by less than this.
 const SKEW_NS: u64 = 1_000_000;
+/// From a signal to the close by its handler: at once, as soon as the interpreter gets to it.
+const SIGNAL_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
 const GRACE_NS: u64 = 35_000_000_000;
 
@@ -29,6 +32,8 @@ pub(crate) struct Death<'a> {
     pub(crate) oom: Option<&'a Event>,
     /// That it ended before the connection did is certain.
     pub(crate) order_known: bool,
+    /// It closed the connection itself before it ended, because of the signal.
+    pub(crate) closed_first: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
 }
@@ -112,12 +117,28 @@ impl<'a> Reading<'a> {
         let closed_it = self.closed_by() == Some(holder);
         let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
             Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
-                let before = event.at.earliest <= ended;
-                let close = closed_it || ended.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS;
-                (before && close).then_some((event, command, *how))
+                Some((event, command, *how))
             }
             _ => None,
         })?;
+        let before = event.at.earliest <= ended;
+        let (signal, closed_first) = if before {
+            if !closed_it && ended.since_ns(event.at.latest) > EXIT_TO_CLOSE_NS {
+                return None;
+            }
+            (self.fatal_signal(holder, event.at.latest, how), false)
+        } else {
+            // gunicorn's handler of SIGABRT is sys.exit(1): Python closes what is open in order, and ends some milliseconds later.
+            // <https://github.com/benoitc/gunicorn/blob/20.1.0/gunicorn/workers/base.py#L200-L203>
+            let signal = self.fatal_signal(holder, ended, how).filter(|(event, _, sender)| {
+                ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+                    && sender.as_ref().is_some_and(|sender| sender.pid != holder)
+            });
+            if !closed_it || signal.is_none() {
+                return None;
+            }
+            (signal, true)
+        };
         let oom = self.case.processes.iter().find(
             |event| matches!(&event.body, Body::Process(ProcessEvent::OomVictim { victim, .. }) if *victim == holder),
         );
@@ -126,17 +147,17 @@ impl<'a> Reading<'a> {
             process: (holder, command.clone()),
             how,
             oom,
-            signal: self.fatal_signal(holder, event, how),
+            signal,
             order_known: by_kernel.is_some(),
+            closed_first,
         })
     }
 
-    /// The signal that asked the process to end.
-    fn fatal_signal(&self, target: Pid, exit: &Event, how: Ending) -> Option<(&'a Event, u32, Option<Sender>)> {
+    /// The signal that asked the process to end, not later than at its end (or at what its handler did first).
+    fn fatal_signal(&self, target: Pid, end: Moment, how: Ending) -> Option<(&'a Event, u32, Option<Sender>)> {
         self.case.processes.iter().rev().find_map(|event| match &event.body {
             Body::Process(ProcessEvent::Signalled { target: to, signal, sender, .. }) if *to == target => {
-                let in_time =
-                    event.at.earliest <= exit.at.latest && exit.at.latest.since_ns(event.at.latest) <= GRACE_NS;
+                let in_time = event.at.earliest <= end && end.since_ns(event.at.latest) <= GRACE_NS;
                 let decisive = match how {
                     Ending::Signal { signal: died_of, .. } if u32::from(died_of) == *signal => true,
                     // SIGINT, SIGQUIT, SIGABRT, SIGKILL, SIGTERM ask a process to end, whatever its handler makes of it.
