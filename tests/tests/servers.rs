@@ -26,7 +26,7 @@ macro_rules! each_server {
     };
 }
 
-each_server!(gunicorn, node, uvicorn);
+each_server!(gunicorn, node, php, uvicorn, uwsgi, grpc);
 
 #[test]
 fn every_fault_belongs_to_a_server() {

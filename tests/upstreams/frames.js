@@ -1,6 +1,6 @@
 // A gRPC server on Node.js's own HTTP/2 (what @grpc/grpc-js stands on): node frames.js ADDRESS PORT
 // /lab.Shop/Echo answers with the request's message, /lab.Shop/Reset ends the stream with RST_STREAM, /lab.Shop/Goaway the connection
-// with GOAWAY.
+// with GOAWAY (not in its first stream).
 'use strict';
 const http2 = require('node:http2');
 
@@ -18,8 +18,8 @@ server.on('stream', (stream, headers) => {
         stream.close(NGHTTP2_INTERNAL_ERROR);
         break;
       case '/lab.Shop/Goaway':
-        // The id of the last stream that was handled is 0: this one was not.
-        stream.session.goaway(NGHTTP2_ENHANCE_YOUR_CALM, 0);
+        // Only the stream before (a client's have odd numbers) was handled, this one was not.
+        stream.session.goaway(NGHTTP2_ENHANCE_YOUR_CALM, stream.id - 2);
         break;
       default:
         stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }));

@@ -3,7 +3,7 @@
 use super::{
     cause::Finding,
     causes::{ending, signal_name},
-    reading::{Death, Reading, Survival, duration, evidence, need},
+    reading::{Death, Reading, Survival, duration, evidence, is_fault, need},
 };
 use crate::model::{
     coverage::Sensor,
@@ -43,7 +43,16 @@ fn manner(death: &Death<'_>) -> Manner {
         // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS: what a process brings upon itself.
         Ending::Signal { signal: 4..=8 | 11 | 24 | 25 | 31, .. } => Manner::Crashed,
         Ending::Signal { .. } => Manner::Killed,
+        Ending::Exit(_) if caught_fault(death).is_some() => Manner::Crashed,
         Ending::Exit(_) => Manner::Exited,
+    }
+}
+
+/// The fault of the processor that a handler of the process's own turned into an exit.
+pub(super) fn caught_fault(death: &Death<'_>) -> Option<u32> {
+    match (&death.signal, death.how) {
+        (Some((_, signal, None)), Ending::Exit(_)) if is_fault(*signal) => Some(*signal),
+        _ => None,
     }
 }
 

@@ -1,8 +1,11 @@
 //! Faults of real servers: gunicorn, uvicorn, Node.js, php-fpm, uWSGI, gRPC, nginx behind nginx.
 
+mod grpc;
 mod gunicorn;
 mod node;
+mod php;
 mod uvicorn;
+mod uwsgi;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +21,8 @@ use crate::site::{Plan, Site};
 use crate::upstream::{Kind, Upstream};
 
 /// The faults of each server.
-pub(super) const FAULTS: &[&[Fault]] = &[gunicorn::FAULTS, node::FAULTS, uvicorn::FAULTS];
+pub(super) const FAULTS: &[&[Fault]] =
+    &[gunicorn::FAULTS, node::FAULTS, php::FAULTS, uvicorn::FAULTS, uwsgi::FAULTS, grpc::FAULTS];
 
 /// What nginx logs when the other end closes before a byte of the answer.
 const CLOSED: &str = "upstream prematurely closed connection while reading response header from upstream";
