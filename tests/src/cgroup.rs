@@ -27,16 +27,13 @@ impl MemoryLimit {
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
         let limit = Self { directory, root };
         // Without swap: it would put the end off.
-        match version {
-            2 => {
-                limit.set("memory.max", &bytes.to_string())?;
-                if limit.directory.join("memory.swap.max").exists() {
-                    limit.set("memory.swap.max", "0")?;
-                }
-            }
-            _ => {
-                limit.set("memory.limit_in_bytes", &bytes.to_string())?;
-                limit.set("memory.swappiness", "0")?;
+        if version == 1 {
+            limit.set("memory.limit_in_bytes", &bytes.to_string())?;
+            limit.set("memory.swappiness", "0")?;
+        } else {
+            limit.set("memory.max", &bytes.to_string())?;
+            if limit.directory.join("memory.swap.max").exists() {
+                limit.set("memory.swap.max", "0")?;
             }
         }
         limit.set("cgroup.procs", &pid.to_string())?;

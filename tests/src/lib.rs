@@ -18,6 +18,7 @@ pub mod attached;
 pub mod cgroup;
 pub mod client;
 pub mod config;
+pub mod curl;
 pub mod expect;
 pub mod fault;
 pub mod lab;

@@ -26,7 +26,7 @@ macro_rules! each_server {
     };
 }
 
-each_server!(gunicorn, node, php, uvicorn, uwsgi, grpc);
+each_server!(gunicorn, node, php, uvicorn, uwsgi, grpc, nginx);
 
 #[test]
 fn every_fault_belongs_to_a_server() {

@@ -4,7 +4,7 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod harmless;
-mod servers;
+pub mod servers;
 
 use anyhow::{Context, Result};
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Plan, own_binary};
+use crate::config::Config;
 use crate::lab::Lab;
 
 /// Debian's interpreter, which has Debian's modules; `PATH` may name another.
@@ -59,6 +60,8 @@ pub enum Kind {
     Grpc,
     /// Node.js speaking HTTP/2 with `upstreams/frames.js`.
     Frames,
+    /// Another nginx.
+    Nginx(Box<Config>),
 }
 
 /// gunicorn's settings.
@@ -98,7 +101,7 @@ impl Kind {
     /// Whether it answers `GET /ok` as an HTTP/1.1 server.
     pub(super) const fn speaks_http(&self) -> bool {
         match self {
-            Self::Own { .. } | Self::Node { .. } | Self::Gunicorn(_) | Self::Uvicorn { .. } => true,
+            Self::Own { .. } | Self::Node { .. } | Self::Gunicorn(_) | Self::Uvicorn { .. } | Self::Nginx(_) => true,
             Self::Uwsgi { http, .. } => *http,
             Self::Php(_) | Self::Grpc | Self::Frames => false,
         }
@@ -156,6 +159,10 @@ pub(super) fn command(lab: &Lab, plan: &Plan) -> Result<Command> {
                 command.args(["--harakiri", &seconds.to_string()]);
             }
             command
+        }
+        Kind::Nginx(config) => {
+            let directory = lab.subdirectory(plan.name)?;
+            crate::nginx::command(&directory, config)?
         }
         Kind::Php(settings) => php(directory, plan, settings)?,
         Kind::Grpc => {

@@ -77,7 +77,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         Ending::Signal { core: true, .. } => {
             format!("A core was dumped: `coredumpctl gdb {pid}`, or the file that core_pattern names.")
         }
-        _ => format!(
+        Ending::Signal { .. } => format!(
             "No core was dumped: let {command} make one (LimitCORE=infinity, ulimit -c unlimited), and read `dmesg`."
         ),
     });

@@ -2,6 +2,7 @@
 
 mod grpc;
 mod gunicorn;
+pub mod nginx;
 mod node;
 mod php;
 mod uvicorn;
@@ -22,7 +23,7 @@ use crate::upstream::{Kind, Upstream};
 
 /// The faults of each server.
 pub(super) const FAULTS: &[&[Fault]] =
-    &[gunicorn::FAULTS, node::FAULTS, php::FAULTS, uvicorn::FAULTS, uwsgi::FAULTS, grpc::FAULTS];
+    &[gunicorn::FAULTS, node::FAULTS, php::FAULTS, uvicorn::FAULTS, uwsgi::FAULTS, grpc::FAULTS, nginx::FAULTS];
 
 /// What nginx logs when the other end closes before a byte of the answer.
 const CLOSED: &str = "upstream prematurely closed connection while reading response header from upstream";
