@@ -1,6 +1,7 @@
 //! A site: one nginx and its upstreams, set up for a number of faults and for healthy traffic beside them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,8 @@ const APP_PORT: u16 = 9001;
 pub struct Plan {
     /// Who has which address.
     pub addresses: Addresses,
+    /// Where unix sockets may lie.
+    pub directory: PathBuf,
     /// nginx's configuration.
     pub config: Config,
     /// The upstream servers.
@@ -53,6 +56,14 @@ impl Plan {
         self.upstreams.push(UpstreamPlan { name, kind: Kind::Own { control, idle }, listen, open_files });
     }
 
+    /// Adds a server, once however many faults want it.
+    pub fn server(&mut self, name: &'static str, kind: Kind, port: u16) {
+        if self.upstreams.iter().all(|upstream| upstream.name != name) {
+            let listen = vec![self.app(port)];
+            self.upstreams.push(UpstreamPlan { name, kind, listen, open_files: None });
+        }
+    }
+
     /// Adds a location that speaks HTTP/1.1 over kept connections to an `upstream` block of its own with one server.
     pub fn keepalive_location(&mut self, name: &str, prefix: &str, server: SocketAddr, path: &str) {
         let group = name.replace('-', "_");
@@ -76,6 +87,7 @@ impl<'lab> Site<'lab> {
     pub fn start_with(lab: &'lab Lab, name: &str, faults: &[Fault], adjust: impl FnOnce(&mut Plan)) -> Result<Self> {
         let mut plan = Plan {
             addresses: *lab.addresses(),
+            directory: lab.directory().to_owned(),
             config: Config::default(),
             upstreams: Vec::new(),
             proxy_sysctls: Vec::new(),

@@ -481,6 +481,7 @@ impl Correlator {
                 peer: peer.clone(),
                 cause: None,
                 worker: case.worker,
+                client: case.request.client,
             });
         }
         Some(case)

@@ -54,7 +54,7 @@ pub enum Origin {
     Unknown,
 }
 
-/// An earlier failure at the same peers, for blackouts (`no live upstreams`).
+/// An earlier failure: at the same peers, for blackouts (`no live upstreams`); or of the nginx behind this one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EarlierFailure {
     /// The case it belongs to.
@@ -67,6 +67,8 @@ pub struct EarlierFailure {
     pub cause: Option<&'static str>,
     /// The worker whose counter it raised.
     pub worker: Option<Pid>,
+    /// The client of that request.
+    pub client: Option<SocketAddr>,
 }
 
 /// A case.
@@ -108,7 +110,8 @@ pub struct Case {
     pub processes: Vec<Event>,
     /// What the host looked like.
     pub host: Vec<(EventId, At, HostFact)>,
-    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last.
+    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last. Otherwise: failures of another nginx
+    /// that is watched too, for requests that came over the connections of these attempts.
     pub earlier: Vec<EarlierFailure>,
     /// What could be seen.
     pub coverage: CaseCoverage,

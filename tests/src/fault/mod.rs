@@ -5,6 +5,7 @@ mod connecting;
 mod exhaustion;
 mod harmless;
 mod list;
+pub mod servers;
 
 use anyhow::{Context, Result};
 use probe502::diagnose::{
@@ -57,6 +58,12 @@ impl Fault {
         [connecting::FAULTS, closing::FAULTS, exhaustion::FAULTS, harmless::FAULTS].concat()
     }
 
+    /// Those of real servers, which have a suite of their own.
+    #[must_use]
+    pub fn of_servers() -> Vec<Self> {
+        servers::FAULTS.concat()
+    }
+
     /// Those that can share one site.
     #[must_use]
     pub fn sharing() -> Vec<Self> {
@@ -75,7 +82,8 @@ impl Fault {
 
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        let mut every = Self::all().into_iter().chain(Self::of_servers());
+        every.find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 
@@ -87,7 +95,8 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let names: BTreeSet<_> = Fault::all().iter().map(|fault| fault.name).collect();
-        assert_eq!(names.len(), Fault::all().len());
+        let every = [Fault::all(), Fault::of_servers()].concat();
+        let names: BTreeSet<_> = every.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), every.len());
     }
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 pub(super) use self::{
     ending::Broken,
     host::{Locality, named},
-    process::{Death, FailedAccept, Survival},
+    process::{Death, FailedAccept, Survival, is_fault},
 };
 use crate::model::{
     attempt::{Attempt, Link, Outcome},

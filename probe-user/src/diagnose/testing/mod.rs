@@ -2,7 +2,7 @@
 
 mod exits;
 
-pub(crate) use exits::broken_by_exit;
+pub(crate) use exits::{broken_by_exit, closed_by_handler};
 use std::net::SocketAddr;
 
 use super::judge;
