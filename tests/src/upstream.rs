@@ -24,6 +24,16 @@ pub enum Kind {
         /// After how long it closes idle connections.
         idle: Option<Duration>,
     },
+    /// The lab's own with these arguments; it also listens on the addresses of the plan.
+    Scripted {
+        /// As its command line has them.
+        arguments: Vec<String>,
+    },
+    /// Another program, found by its name, with these arguments.
+    Program {
+        /// The name first.
+        command: Vec<String>,
+    },
     /// Node.js with `upstreams/server.js`.
     Node {
         /// Its `keepAliveTimeout`; Node's own default when `None`.
@@ -66,6 +76,17 @@ impl Upstream {
                 }
                 command
             }
+            Kind::Scripted { arguments } => {
+                let mut command = Command::new(own_binary(lab)?);
+                command.args(arguments);
+                command
+            }
+            Kind::Program { command } => {
+                let (name, arguments) = command.split_first().context("a program's name")?;
+                let mut command = Command::new(name);
+                command.args(arguments).stderr(Stdio::null());
+                command
+            }
             Kind::Node { keep_alive } => {
                 let [address] = plan.listen[..] else { bail!("the Node.js server listens on one address") };
                 // The script is part of the program: a demo binary may stand alone.
@@ -79,7 +100,9 @@ impl Upstream {
                 command
             }
         };
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // Some programs end with their standard input.
+        let input = if matches!(plan.kind, Kind::Program { .. }) { Stdio::piped() } else { Stdio::null() };
+        command.stdin(input).stdout(Stdio::null());
         let start = Start { namespace: Some(lab.app()), open_files: plan.open_files, ..Start::default() };
         let process = Process::spawn(plan.name, command, start)?;
         let mut upstream = Self { plan, process };
