@@ -17,7 +17,7 @@ use probe502::{
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(AppError { failure, error }) => {
             // Nothing is left to do when stderr is closed too.
             let _ = writeln!(io::stderr(), "probe502: {error:#}");
@@ -26,13 +26,31 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), AppError> {
+fn run(command: Command) -> Result<ExitCode, AppError> {
     match command {
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan)
+            app::watch::run(&plan, None)?;
         }
-        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)),
-        Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)),
+        Command::Record(typed) => {
+            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
+            app::watch::run(&plan.watch, Some(&plan))?;
+        }
+        Command::Analyze(typed) => {
+            let output = plan::Output::from(&typed.output);
+            let plan = app::replay::Replay {
+                inputs: typed.inputs,
+                out: typed.out,
+                fail_on_incident: typed.fail_on_incident,
+                json: output.json,
+                quiet: output.quiet,
+            };
+            if app::replay::run(&plan)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output))?,
+        Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output))?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,8 +3,10 @@
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
-#[cfg(feature = "live")]
 pub mod output;
+#[cfg(feature = "live")]
+mod recording;
+pub mod replay;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

@@ -22,6 +22,10 @@ pub struct Arguments {
 pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
     Watch(Watch),
+    /// Watch, and keep what is needed to judge every failure again: a flight recorder
+    Record(Record),
+    /// Judge again what was recorded, offline
+    Analyze(Analyze),
     /// Say what this host lets the probe see, and what to do about what is missing
     Doctor(Doctor),
     /// Print the catalogue of causes, or the page of one of them
@@ -104,6 +108,50 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 record`: as `watch`, and a file.
+#[derive(Debug, Args)]
+#[command(mut_arg("out", |out| out.required(true).value_name("FILE").help("The recording (FILE.p502)")))]
+pub struct Record {
+    /// As for watch.
+    #[command(flatten)]
+    pub watch: Watch,
+    /// Keep so much of what came before a failure
+    #[arg(long, value_name = "DUR", default_value = "30s")]
+    pub before: String,
+    /// Keep so much of what comes after one
+    #[arg(long, value_name = "DUR", default_value = "5s")]
+    pub after: String,
+    /// Memory for what may be needed; where that is less than --before takes, less is kept, and the recording says so
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub memory: String,
+    /// The most a file may take; the oldest failures go first
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// The most failures a file may hold; the oldest go first
+    #[arg(long, value_name = "N")]
+    pub max_incidents: Option<u64>,
+    /// When a file is full, go on in a new one and keep N older ones (FILE.1, FILE.2 …)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rotate: u32,
+}
+
+/// `probe502 analyze`.
+#[derive(Debug, Args)]
+pub struct Analyze {
+    /// Recordings (.p502)
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// End with status 1 if there was an incident
+    #[arg(long)]
+    pub fail_on_incident: bool,
+    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
+    #[arg(short, long = "out", value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

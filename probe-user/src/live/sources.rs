@@ -20,6 +20,7 @@ use super::{
     thinker::{Delivery, Intake},
 };
 use crate::{
+    bundle::tape::Raw,
     decode::{
         access_log::{self, Pattern},
         error_log,
@@ -91,9 +92,12 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
     loop {
         let stopping = stop.load(Ordering::Relaxed);
         let mut batch = Vec::with_capacity(BATCH);
+        let mut raws = Vec::new();
         while batch.len() < BATCH {
-            match ring.next(|record| kernel::decode(record, names)) {
-                Some(Ok(decoded)) => {
+            let recorded = |record: &[u8]| intake.is_recording().then(|| Box::<[u8]>::from(record));
+            match ring.next(|record| kernel::decode(record, names).map(|decoded| (decoded, recorded(record)))) {
+                Some(Ok((decoded, raw))) => {
+                    raws.extend(raw.map(Raw::Kernel));
                     tracing::trace!(?decoded, "record");
                     if concerns_nginx(&decoded.body) {
                         processes.notify_one();
@@ -108,7 +112,12 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
             }
         }
         let read = batch.len();
-        if read > 0 && !intake.try_deliver(Delivery::Arrivals(batch)) {
+        let delivery = if intake.is_recording() {
+            Delivery::Raw(batch.into_iter().zip(raws).collect())
+        } else {
+            Delivery::Arrivals(batch)
+        };
+        if read > 0 && !intake.try_deliver(delivery) {
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
         if read == BATCH {
@@ -185,12 +194,14 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
                 return true;
             };
             let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
-            deliver(&intake, at, Source::ErrorLog, Body::ErrorLine(decoded.line))
+            let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::ErrorLine(line.bytes))
         });
         tails.start(place.clone(), sink);
     }
     for (place, format) in found.access_logs.iter().filter(|_| access) {
-        let pattern = Pattern::compile(format.as_deref().unwrap_or(access_log::COMBINED));
+        let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
+        let pattern = Pattern::compile(&format);
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
             let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
@@ -199,7 +210,8 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             };
             let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));
             let at = line_time(unix, resolution, line.arrived);
-            deliver(&intake, at, Source::AccessLog, Body::AccessLine(decoded.line))
+            let arrival = Arrival { at, source: Source::AccessLog, body: Body::AccessLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::AccessLine(Arc::clone(&format), line.bytes))
         });
         tails.start(place.clone(), sink);
     }
@@ -215,8 +227,12 @@ impl Tails {
     }
 }
 
-fn deliver(intake: &Intake, at: At, source: Source, body: Body) -> bool {
-    intake.try_deliver(Delivery::Arrivals(vec![Arrival { at, source, body }]))
+fn deliver(intake: &Intake, arrival: Arrival, raw: impl FnOnce() -> Raw) -> bool {
+    intake.try_deliver(if intake.is_recording() {
+        Delivery::Raw(vec![(arrival, raw())])
+    } else {
+        Delivery::Arrivals(vec![arrival])
+    })
 }
 
 /// A log's local time, without a zone, in this host's zone.

@@ -8,9 +8,14 @@ use std::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{capture::CapturedPacket, clock, packets::PacketStore};
+use super::{clock, recorder::Recorder};
 use crate::{
-    model::case::CaseKind,
+    bundle::{
+        entry,
+        packets::{CapturedPacket, PacketStore},
+        tape::Raw,
+    },
+    model::{case::CaseKind, event::Body},
     pipeline::{Arrival, Judged, Pipeline, Question, Settings},
 };
 
@@ -30,8 +35,10 @@ const PACKET_BYTES: usize = 12 << 20;
 /// Something a source delivers.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Events.
+    /// Events that the probe found out itself; or any, where nothing is recorded.
     Arrivals(Vec<Arrival>),
+    /// Events with what they were decoded from.
+    Raw(Vec<(Arrival, Raw)>),
     /// A packet that decodes to an event.
     Packet(Box<(Arrival, CapturedPacket)>),
     /// No more will come.
@@ -59,13 +66,22 @@ pub trait Sink: Send {
 
 /// The way in. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Intake(SyncSender<Delivery>);
+pub struct Intake {
+    sender: SyncSender<Delivery>,
+    recording: bool,
+}
 
 impl Intake {
+    /// Whether the raw form of what is delivered is wanted ([`Delivery::Raw`]).
+    #[must_use]
+    pub const fn is_recording(&self) -> bool {
+        self.recording
+    }
+
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
-        match self.0.try_send(delivery) {
+        match self.sender.try_send(delivery) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => true,
             Err(TrySendError::Full(_)) => false,
         }
@@ -74,20 +90,26 @@ impl Intake {
     /// Delivers, waiting for room: for what is rare and must not be lost (coverage, answers about the host, the end).
     pub fn deliver(&self, delivery: Delivery) {
         // The thread ends only when the program does.
-        let _ = self.0.send(delivery);
+        let _ = self.sender.send(delivery);
     }
 }
 
-/// Starts the thread.
+/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
+    recorder: Option<Recorder>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
-    let thinker = Thinker { pipeline: Pipeline::new(settings), packets: PacketStore::new(PACKET_BYTES), sink, said };
+    let recording = recorder.is_some();
+    let mut pipeline = Pipeline::new(settings);
+    if recording {
+        pipeline.keep_places();
+    }
+    let thinker = Thinker { pipeline, packets: PacketStore::new(PACKET_BYTES), sink, said, recorder };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake(sender), handle))
+    Ok((Intake { sender, recording }, handle))
 }
 
 struct Thinker {
@@ -95,6 +117,7 @@ struct Thinker {
     packets: PacketStore,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
+    recorder: Option<Recorder>,
 }
 
 impl Thinker {
@@ -116,27 +139,62 @@ impl Thinker {
                 next = if ended || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
             if ended {
+                let told = self.pipeline.told();
                 self.pipeline.finish();
+                self.record();
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.end(told);
+                }
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
             }
             self.pipeline.advance(now.minus_ns(LAG_NS));
+            self.record();
             self.speak();
         }
     }
 
     fn take(&mut self, delivery: Delivery) -> bool {
         match delivery {
-            Delivery::Arrivals(arrivals) => arrivals.into_iter().for_each(|arrival| self.pipeline.push(arrival)),
+            Delivery::Arrivals(arrivals) => arrivals.into_iter().for_each(|arrival| {
+                let found = self.recorder.as_ref().and_then(|_| entry::finding(arrival.at, &arrival.body));
+                self.push(arrival, found.map(Raw::Finding));
+            }),
+            Delivery::Raw(both) => both.into_iter().for_each(|(arrival, raw)| self.push(arrival, Some(raw))),
             Delivery::Packet(both) => {
                 let (arrival, packet) = *both;
+                let netns = match &arrival.body {
+                    Body::Packet(event) => event.netns,
+                    _ => None,
+                };
+                let raw = self.recorder.as_ref().map(|_| Raw::Packet(Box::new(packet.clone()), netns));
                 self.packets.push(packet);
-                self.pipeline.push(arrival);
+                self.push(arrival, raw);
             }
             Delivery::End => return true,
         }
         false
+    }
+
+    fn push(&mut self, arrival: Arrival, raw: Option<Raw>) {
+        let at = arrival.at;
+        let number = self.pipeline.push(arrival);
+        if let (Some(recorder), Some(raw)) = (&mut self.recorder, raw) {
+            recorder.tape.hold(number, at, raw);
+        }
+    }
+
+    /// What got its place in the stream is kept.
+    fn record(&mut self) {
+        let Some(recorder) = &mut self.recorder else { return };
+        for placed in self.pipeline.take_placed() {
+            recorder.tape.place(placed.arrival, placed.id, placed.behind);
+        }
+        if recorder.tape.tell(self.pipeline.told()) {
+            recorder.tape.forget(&self.pipeline.memory().events);
+        }
+        recorder.write();
     }
 
     fn speak(&mut self) {
@@ -144,6 +202,9 @@ impl Thinker {
             let _ = self.said.send(Said::Question(question));
         }
         while let Some(judged) = self.pipeline.poll_case() {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.case(&judged, || self.pipeline.memory());
+            }
             match self.sink.case(&judged, &self.packets) {
                 Ok(()) => {
                     let _ = self.said.send(Said::Case(judged.case.kind));

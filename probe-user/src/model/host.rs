@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{net::Address, process::Pid};
 
 /// A statement about the host. It holds from its event's time until a later one replaces it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum HostFact {
     /// An nginx was found, or has changed.
     Nginx(NginxInstance),
@@ -61,7 +63,7 @@ pub enum HostFact {
 }
 
 /// A listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listener {
     /// Where it listens (the wildcard address for any).
     pub address: SocketAddr,
@@ -76,7 +78,7 @@ pub struct Listener {
 }
 
 /// An nginx.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NginxInstance {
     /// The master.
     pub master: Pid,
@@ -91,7 +93,8 @@ pub struct NginxInstance {
 }
 
 /// The part of nginx's configuration that matters for verdicts and fixes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Configuration {
     /// `upstream` blocks.
     pub groups: Vec<UpstreamGroup>,
@@ -114,7 +117,8 @@ pub struct Configuration {
 }
 
 /// An `upstream` block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UpstreamGroup {
     /// Its name.
     pub name: String,
@@ -127,7 +131,7 @@ pub struct UpstreamGroup {
 }
 
 /// A `server` of an `upstream` block.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamServer {
     /// As written.
     pub name: String,

@@ -14,7 +14,8 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("report", &["diagnose", "model"]),
     ("pipeline", &["decode", "merge", "correlate", "diagnose", "model"]),
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
-    ("bundle", &["decode", "model"]),
+    // Its packets are the same pcapng that reports leave.
+    ("bundle", &["decode", "report", "model"]),
     ("live", &["pipeline", "decode", "bundle", "model"]),
     ("cli", &["model"]),
     ("app", &["cli", "live", "bundle", "pipeline", "report", "diagnose", "correlate", "merge", "decode", "model"]),
