@@ -1,6 +1,8 @@
 //! One file per command.
 
 #[cfg(feature = "live")]
+pub mod check;
+#[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
 #[cfg(feature = "live")]

@@ -1,6 +1,7 @@
 //! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
 pub mod explain;
+pub mod findings;
 pub mod json;
 pub mod pcapng;
 pub mod redact;
