@@ -26,7 +26,7 @@ const APP_PORT: u16 = 9001;
 pub struct Plan {
     /// Who has which address.
     pub addresses: Addresses,
-    /// Where unix sockets may lie.
+    /// The lab's directory, for unix sockets and other files that belong to a fault.
     pub directory: PathBuf,
     /// nginx's configuration.
     pub config: Config,
@@ -34,6 +34,8 @@ pub struct Plan {
     pub upstreams: Vec<UpstreamPlan>,
     /// Sysctls of the proxy's namespace, `ipv4/tcp_syn_retries` = `1`.
     pub proxy_sysctls: Vec<(&'static str, &'static str)>,
+    /// Rules of the router's chain `forward`, one a line; only in a lab with a router.
+    pub forward: String,
 }
 
 impl Plan {
@@ -64,6 +66,11 @@ impl Plan {
         }
     }
 
+    /// Adds the lab's own server with further arguments (`crate::server`), known by its name.
+    pub fn scripted(&mut self, name: &'static str, listen: Vec<SocketAddr>, arguments: Vec<String>) {
+        self.upstreams.push(UpstreamPlan { name, kind: Kind::Scripted { arguments }, listen, open_files: None });
+    }
+
     /// Adds a location that speaks HTTP/1.1 over kept connections to an `upstream` block of its own with one server.
     pub fn keepalive_location(&mut self, name: &str, prefix: &str, server: SocketAddr, path: &str) {
         let group = name.replace('-', "_");
@@ -91,6 +98,7 @@ impl<'lab> Site<'lab> {
             config: Config::default(),
             upstreams: Vec::new(),
             proxy_sysctls: Vec::new(),
+            forward: String::new(),
         };
         let app = plan.app(APP_PORT);
         plan.own_server(APP, APP_PORT, None, None);
@@ -105,6 +113,14 @@ impl<'lab> Site<'lab> {
         adjust(&mut plan);
         for (key, value) in &plan.proxy_sysctls {
             lab.proxy().sysctl(key, value)?;
+        }
+        if let Some(router) = lab.router() {
+            let forward = &plan.forward;
+            router.nft(&format!(
+                "table ip lab {{\n chain forward {{\n type filter hook forward priority 0; policy accept;\n{forward} }}\n}}\n"
+            ))?;
+        } else if !plan.forward.is_empty() {
+            bail!("this lab has no router for the rules\n{}", plan.forward);
         }
         let mut upstreams = Vec::new();
         for upstream in plan.upstreams {

@@ -46,7 +46,9 @@ impl Upstream {
         let mut command = kind::command(lab, &plan)?;
         let log = log_of(lab, plan.name);
         let said = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+        // Some programs end with their standard input.
+        let input = if matches!(plan.kind, Kind::Program { .. }) { Stdio::piped() } else { Stdio::null() };
+        command.stdin(input).stdout(Stdio::null()).stderr(said);
         let start = Start { namespace: Some(lab.app()), open_files: plan.open_files, ..Start::default() };
         let process = Process::spawn(plan.name, command, start)?;
         let mut upstream = Self { plan, process };

@@ -66,6 +66,8 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     } else {
         Link::Exact
     });
+    let request = request(decided);
+    let stored = correlator.answered.of(&request, decided.status).filter(|_| list.is_empty());
     Case {
         id,
         kind: decided.kind,
@@ -73,7 +75,9 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         origin: decided.origin,
         decided: decided.at,
         decided_by: decided.by.id,
-        request: request(decided),
+        request,
+        upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
+        stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,

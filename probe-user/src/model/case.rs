@@ -71,6 +71,15 @@ pub struct EarlierFailure {
     pub client: Option<SocketAddr>,
 }
 
+/// An earlier failure of the same request, which nginx may have put into its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The case.
+    pub case: CaseId,
+    /// When.
+    pub at: Moment,
+}
+
 /// A case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
@@ -113,6 +122,10 @@ pub struct Case {
     /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last. Otherwise: failures of another nginx
     /// that is watched too, for requests that came over the connections of these attempts.
     pub earlier: Vec<EarlierFailure>,
+    /// nginx's upstream module had begun to work on the request; `None`: not known.
+    pub upstream_begun: Option<bool>,
+    /// Where nothing was tried: the last case with the same host, URI and status in which something was.
+    pub stored: Option<Stored>,
     /// What could be seen.
     pub coverage: CaseCoverage,
 }

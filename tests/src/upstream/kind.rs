@@ -35,6 +35,16 @@ pub enum Kind {
         /// After how long it closes idle connections.
         idle: Option<Duration>,
     },
+    /// The lab's own with these arguments; it also listens on the addresses of the plan.
+    Scripted {
+        /// As its command line has them.
+        arguments: Vec<String>,
+    },
+    /// Another program, found by its name, with these arguments.
+    Program {
+        /// The name first.
+        command: Vec<String>,
+    },
     /// Node.js with `upstreams/server.js`.
     Node {
         /// Its `keepAliveTimeout`; Node's own default when `None`.
@@ -103,7 +113,7 @@ impl Kind {
         match self {
             Self::Own { .. } | Self::Node { .. } | Self::Gunicorn(_) | Self::Uvicorn { .. } | Self::Nginx(_) => true,
             Self::Uwsgi { http, .. } => *http,
-            Self::Php(_) | Self::Grpc | Self::Frames => false,
+            Self::Php(_) | Self::Grpc | Self::Frames | Self::Scripted { .. } | Self::Program { .. } => false,
         }
     }
 }
@@ -132,6 +142,17 @@ pub(super) fn command(lab: &Lab, plan: &Plan) -> Result<Command> {
             if let Some(idle) = idle {
                 command.arg("--idle-ms").arg(idle.as_millis().to_string());
             }
+            command
+        }
+        Kind::Scripted { arguments } => {
+            let mut command = Command::new(own_binary(lab)?);
+            command.args(arguments);
+            command
+        }
+        Kind::Program { command } => {
+            let (name, arguments) = command.split_first().context("a program's name")?;
+            let mut command = Command::new(name);
+            command.args(arguments);
             command
         }
         Kind::Node { keep_alive } => {

@@ -117,6 +117,8 @@ impl World {
             processes: Vec::new(),
             host: Vec::new(),
             earlier: Vec::new(),
+            upstream_begun: Some(true),
+            stored: None,
             coverage: CaseCoverage { sensors, ..CaseCoverage::default() },
         };
         Self { case, next: 1, upstream, local }
