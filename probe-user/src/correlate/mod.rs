@@ -5,6 +5,7 @@
 mod answered;
 pub mod attempts;
 mod build;
+mod due;
 pub mod flows;
 mod host;
 pub mod limits;
@@ -34,7 +35,7 @@ use crate::model::{
     case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
     coverage::{Coverage, Sensor, Sight},
-    event::{Body, Event},
+    event::{Body, Event, EventId},
     net::{Address, Errno},
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
@@ -97,6 +98,8 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    /// The decision whose case was put off: once is enough.
+    put_off: Option<EventId>,
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
     finished: bool,
@@ -127,6 +130,7 @@ impl Correlator {
             answered: Answered::default(),
             telling: None,
             last_case: 0,
+            put_off: None,
             swept: Moment(0),
             finished: false,
             ended: None,
@@ -213,18 +217,6 @@ impl Correlator {
             self.decide_lines();
         }
         self.finished = true;
-    }
-
-    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
-    /// that may be blamed on it is put together.
-    pub fn poll_case(&mut self) -> Option<Case> {
-        loop {
-            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            let decided = if due { self.decided.pop_front()? } else { return None };
-            if let Some(case) = self.close(decided) {
-                return Some(case);
-            }
-        }
     }
 
     /// The next thing somebody should look up on the host; its answer comes back as an event.

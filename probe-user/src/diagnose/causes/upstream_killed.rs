@@ -173,6 +173,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_handler_whose_end_was_not_seen_leaves_it_open() {
+        let mut world = closed_by_handler(Ending::Exit(1));
+        world.signal(-600, 6, Some((80, "gunicorn")));
+        world.case.processes.remove(0);
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"), "{:?}", explanation.rivals);
+    }
+
+    #[test]
     fn a_close_before_the_end_is_nobodys_doing_without_a_signal_before_it() {
         closed_by_handler(Ending::Exit(1)).expect("premature-close", Confidence::Confirmed);
         let mut later = closed_by_handler(Ending::Exit(1));
