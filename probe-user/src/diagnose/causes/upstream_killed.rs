@@ -38,7 +38,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uvicorn",
-                "--timeout-graceful-shutdown waits for running requests; the default waits without end, the supervisor may not.",
+                "--timeout-graceful-shutdown (from 0.22) bounds the wait for running requests; the default waits without end, the supervisor may not.",
             ),
             (
                 "Node.js",
