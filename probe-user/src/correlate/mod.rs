@@ -5,6 +5,7 @@
 mod answered;
 pub mod attempts;
 mod build;
+mod due;
 pub mod flows;
 mod host;
 pub mod limits;
@@ -98,6 +99,7 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    put_off: Option<EventId>,
     /// What was decided before this moment was told by the run that this one takes up.
     told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
@@ -130,6 +132,7 @@ impl Correlator {
             answered: Answered::default(),
             telling: None,
             last_case: 0,
+            put_off: None,
             told_before: Moment(0),
             swept: Moment(0),
             finished: false,
@@ -217,18 +220,6 @@ impl Correlator {
             self.decide_lines();
         }
         self.finished = true;
-    }
-
-    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
-    /// that may be blamed on it is put together.
-    pub fn poll_case(&mut self) -> Option<Case> {
-        loop {
-            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            let decided = if due { self.decided.pop_front()? } else { return None };
-            if let Some(case) = self.close(decided) {
-                return Some(case);
-            }
-        }
     }
 
     /// The next thing somebody should look up on the host; its answer comes back as an event.

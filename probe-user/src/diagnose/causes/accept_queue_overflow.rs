@@ -45,7 +45,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("uvicorn", "--backlog (2048); a blocked event loop accepts nothing."),
             ("Node.js", "server.listen({ backlog: 4096 }) (default 511); a blocked event loop accepts nothing."),
             ("Puma", "bind 'tcp://0.0.0.0:9292?backlog=4096' (default 1024); Puma accepts only when a thread is free."),
-            ("php-fpm", "listen.backlog = 4096 (default 511); pm.max_children."),
+            ("php-fpm", "listen.backlog = 4096 (default 511, in PHP 8.2 all that somaxconn allows); pm.max_children."),
             ("uWSGI", "--listen 4096 (default 100)."),
             ("Go", "net.Listen takes somaxconn; raise that."),
             ("Java", "Tomcat: acceptCount (100) and maxConnections (8192): server.tomcat.accept-count."),

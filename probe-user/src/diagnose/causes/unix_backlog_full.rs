@@ -25,7 +25,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "php-fpm",
-                "pm.max_children is what runs out first; listen.backlog = 511; pm.status_path shows the listen queue.",
+                "pm.max_children is what runs out first; listen.backlog (default 511, in PHP 8.2 all that somaxconn allows); pm.status_path shows the listen queue.",
             ),
             ("uWSGI", "--listen 1024 (default 100), and somaxconn at least that."),
             ("gunicorn", "--backlog 2048; more --workers or --threads."),

@@ -49,7 +49,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uvicorn",
-                "--limit-concurrency answers 503, --limit-max-requests ends the process, --timeout-graceful-shutdown waits.",
+                "--limit-concurrency answers 503, --limit-max-requests ends the process, --timeout-graceful-shutdown (from 0.22) bounds the wait.",
             ),
             (
                 "Node.js",

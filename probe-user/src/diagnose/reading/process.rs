@@ -100,11 +100,32 @@ impl<'a> Reading<'a> {
         if let Some(death) = self.death(holder) {
             return Survival::Ended(Box::new(death));
         }
+        if self.asked_to_end(holder) {
+            // Its handler closed the connection, or it would have closed it anyway: only its end tells.
+            return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
+        }
         if self.sees(Sensor::Processes) {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
         }
+    }
+
+    /// Another process had just sent this one a signal to end when it closed the connection.
+    fn asked_to_end(&self, holder: Pid) -> bool {
+        let ended = self.ended_by_kernel().unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
+        self.closed_by() == Some(holder)
+            && self.case.processes.iter().any(|event| match &event.body {
+                Body::Process(ProcessEvent::Signalled {
+                    target, signal: 2 | 3 | 6 | 15, sender: Some(sender), ..
+                }) => {
+                    *target == holder
+                        && sender.pid != holder
+                        && event.at.earliest <= ended
+                        && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+                }
+                _ => false,
+            })
     }
 
     /// Processes that listen there are known, and the end of any of them would have been seen.
