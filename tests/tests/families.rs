@@ -17,16 +17,22 @@ use probe502::diagnose::cause::Family;
 const RATE: u32 = 1_000;
 
 /// The families that have a test below; `None`: faults that are named after what the client sees.
-const FAMILIES: [Option<Family>; 4] = [Some(Family::Connect), Some(Family::Connection), Some(Family::Protocol), None];
+const FAMILIES: [Option<Family>; 5] =
+    [Some(Family::Connect), Some(Family::Connection), Some(Family::Protocol), Some(Family::Origin), None];
 
-/// Those of a family that can share an nginx.
+/// Those that can share an nginx, and whose servers nobody else's fault kills.
+fn all() -> Vec<Fault> {
+    [Fault::sharing(), Fault::of_connection(), Fault::of_protocol()].concat()
+}
+
+/// Those of a family.
 fn of(family: Option<Family>) -> Vec<Fault> {
-    Fault::sharing().into_iter().filter(|fault| fault.family() == family).collect()
+    all().into_iter().filter(|fault| fault.family() == family).collect()
 }
 
 #[test]
 fn every_fault_is_in_a_family_below() {
-    for fault in Fault::sharing() {
+    for fault in all() {
         assert!(FAMILIES.contains(&fault.family()), "{}: {:?}", fault.name, fault.family());
     }
     for family in FAMILIES {
@@ -47,6 +53,11 @@ fn connection() -> Result<()> {
 #[test]
 fn protocol() -> Result<()> {
     at_once(&of(Some(Family::Protocol)))
+}
+
+#[test]
+fn origin() -> Result<()> {
+    at_once(&of(Some(Family::Origin)))
 }
 
 #[test]

@@ -14,8 +14,7 @@ use probe_abi::{
 };
 
 use super::{
-    descriptor,
-    emit::{self, Wake},
+    descriptor, emit,
     globals::{offset, setting},
     maps::{FAILED_ACCEPT, FailedAccept},
     process::command,
@@ -104,8 +103,7 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
     {
         return Some(());
     }
-    let wake = if ordinary { Wake::Later } else { Wake::Now };
-    emit::record(Kind::Connect, wake, |record: &mut Connect| {
+    emit::record(Kind::Connect, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
         if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
@@ -161,8 +159,7 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         emit::count(counter::ACCEPTS_REPEATED);
         return Some(());
     }
-    let wake = if exit.result < 0 { Wake::Now } else { Wake::Later };
-    emit::record(Kind::Accept, wake, |record: &mut Accept| {
+    emit::record(Kind::Accept, |record: &mut Accept| {
         record.result = exit.result as i32;
         record.fd = listener;
         record.command = command();
@@ -215,7 +212,7 @@ pub(crate) fn socket(exit: &Exit) -> Option<()> {
         return Some(());
     }
     let family = exit.argument_0()? as i32;
-    emit::record(Kind::SocketCall, Wake::Now, |record: &mut SocketCall| {
+    emit::record(Kind::SocketCall, |record: &mut SocketCall| {
         record.result = exit.result as i32;
         record.family = family;
     });

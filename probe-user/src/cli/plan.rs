@@ -21,6 +21,9 @@ pub enum PlanError {
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
+    /// Standard input can be read only once.
+    #[error("-: standard input can be named only once")]
+    StandardInput,
 }
 
 /// How deep to look.
@@ -81,6 +84,70 @@ pub struct Watch {
     pub output: Output,
 }
 
+/// `probe502 analyze`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
+pub struct Analyze {
+    /// Captures.
+    pub inputs: Vec<PathBuf>,
+    /// Error logs.
+    pub error_logs: Vec<PathBuf>,
+    /// Access logs.
+    pub access_logs: Vec<PathBuf>,
+    /// The format of the access logs.
+    pub log_format: Option<String>,
+    /// nginx's configuration.
+    pub configuration: Option<PathBuf>,
+    /// Addresses that are upstreams.
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Statuses that make an incident.
+    pub statuses: Vec<u16>,
+    /// Print every connection.
+    pub connections: bool,
+    /// Print every exchange.
+    pub exchanges: bool,
+    /// An incident makes the exit status 1.
+    pub fail_on_incident: bool,
+    /// How it is printed.
+    pub output: Output,
+}
+
+impl TryFrom<args::Analyze> for Analyze {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Analyze) -> Result<Self, PlanError> {
+        if typed.inputs.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+            return Err(PlanError::StandardInput);
+        }
+        Ok(Self {
+            inputs: typed.inputs,
+            error_logs: typed.error_logs,
+            access_logs: typed.access_logs,
+            log_format: typed.log_format,
+            configuration: typed.configuration,
+            upstreams: typed.upstreams,
+            statuses: statuses(typed.statuses)?,
+            connections: typed.connections,
+            exchanges: typed.exchanges,
+            fail_on_incident: typed.fail_on_incident,
+            output: Output::from(&typed.output),
+        })
+    }
+}
+
+/// Statuses that make an incident, each once.
+fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
+    typed.sort_unstable();
+    typed.dedup();
+    if let Some(bad) = typed.iter().find(|status| !(400..600).contains(*status)) {
+        return Err(PlanError::Status(*bad));
+    }
+    if typed.len() > 8 {
+        return Err(PlanError::Statuses);
+    }
+    Ok(typed)
+}
+
 impl From<&args::Output> for Output {
     fn from(typed: &args::Output) -> Self {
         Self { json: typed.json || typed.format == args::Format::Json, quiet: typed.quiet, verbosity: typed.verbose }
@@ -91,15 +158,7 @@ impl TryFrom<args::Watch> for Watch {
     type Error = PlanError;
 
     fn try_from(typed: args::Watch) -> Result<Self, PlanError> {
-        let mut statuses = typed.statuses;
-        statuses.sort_unstable();
-        statuses.dedup();
-        if let Some(bad) = statuses.iter().find(|status| !(400..600).contains(*status)) {
-            return Err(PlanError::Status(*bad));
-        }
-        if statuses.len() > 8 {
-            return Err(PlanError::Statuses);
-        }
+        let statuses = statuses(typed.statuses)?;
         if typed.count == Some(0) {
             return Err(PlanError::Count);
         }

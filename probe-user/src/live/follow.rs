@@ -13,7 +13,9 @@ use probe_abi::{
 };
 
 use super::{
-    capture::{Capture, CaptureError, Options, SNAP_LENGTH, Statistics, filter, interfaces},
+    capture::{
+        Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, Statistics, filter, interfaces,
+    },
     clock,
     ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
     host::Lookup,
@@ -377,7 +379,11 @@ impl Followers {
         } else {
             self.scope.interfaces.clone()
         };
-        let detail = if self.scope.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
+        let (detail, buffer) = if self.scope.depth == Depth::Deep {
+            (filter::Detail::Everything, EVERYTHING_BUFFER)
+        } else {
+            (filter::Detail::Fates, FATES_BUFFER)
+        };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
@@ -388,6 +394,7 @@ impl Followers {
                 netns: netns.clone(),
                 filter: filter.text.clone(),
                 snap_length: SNAP_LENGTH,
+                buffer,
                 numbers: Arc::clone(&self.numbers),
             };
             let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);

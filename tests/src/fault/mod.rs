@@ -4,7 +4,16 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod harmless;
+mod keepalive;
 mod list;
+mod network;
+mod origin;
+mod process;
+mod protocol;
+pub mod servers;
+mod stall;
+mod tls;
+mod truncated;
 
 use anyhow::{Context, Result};
 use probe502::diagnose::{
@@ -13,6 +22,7 @@ use probe502::diagnose::{
 };
 
 use crate::expect::Witness;
+use crate::lab::Lab;
 use crate::site::{Plan, Site};
 
 /// A named way to break a site.
@@ -40,6 +50,15 @@ impl std::fmt::Debug for Fault {
     }
 }
 
+/// Faults that share one nginx, and the lab they need.
+#[derive(Clone)]
+pub struct Party {
+    /// The faults, in an order in which none spoils the next.
+    pub faults: Vec<Fault>,
+    /// Makes the lab.
+    pub lab: fn() -> Result<Lab>,
+}
+
 impl Fault {
     /// What most faults are like.
     const fn new(
@@ -55,6 +74,51 @@ impl Fault {
     #[must_use]
     pub fn all() -> Vec<Self> {
         [connecting::FAULTS, closing::FAULTS, exhaustion::FAULTS, harmless::FAULTS].concat()
+    }
+
+    /// Those of real servers, which have a suite of their own.
+    #[must_use]
+    pub fn of_servers() -> Vec<Self> {
+        servers::FAULTS.concat()
+    }
+
+    /// Those of the family `connection` that have a suite of their own.
+    #[must_use]
+    pub fn of_connection() -> Vec<Self> {
+        [process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+    }
+
+    /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
+    #[must_use]
+    pub fn of_router() -> Vec<Self> {
+        network::FAULTS.to_vec()
+    }
+
+    /// Those of the families `protocol` and `origin` that have a suite of their own.
+    #[must_use]
+    pub fn of_protocol() -> Vec<Self> {
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+    }
+
+    /// Every fault of every suite.
+    #[must_use]
+    pub fn every() -> Vec<Self> {
+        [Self::all(), Self::of_servers(), Self::of_connection(), Self::of_router(), Self::of_protocol()].concat()
+    }
+
+    /// Every fault of every suite, in parties that can share an nginx.
+    #[must_use]
+    pub fn parties() -> Vec<Party> {
+        let plain = |faults| Party { faults, lab: Lab::new };
+        let mut parties = vec![plain(Self::sharing()), plain(Self::of_connection()), plain(Self::of_protocol())];
+        parties.push(Party { faults: Self::of_router(), lab: Lab::with_router });
+        // What one server's fault leaves behind must not be blamed for another's.
+        let server = |fault: &Self| fault.name.split('-').next();
+        parties.extend(
+            Self::of_servers().chunk_by(|one, other| server(one) == server(other)).map(<[_]>::to_vec).map(plain),
+        );
+        parties.extend(Self::all().into_iter().filter(|fault| fault.alone).map(|fault| plain(vec![fault])));
+        parties
     }
 
     /// Those that can share one site.
@@ -75,7 +139,7 @@ impl Fault {
 
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        Self::every().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 
@@ -83,11 +147,22 @@ impl Fault {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::Fault;
+    use super::{Fault, Party};
+
+    #[test]
+    fn every_fault_is_in_one_party() {
+        let mut parties: Vec<&str> =
+            Fault::parties().iter().flat_map(|Party { faults, .. }| faults).map(|fault| fault.name).collect();
+        let mut every: Vec<&str> = Fault::every().iter().map(|fault| fault.name).collect();
+        parties.sort_unstable();
+        every.sort_unstable();
+        assert_eq!(parties, every);
+    }
 
     #[test]
     fn names_are_unique() {
-        let names: BTreeSet<_> = Fault::all().iter().map(|fault| fault.name).collect();
-        assert_eq!(names.len(), Fault::all().len());
+        let every = Fault::every();
+        let names: BTreeSet<_> = every.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), every.len());
     }
 }

@@ -99,6 +99,8 @@ pub struct Inner {
     pub parent: Option<RequestKey>,
     /// Where the client reached nginx.
     pub listen: SocketAddr,
+    /// nginx's upstream module has to do with it.
+    pub passed: bool,
     /// `*N`.
     pub number: u64,
     /// The how-manieth on the client's connection.
@@ -232,6 +234,7 @@ impl Inner {
             client_requests: Some(self.client_requests),
             status,
             overriding,
+            upstream_begun: Some(self.passed),
             request_line: Some(self.line.clone()),
             host: Some(HOST.to_owned()),
             client: Some(self.client),
@@ -291,7 +294,7 @@ impl Inner {
     /// The main request of a subrequest, which tried nothing itself.
     #[must_use]
     pub fn main(&self) -> Self {
-        Self { key: self.parent.unwrap_or(self.key), parent: None, states: Vec::new(), ..self.clone() }
+        Self { key: self.parent.unwrap_or(self.key), parent: None, passed: false, states: Vec::new(), ..self.clone() }
     }
 
     /// The line in the access log.

@@ -295,6 +295,7 @@ impl<'a> Stage<'a> {
         Inner {
             key: probe502::model::nginx::RequestKey { worker: self.worker_pid(worker), pointer },
             parent: None,
+            passed: false,
             listen: LISTEN.get(master).copied().unwrap_or(LISTEN[0]),
             number,
             client_requests,

@@ -234,6 +234,7 @@ impl Play<'_> {
             return;
         }
         let mut inner = self.stage.arrive(worker, t, false, "GET");
+        inner.passed = true;
         let served = Attempt { peer, idle_ms: None, fate: Fate::Answered(200) };
         let mut connection = self.stage.connection(worker, peer, t);
         inner.connection_made(&mut self.stage.tape, t + 500, connection.fd);
@@ -258,6 +259,7 @@ impl Play<'_> {
         let method = if plan.post { "POST" } else { "GET" };
         let mut inner = self.stage.arrive(worker, t, plan.same_client, method);
         self.dress = plan.dress;
+        inner.passed = !matches!(plan.course, Course::Returned(_));
         if plan.dress == Dress::Subrequest && matches!(plan.course, Course::Passed(_) | Course::Unix(_)) {
             let pointer = self.stage.workers.get_mut(worker).map_or(0x2000, |worker| worker.pointer(t));
             inner = inner.subrequest(pointer);
