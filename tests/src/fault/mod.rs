@@ -16,10 +16,6 @@ mod tls;
 mod truncated;
 
 use anyhow::{Context, Result};
-use probe502::diagnose::{
-    self,
-    cause::{Cause, Family},
-};
 
 use crate::expect::Witness;
 use crate::lab::Lab;
@@ -127,14 +123,16 @@ impl Fault {
         Self::all().into_iter().filter(|fault| !fault.alone).collect()
     }
 
-    /// The catalogue's family of its cause, by its name, which begins with the cause's id; `None`: its name says what the client sees.
+    /// The catalogue's families, as far as their faults can share an nginx, and servers that no other fault takes away.
     #[must_use]
-    pub fn family(&self) -> Option<Family> {
-        let begins = |cause: &&&Cause| {
-            self.name.strip_prefix(cause.id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-        };
-        let cause = diagnose::catalogue().iter().filter(begins).max_by_key(|cause| cause.id.len());
-        cause.map(|cause| cause.family)
+    pub fn families() -> [(&'static str, Vec<Self>); 4] {
+        let families = [
+            ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
+            ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
+            ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
+            ("origin", [origin::FAULTS, harmless::FAULTS].concat()),
+        ];
+        families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
     }
 
     /// A fault by its name.

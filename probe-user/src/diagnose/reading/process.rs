@@ -100,11 +100,30 @@ impl<'a> Reading<'a> {
         if let Some(death) = self.death(holder) {
             return Survival::Ended(Box::new(death));
         }
-        if self.sees(Sensor::Processes) {
+        if self.asked_to_end(holder) {
+            // Its exit may come after the case is closed: an interpreter closes what is open first and takes its time to end.
+            Survival::NotKnown(need(
+                Sensor::Processes,
+                "whether the upstream's process ended of the signal it was sent",
+            ))
+        } else if self.sees(Sensor::Processes) {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
         }
+    }
+
+    /// Another process, or the kernel, had sent this one a signal that asks it to end, and it had not ended when the case was put together.
+    fn asked_to_end(&self, target: Pid) -> bool {
+        let ended = self.ended_at().plus_ns(SKEW_NS);
+        self.case.processes.iter().any(|event| {
+            matches!(
+                &event.body,
+                Body::Process(ProcessEvent::Signalled { target: to, signal: 2 | 3 | 6 | 9 | 15, sender, .. })
+                    if *to == target && sender.as_ref().is_none_or(|sender| sender.pid != target)
+            ) && event.at.earliest <= ended
+                && ended.since_ns(event.at.latest) <= GRACE_NS
+        })
     }
 
     /// Processes that listen there are known, and the end of any of them would have been seen.
