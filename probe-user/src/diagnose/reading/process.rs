@@ -122,7 +122,7 @@ impl<'a> Reading<'a> {
                 Body::Process(ProcessEvent::Signalled { target: to, signal: 2 | 3 | 6 | 9 | 15, sender, .. })
                     if *to == target && sender.as_ref().is_none_or(|sender| sender.pid != target)
             ) && event.at.earliest <= ended
-                && ended.since_ns(event.at.latest) <= GRACE_NS
+                && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
         })
     }
 
