@@ -146,12 +146,15 @@ impl Expectation {
     #[must_use]
     pub fn of_nginxs_side(mut self) -> Self {
         self.permitted = Some(generalisation::permitted(self.cause));
+        // Of what the words tell, much is about the upstream's side.
+        self.says.clear();
         self
     }
 
     /// The same where so much is left out that only one thing is sure: nothing else may be `confirmed`.
     #[must_use]
-    pub fn less_is_seen(self) -> Self {
+    pub fn less_is_seen(mut self) -> Self {
+        self.says.clear();
         self.without_uprobes()
     }
 

@@ -369,7 +369,9 @@ impl Correlator {
                 None => return,
             }
         };
-        if status.attempts.is_some() {
+        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
+        let by_subrequest = request.subrequest && status.attempts == Some(0);
+        if status.attempts.is_some() && !by_subrequest {
             request.attempts.clear();
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);

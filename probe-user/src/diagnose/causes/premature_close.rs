@@ -177,6 +177,15 @@ pub(crate) mod tests {
         world.expect("upstream-crashed", Confidence::Confirmed);
     }
 
+    /// gunicorn's worker closes what is open and needs longer than a case to end, after its arbiter's SIGABRT.
+    #[test]
+    fn a_process_that_was_asked_to_end_has_perhaps_not_done_it_by_itself() {
+        let mut world = closed_here();
+        world.signal(-50, 6, Some((80, "gunicorn")));
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"));
+    }
+
     #[test]
     fn an_earlier_end_of_another_process_changes_nothing() {
         let mut world = closed_here();

@@ -111,21 +111,17 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Another process had just sent this one a signal to end when it closed the connection.
-    fn asked_to_end(&self, holder: Pid) -> bool {
+    /// Another process, or the kernel, had sent this one a signal that asks it to end, and it had not ended when the case was put together.
+    fn asked_to_end(&self, target: Pid) -> bool {
         let ended = self.ended_by_kernel().unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
-        self.closed_by() == Some(holder)
-            && self.case.processes.iter().any(|event| match &event.body {
-                Body::Process(ProcessEvent::Signalled {
-                    target, signal: 2 | 3 | 6 | 15, sender: Some(sender), ..
-                }) => {
-                    *target == holder
-                        && sender.pid != holder
-                        && event.at.earliest <= ended
-                        && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
-                }
-                _ => false,
-            })
+        self.case.processes.iter().any(|event| {
+            matches!(
+                &event.body,
+                Body::Process(ProcessEvent::Signalled { target: to, signal: 2 | 3 | 6 | 9 | 15, sender, .. })
+                    if *to == target && sender.as_ref().is_none_or(|sender| sender.pid != target)
+            ) && event.at.earliest <= ended
+                && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+        })
     }
 
     /// Processes that listen there are known, and the end of any of them would have been seen.
