@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use super::{net::Address, process::Pid};
 
 /// A statement about the host. It holds from its event's time until a later one replaces it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum HostFact {
     /// An nginx was found, or has changed.
     Nginx(NginxInstance),
@@ -61,7 +63,7 @@ pub enum HostFact {
 }
 
 /// A listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listener {
     /// Where it listens (the wildcard address for any).
     pub address: SocketAddr,
@@ -76,7 +78,7 @@ pub struct Listener {
 }
 
 /// An nginx.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NginxInstance {
     /// The master.
     pub master: Pid,
@@ -91,7 +93,8 @@ pub struct NginxInstance {
 }
 
 /// The part of nginx's configuration that matters for verdicts and fixes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Configuration {
     /// `upstream` blocks.
     pub groups: Vec<UpstreamGroup>,
@@ -116,7 +119,8 @@ pub struct Configuration {
 }
 
 /// Where requests are answered: a `server` or a `location`, with what holds there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Place {
     /// The number of its `server` block, from 0.
     pub server: usize,
@@ -137,7 +141,7 @@ pub struct Place {
 }
 
 /// Which requests a place takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Takes {
     /// What no location takes: the server itself.
     #[default]
@@ -158,18 +162,32 @@ pub enum Takes {
 }
 
 /// Where a place sends its requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pass {
     /// `proxy`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`.
-    pub protocol: &'static str,
+    #[serde(deserialize_with = "protocol")]
+    pub protocol: Protocol,
     /// The address, where it is one.
     pub address: Option<Address>,
     /// The group's or host's name, where it is one.
     pub name: Option<String>,
 }
 
+/// One of [`PROTOCOLS`]. By a name of its own, since serde takes a bare `&str` for text of its input.
+pub type Protocol = &'static str;
+
+/// The protocols nginx speaks with upstreams, by the first part of the directive `*_pass`.
+pub const PROTOCOLS: [&str; 6] = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+
+fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = PROTOCOLS.into_iter().find(|known| *known == text);
+    known.ok_or_else(|| serde::de::Error::custom(format!("{text} is no protocol of nginx's")))
+}
+
 /// An `upstream` block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UpstreamGroup {
     /// Its name.
     pub name: String,
@@ -182,7 +200,7 @@ pub struct UpstreamGroup {
 }
 
 /// A `server` of an `upstream` block.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamServer {
     /// As written.
     pub name: String,
