@@ -4,7 +4,7 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
