@@ -6,6 +6,7 @@ mod answered;
 pub mod attempts;
 mod build;
 mod due;
+mod failures;
 pub mod flows;
 mod host;
 pub mod limits;
@@ -32,8 +33,7 @@ use written::Written;
 pub use host::Question;
 
 use crate::model::{
-    attempt::Outcome,
-    case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
+    case::{Case, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
     coverage::{Coverage, Sensor, Sight},
     event::{Body, Event, EventId},
@@ -233,13 +233,6 @@ impl Correlator {
         let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
         decided.into_iter().chain(lines).min()
-    }
-
-    /// The cause found for an attempt of a case: blackouts are blamed on it.
-    pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
-        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
-            failure.cause = Some(cause);
-        }
     }
 
     /// Connections remembered.
@@ -476,24 +469,7 @@ impl Correlator {
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
-        self.answered.keep(&case, &self.settings.limits);
-        let failed = |outcome| outcome != Outcome::Ok;
-        for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
-            // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
-            let Some(peer) = attempt.peer_name.as_ref().filter(|peer| Address::parse(peer).is_some()) else { continue };
-            if self.failures.len() >= self.settings.limits.failures {
-                self.failures.pop_front();
-            }
-            let at = attempt.complaint.as_ref().map_or(case.decided.latest, |(event, _)| event.at.latest);
-            self.failures.push_back(EarlierFailure {
-                case: case.id.clone(),
-                at,
-                peer: peer.clone(),
-                cause: None,
-                worker: case.worker,
-                client: case.request.client,
-            });
-        }
+        self.remember(&case);
         Some(case)
     }
 }
