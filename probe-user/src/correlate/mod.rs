@@ -11,6 +11,7 @@ pub mod lines;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod served;
 mod telling;
 mod tuple;
 mod written;
@@ -33,11 +34,10 @@ use crate::model::{
     complaint::Phase,
     coverage::{Coverage, Sensor, Sight},
     event::{Body, Event},
-    net::{Address, Errno},
+    net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
-    socket::Syscall,
     time::{At, Moment, WallClock},
 };
 
@@ -139,6 +139,8 @@ impl Correlator {
         self.now = self.now.max(event.at.latest);
         self.flows.handle(event);
         self.notable.handle(event);
+        self.host.handle(event);
+        self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
@@ -152,11 +154,6 @@ impl Correlator {
                 }
             }
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child),
-            Body::Syscall(call) => {
-                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
-                    self.host.ask(Question::OpenFiles(call.pid), self.now);
-                }
-            }
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -170,7 +167,7 @@ impl Correlator {
                     }
                 }
             }
-            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
 

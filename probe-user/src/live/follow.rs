@@ -296,7 +296,9 @@ impl Followers {
             let open = nginx::open_connections(&master.workers, &BTreeSet::new());
             upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
         }
-        let servers = self.lookup.servers(&upstreams, found.instance.netns);
+        let (servers, facts) = self.lookup.servers(&upstreams, found.instance.netns);
+        // Before anything fails: afterwards nobody could tell who served.
+        self.tell(facts.into_iter().map(Body::Host).collect());
         if let Some(kernel) = &mut self.kernel {
             for address in &upstreams {
                 if let Err(error) = kernel.watch_upstream(endpoint(*address)) {

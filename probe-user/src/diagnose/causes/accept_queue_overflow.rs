@@ -90,6 +90,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (retransmits, events) = reading.syn_retransmits();
     if let Some((waiting, limit, event)) = full {
         finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Symptom)));
+        // The kernel counts every handshake that it refuses for a full queue; it is this one's, as its queue is the full one, its SYN was
+        // repeated in vain, and nothing of this host dropped it.
+        let counted = reading.listen_overflows().filter(|_| {
+            reading.sees(Sensor::Drops) && (reading.syn_retransmits().0 > 0 || reading.connected() == Some(true))
+        });
+        if finding.support(counted) {
+            direct = true;
+        }
         if !direct {
             // The kernel never says that it ignored a SYN for a full queue, and the queue was read after the failure.
             finding

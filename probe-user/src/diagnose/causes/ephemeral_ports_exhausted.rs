@@ -32,16 +32,33 @@ pub(crate) const CAUSE: Cause = Cause {
     rule,
 };
 
+/// Reserved ports (`net.ipv4.ip_local_reserved_ports`) count into the range, and some connections end before they are counted.
+pub(super) const fn nearly_all(in_use: u32, all: u32) -> bool {
+    in_use as u64 * 10 >= all as u64 * 9
+}
+
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     let (mut finding, errno) = connect_returned(reading, &[Errno::EADDRNOTAVAIL])?;
-    if upstream.is_ipv6() {
+    let ports = reading.local_ports();
+    let counts = ports.as_ref().map(|(counts, _)| *counts);
+    let taken = counts.is_some_and(|(in_use, all)| nearly_all(in_use, all));
+    finding.support(ports.map(|(_, evidence)| evidence));
+    if let Some((in_use, all)) = counts.filter(|_| !taken) {
+        finding.missing.push(need(
+            Sensor::Host,
+            &format!("why there was no port: only {in_use} of {all} were found in use towards the upstream"),
+        ));
+    } else if upstream.is_ipv6() && !taken {
         finding.missing.push(need(
             Sensor::Host,
             "the ports in use against the range: for IPv6 an unusable address gives the same errno",
         ));
     }
     finding.summary = format!("No local port was left for a connection to {upstream}: connect() returned {errno}.");
+    if let Some((in_use, all)) = counts {
+        finding.say(format_args!(" {in_use} of {all} local ports lead there already."));
+    }
     finding.fix.push("Keep connections: `keepalive 32;` in the upstream block, proxy_http_version 1.1, proxy_set_header Connection \"\".".to_owned());
     finding.fix.push(
         "Widen the range: sysctl net.ipv4.ip_local_port_range=\"1024 65535\"; net.ipv4.tcp_tw_reuse=1.".to_owned(),

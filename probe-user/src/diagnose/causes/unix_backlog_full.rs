@@ -2,10 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence},
     said::connect_returned,
 };
-use crate::model::net::Errno;
+use crate::model::{
+    evidence::{Fact, Weight},
+    net::Errno,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -42,6 +45,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.summary = format!(
         "The queue of connections at {path} is full: connect() returned {errno}; the server does not accept fast enough."
     );
+    if let Some((id, listener)) = reading.unix_socket().and_then(|(id, socket)| Some((id, socket.listener.as_ref()?)))
+        && let Some((waiting, limit)) = listener.queue
+    {
+        let command = listener.command.clone().unwrap_or_else(|| "the server".to_owned());
+        finding.say(format_args!(" {command} has {waiting} waiting, limit {limit}."));
+        let fact = Fact::UnixQueue { process: Some((listener.pid, command)), waiting, limit };
+        finding.support(Some(evidence(fact, &[id], Weight::Symptom)));
+    }
     finding.fix.push("More workers (php-fpm: pm.max_children), or find out what keeps them busy.".to_owned());
     finding.fix.push("A longer queue for bursts: the server's backlog (php-fpm listen.backlog, uWSGI --listen) and net.core.somaxconn.".to_owned());
     Some(finding)
