@@ -32,7 +32,16 @@ impl Nginx {
         let directory = lab.subdirectory(name)?;
         let path = directory.join("nginx.conf");
         fs::write(&path, config.render(&directory)).with_context(|| format!("write {}", path.display()))?;
-        let mut command = Command::new("nginx");
+        let mut command = match &config.hosts {
+            None => Command::new("nginx"),
+            Some(hosts) => {
+                let path = directory.join("hosts");
+                fs::write(&path, hosts).with_context(|| format!("write {}", path.display()))?;
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec nginx \"$@\""]).arg(path);
+                command
+            }
+        };
         command.arg("-c").arg(&path).arg("-p").arg(&directory).arg("-e").arg(directory.join("error.log"));
         let output = fs::File::create(directory.join("stderr.log")).context("make stderr.log")?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);

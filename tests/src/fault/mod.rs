@@ -3,7 +3,14 @@
 mod closing;
 mod connecting;
 mod exhaustion;
+mod firewall;
+mod gone;
 mod harmless;
+mod names;
+mod ports;
+mod queue;
+mod routing;
+mod unix;
 
 use anyhow::{Context, Result};
 
@@ -52,6 +59,26 @@ impl Fault {
         [connecting::FAULTS, closing::FAULTS, exhaustion::FAULTS, harmless::FAULTS].concat()
     }
 
+    /// Those of the family `connect` that have a suite of their own.
+    #[must_use]
+    pub fn of_connect() -> Vec<Self> {
+        let [rejects, others] = firewall::FAULTS;
+        [
+            rejects,
+            others,
+            routing::FAULTS,
+            queue::FAULTS,
+            ports::FAULTS,
+            unix::FAULTS,
+            unix::UNPRIVILEGED,
+            gone::FAULTS,
+            names::RESOLVED,
+            names::HELD,
+            names::LOCALHOST,
+        ]
+        .concat()
+    }
+
     /// Those that can share one site.
     #[must_use]
     pub fn sharing() -> Vec<Self> {
@@ -60,7 +87,8 @@ impl Fault {
 
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        let mut every = Self::all().into_iter().chain(Self::of_connect());
+        every.find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 
@@ -72,7 +100,8 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let names: BTreeSet<_> = Fault::all().iter().map(|fault| fault.name).collect();
-        assert_eq!(names.len(), Fault::all().len());
+        let every = [Fault::all(), Fault::of_connect()].concat();
+        let names: BTreeSet<_> = every.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), every.len());
     }
 }

@@ -14,7 +14,8 @@
 //! | `/garbage` | something that is not HTTP |
 //!
 //! Further segments are ignored, so a request can carry a number of its own.
-//! On the control address `GET /close-idle`, `/reset-idle` and `/count` say what to do with idle keepalive connections.
+//! On the control address `GET /close-idle`, `/reset-idle` and `/count` say what to do with idle keepalive connections, and
+//! `/stop-listening/PORT` closes a listener.
 
 mod behaviour;
 mod connection;
@@ -38,14 +39,21 @@ struct Options {
     listen: Vec<SocketAddr>,
     control: Option<SocketAddr>,
     idle: Option<Duration>,
+    backlog: Option<i32>,
 }
 
-/// The program: `upstream ADDRESS... [--control ADDRESS] [--idle-ms N]`; runs until it is killed.
+/// The program: `upstream ADDRESS... [--control ADDRESS] [--idle-ms N] [--backlog N]`; runs until it is killed.
 pub fn serve(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = parse(arguments)?;
     let mut listeners = Vec::new();
     for address in &options.listen {
-        listeners.push(Listener::open(*address, false)?);
+        let listener = Listener::open(*address, false)?;
+        if let Some(backlog) = options.backlog {
+            // A second listen() only changes the queue's length.
+            let backlog = nix::sys::socket::Backlog::new(backlog).context("--backlog")?;
+            nix::sys::socket::listen(&listener.socket, backlog).context("listen again")?;
+        }
+        listeners.push(listener);
     }
     if let Some(address) = options.control {
         listeners.push(Listener::open(address, true)?);
@@ -64,11 +72,12 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         match word.as_str() {
             "--control" => options.control = Some(value()?.parse().context("--control")?),
             "--idle-ms" => options.idle = Some(Duration::from_millis(value()?.parse().context("--idle-ms")?)),
+            "--backlog" => options.backlog = Some(value()?.parse().context("--backlog")?),
             address => options.listen.push(address.parse().with_context(|| format!("the address {address:?}"))?),
         }
     }
     if options.listen.is_empty() {
-        bail!("usage: upstream ADDRESS... [--control ADDRESS] [--idle-ms N]");
+        bail!("usage: upstream ADDRESS... [--control ADDRESS] [--idle-ms N] [--backlog N]");
     }
     Ok(options)
 }
@@ -142,7 +151,8 @@ impl Server {
 
     /// Takes every connection that waits.
     fn accept(&mut self, index: usize, now: Instant) -> Result<()> {
-        let listener = &mut self.listeners[index];
+        // A command of this very turn may have closed one.
+        let Some(listener) = self.listeners.get_mut(index) else { return Ok(()) };
         loop {
             match listener.socket.accept() {
                 Ok((stream, _peer)) => {
@@ -178,6 +188,14 @@ impl Server {
 
     /// Carries out a command from the control address and says to how many connections it applied.
     fn command(&mut self, command: &str) -> String {
+        if let Some(port) = command.strip_prefix("/stop-listening/") {
+            let before = self.listeners.len();
+            let stays = |listener: &Listener| {
+                listener.socket.local_addr().map_or(true, |address| address.port().to_string() != port)
+            };
+            self.listeners.retain(stays);
+            return (before - self.listeners.len()).to_string();
+        }
         let idle: Vec<u64> =
             self.connections.iter().filter(|(_, connection)| connection.is_idle()).map(|(id, _)| *id).collect();
         let ending = match command {
@@ -224,6 +242,7 @@ mod tests {
             listen: vec!["10.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()],
             control: Some("127.0.0.1:81".parse().unwrap()),
             idle: Some(Duration::from_millis(250)),
+            backlog: None,
         };
         assert_eq!(options, wanted);
         assert!(parse(std::iter::empty()).is_err());
