@@ -9,5 +9,6 @@ pub mod diagnose;
 pub mod live;
 pub mod merge;
 pub mod model;
+pub mod offline;
 pub mod pipeline;
 pub mod report;

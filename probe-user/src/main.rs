@@ -17,7 +17,7 @@ use probe502::{
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(AppError { failure, error }) => {
             // Nothing is left to do when stderr is closed too.
             let _ = writeln!(io::stderr(), "probe502: {error:#}");
@@ -26,13 +26,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), AppError> {
+fn run(command: Command) -> Result<ExitCode, AppError> {
+    let done = |()| ExitCode::SUCCESS;
     match command {
+        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan)
+            app::watch::run(&plan).map(done)
         }
-        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)),
-        Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)),
+        Command::Analyze(typed) => {
+            let plan = plan::Analyze::try_from(typed).map_err(AppError::usage)?;
+            app::analyze::run(&plan)
+        }
+        #[cfg(feature = "live")]
+        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)).map(done),
+        Command::Explain(typed) => {
+            app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)).map(done)
+        }
     }
 }

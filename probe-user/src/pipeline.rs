@@ -1,7 +1,10 @@
 //! The middle in one piece: arrivals in, judged cases and questions out. Live, replay and offline run this and nothing else.
 
+mod confine;
+
 use std::collections::VecDeque;
 
+use self::confine::Confine;
 use crate::{
     correlate::Correlator,
     diagnose,
@@ -26,6 +29,7 @@ pub struct Judged {
 #[derive(Debug)]
 pub struct Pipeline {
     merge: Merge,
+    confine: Confine,
     correlator: Correlator,
     judged: VecDeque<Judged>,
 }
@@ -34,7 +38,12 @@ impl Pipeline {
     /// Empty.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { merge: Merge::default(), correlator: Correlator::new(settings), judged: VecDeque::new() }
+        Self {
+            merge: Merge::default(),
+            confine: Confine::default(),
+            correlator: Correlator::new(settings),
+            judged: VecDeque::new(),
+        }
     }
 
     /// Takes an arrival.
@@ -65,7 +74,9 @@ impl Pipeline {
         self.merge.advance(complete_until);
         while let Some(event) = self.merge.pop() {
             self.pass_time(event.at.latest.minus_ns(1));
-            self.correlator.handle(&event);
+            if let Some(event) = self.confine.admit(event) {
+                self.correlator.handle(&event);
+            }
         }
     }
 

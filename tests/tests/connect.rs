@@ -8,11 +8,12 @@ use probe_tests::probe::Probe;
 use probe_tests::site::Site;
 use probe_tests::trial::{Trial, WITHIN};
 
-/// The faults whose names begin so and which can share a site, on one site.
-fn together(prefixes: &[&str]) -> Result<()> {
+/// The faults whose names begin so, and not so, and which can share a site, on one site.
+fn together(prefixes: &[&str], but: &[&str]) -> Result<()> {
     let faults: Vec<Fault> = Fault::of_connect()
         .into_iter()
         .filter(|fault| !fault.alone && prefixes.iter().any(|prefix| fault.name.starts_with(prefix)))
+        .filter(|fault| !but.iter().any(|prefix| fault.name.starts_with(prefix)))
         .collect();
     ensure!(!faults.is_empty(), "no fault is called {prefixes:?}");
     Trial::WHOLE.hold(&Lab::new()?, &faults)?;
@@ -27,59 +28,59 @@ fn alone(name: &str) -> Result<()> {
 
 #[test]
 fn filters_that_answer() -> Result<()> {
-    together(&["reject-", "refused-beside"])
+    together(&["firewall-rejected-", "upstream-refused-beside"], &["firewall-rejected-router"])
 }
 
 #[test]
 fn filters_that_are_silent() -> Result<()> {
-    together(&["drop-"])
+    together(&["firewall-dropped-"], &[])
 }
 
 #[test]
 fn routes_and_neighbours() -> Result<()> {
-    together(&["no-neighbour", "no-route", "route-", "router-"])
+    together(&["host-unreachable", "no-route", "connect-denied", "firewall-rejected-router"], &[])
 }
 
 #[test]
 fn full_accept_queues() -> Result<()> {
-    together(&["queue-"])
+    together(&["accept-queue-overflow", "read-timeout-queued"], &[])
 }
 
 #[test]
 fn unix_sockets() -> Result<()> {
-    together(&["unix-"])
+    together(&["unix-"], &[])
 }
 
 #[test]
 fn unix_socket_denied() -> Result<()> {
-    alone("unix-denied-socket")
+    alone("unix-socket-denied")
 }
 
 #[test]
 fn unix_socket_in_a_denied_directory() -> Result<()> {
-    alone("unix-denied-directory")
+    alone("unix-socket-denied-directory")
 }
 
 #[test]
 fn ports_exhausted() -> Result<()> {
-    alone("ports-exhausted")
+    alone("ephemeral-ports-exhausted")
 }
 
 #[test]
 fn ports_exhausted_with_proxy_bind() -> Result<()> {
-    alone("ports-exhausted-bind")
+    alone("ephemeral-ports-exhausted-bind")
 }
 
 #[test]
 fn an_address_to_bind_that_is_not_here() -> Result<()> {
-    together(&["bind-"])
+    together(&["bind-failed"], &[])
 }
 
 #[test]
 fn connection_slots_exhausted() -> Result<()> {
     // Without healthy traffic: nginx would close its idle connections to make room.
     let lab = Lab::new()?;
-    let fault = Fault::named("worker-connections")?;
+    let fault = Fault::named("worker-connections-exhausted")?;
     let site = Site::start(&lab, std::slice::from_ref(&fault))?;
     let probe = Probe::watch_nginx(site.nginx().master(), &[])?;
     let witnesses = site.provoke(&fault)?;
@@ -95,32 +96,35 @@ fn descriptors_of_the_system_exhausted() -> Result<()> {
 
 #[test]
 fn listeners_gone_and_listeners_nearby() -> Result<()> {
-    together(&["gone-", "listens-"])
+    together(
+        &["upstream-refused-killed", "upstream-refused-stopped", "upstream-refused-loopback", "upstream-refused-other"],
+        &[],
+    )
 }
 
 #[test]
 fn resolvers() -> Result<()> {
-    together(&["dns-"])
+    together(&["dns-failure", "harmless-resolved", "upstream-refused-resolved"], &[])
 }
 
 #[test]
 fn a_name_that_moved() -> Result<()> {
-    alone("name-moved")
+    alone("upstream-refused-moved")
 }
 
 #[test]
 fn a_name_that_moved_from_a_host_that_is_gone() -> Result<()> {
-    alone("name-moved-away")
+    alone("host-unreachable-moved")
 }
 
 #[test]
 fn a_name_that_stands() -> Result<()> {
-    alone("name-stands")
+    alone("upstream-refused-named")
 }
 
 #[test]
 fn localhost_is_ipv6_first() -> Result<()> {
-    Trial::WHOLE.hold(&Lab::on_host_loopback()?, &[Fault::named("localhost-masked")?])?;
-    Trial::WHOLE.hold(&Lab::on_host_loopback()?, &[Fault::named("localhost-both")?])?;
+    Trial::WHOLE.hold(&Lab::on_host_loopback()?, &[Fault::named("upstream-refused-localhost-masked")?])?;
+    Trial::WHOLE.hold(&Lab::on_host_loopback()?, &[Fault::named("upstream-refused-localhost")?])?;
     Ok(())
 }

@@ -26,7 +26,7 @@ use crate::{
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
         host::answer_questions,
-        nginx,
+        memory, nginx,
         scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
@@ -48,8 +48,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
 
-/// Size of the ring, bytes: at 600 bytes a failure's records, a second of 10,000 failures.
-const RING_BYTES: u32 = 8 << 20;
+/// Size of the ring, bytes: read every 15 ms, it holds what 100,000 connections a second leave in that time. Mapped twice, it counts twice.
+const RING_BYTES: u32 = 4 << 20;
 
 /// Runs it.
 pub fn run(plan: &Watch) -> Result<(), AppError> {
@@ -92,6 +92,7 @@ fn scope(plan: &Watch) -> Scope {
         },
         uprobes: plan.uprobes,
         packets: plan.packets,
+        only_nginx: plan.only_nginx,
     }
 }
 
@@ -117,11 +118,11 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let printer = Printer::new(form, clock::wall(), folder, Arc::clone(&interfaces), Arc::clone(&tally));
     let settings = Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said)
+    let counts = Arc::new(Counts::default());
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts))
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
-    let counts = Arc::new(Counts::default());
     let processes = Arc::new(Notify::new());
     let (kernel, reader, problem) = load(plan, &intake, &counts, &processes)?;
     let mut session = Session {
@@ -140,6 +141,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     };
     session.look()?;
     session.ready();
+    memory::give_back();
     let lookups = answer_questions(intake.clone());
 
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -176,9 +178,9 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let finish = tokio::task::spawn_blocking({
         let intake = intake.clone();
         move || {
+            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+            std::thread::sleep(LAST_WAIT);
             if let Some(reader) = reader {
-                // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
-                std::thread::sleep(LAST_WAIT);
                 reader.finish();
             }
             intake.deliver(Delivery::End);
@@ -257,6 +259,9 @@ type Loaded = (Option<Kernel>, Option<RingReader>, Option<String>);
 
 /// The kernel programs, and the thread that reads what they tell. Their absence is a gap, not an end.
 fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Notify>) -> Result<Loaded, AppError> {
+    if !plan.ebpf {
+        return Ok((None, None, Some("switched off (--no-ebpf)".to_owned())));
+    }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
         hide_btf: plan.hide_btf,

@@ -21,6 +21,9 @@ pub enum PlanError {
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
+    /// Standard input can be read only once.
+    #[error("-: standard input can be named only once")]
+    StandardInput,
 }
 
 /// How deep to look.
@@ -71,10 +74,78 @@ pub struct Watch {
     pub uprobes: bool,
     /// Capture packets.
     pub packets: bool,
+    /// Only nginx's own namespace and processes.
+    pub only_nginx: bool,
+    /// Load the kernel programs.
+    pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
     /// How it is printed.
     pub output: Output,
+}
+
+/// `probe502 analyze`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
+pub struct Analyze {
+    /// Captures.
+    pub inputs: Vec<PathBuf>,
+    /// Error logs.
+    pub error_logs: Vec<PathBuf>,
+    /// Access logs.
+    pub access_logs: Vec<PathBuf>,
+    /// The format of the access logs.
+    pub log_format: Option<String>,
+    /// nginx's configuration.
+    pub configuration: Option<PathBuf>,
+    /// Addresses that are upstreams.
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Statuses that make an incident.
+    pub statuses: Vec<u16>,
+    /// Print every connection.
+    pub connections: bool,
+    /// Print every exchange.
+    pub exchanges: bool,
+    /// An incident makes the exit status 1.
+    pub fail_on_incident: bool,
+    /// How it is printed.
+    pub output: Output,
+}
+
+impl TryFrom<args::Analyze> for Analyze {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Analyze) -> Result<Self, PlanError> {
+        if typed.inputs.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+            return Err(PlanError::StandardInput);
+        }
+        Ok(Self {
+            inputs: typed.inputs,
+            error_logs: typed.error_logs,
+            access_logs: typed.access_logs,
+            log_format: typed.log_format,
+            configuration: typed.configuration,
+            upstreams: typed.upstreams,
+            statuses: statuses(typed.statuses)?,
+            connections: typed.connections,
+            exchanges: typed.exchanges,
+            fail_on_incident: typed.fail_on_incident,
+            output: Output::from(&typed.output),
+        })
+    }
+}
+
+/// Statuses that make an incident, each once.
+fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
+    typed.sort_unstable();
+    typed.dedup();
+    if let Some(bad) = typed.iter().find(|status| !(400..600).contains(*status)) {
+        return Err(PlanError::Status(*bad));
+    }
+    if typed.len() > 8 {
+        return Err(PlanError::Statuses);
+    }
+    Ok(typed)
 }
 
 impl From<&args::Output> for Output {
@@ -87,15 +158,7 @@ impl TryFrom<args::Watch> for Watch {
     type Error = PlanError;
 
     fn try_from(typed: args::Watch) -> Result<Self, PlanError> {
-        let mut statuses = typed.statuses;
-        statuses.sort_unstable();
-        statuses.dedup();
-        if let Some(bad) = statuses.iter().find(|status| !(400..600).contains(*status)) {
-            return Err(PlanError::Status(*bad));
-        }
-        if statuses.len() > 8 {
-            return Err(PlanError::Statuses);
-        }
+        let statuses = statuses(typed.statuses)?;
         if typed.count == Some(0) {
             return Err(PlanError::Count);
         }
@@ -113,8 +176,10 @@ impl TryFrom<args::Watch> for Watch {
             depth_auto: typed.depth == args::Depth::Auto,
             out: typed.out,
             wait: typed.wait,
-            uprobes: !typed.no_uprobes,
+            uprobes: !typed.no_uprobes && !typed.no_ebpf,
             packets: !typed.no_packets,
+            only_nginx: typed.only_nginx,
+            ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
             output: Output::from(&typed.output),
         })

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
+use probe_abi::{Header, Kind};
 use tokio::sync::Notify;
+use zerocopy::FromBytes as _;
 
 use super::{
     capture, clock,
@@ -17,13 +19,13 @@ use super::{
     nginx::Found,
     scope::{Depth, Scope},
     tail::{self, Place, Tail},
-    thinker::{Delivery, Intake},
+    thinker::{Delivery, Intake, Records},
 };
 use crate::{
     decode::{
         access_log::{self, Pattern},
         error_log,
-        kernel::{self, Names},
+        kernel::{self, Decoded, Names},
         packet,
     },
     model::{
@@ -71,6 +73,7 @@ impl RingReader {
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
+        let names = Arc::new(names);
         let thread = thread::Builder::new()
             .name("ring".into())
             .spawn(move || read_ring(ring, &names, &intake, &counts, &processes, &told))?;
@@ -87,28 +90,30 @@ impl RingReader {
     }
 }
 
-fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, processes: &Notify, stop: &AtomicBool) {
+fn read_ring(
+    mut ring: Ring,
+    names: &Arc<Names>,
+    intake: &Intake,
+    counts: &Counts,
+    processes: &Notify,
+    stop: &AtomicBool,
+) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Records::new(Arc::clone(names));
         while batch.len() < BATCH {
-            match ring.next(|record| kernel::decode(record, names)) {
-                Some(Ok(decoded)) => {
-                    tracing::trace!(?decoded, "record");
-                    if concerns_nginx(&decoded.body) {
-                        processes.notify_one();
-                    }
-                    batch.push(Arrival { at: At::exactly(decoded.time), source: Source::Kernel, body: decoded.body });
+            let more = ring.next(|record| {
+                if concerns_nginx(record, names) {
+                    processes.notify_one();
                 }
-                Some(Err(error)) => {
-                    counts.unreadable.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!("unreadable kernel record: {error}");
-                }
-                None => break,
+                batch.push(record);
+            });
+            if more.is_none() {
+                break;
             }
         }
         let read = batch.len();
-        if read > 0 && !intake.try_deliver(Delivery::Arrivals(batch)) {
+        if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
         if read == BATCH {
@@ -125,10 +130,14 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
 }
 
 /// A new program called nginx, or a master's new child or lost child.
-fn concerns_nginx(body: &Body) -> bool {
-    let Body::Process(event) = body else { return false };
+fn concerns_nginx(record: &[u8], names: &Names) -> bool {
+    let rare = [Kind::Fork, Kind::Exec, Kind::Exit].map(|kind| kind as u16);
+    if !Header::ref_from_prefix(record).is_ok_and(|(header, _)| rare.contains(&header.kind)) {
+        return false;
+    }
+    let Ok(Decoded { body: Body::Process(event), .. }) = kernel::decode(record, names) else { return false };
     match event {
-        ProcessEvent::Executed { role, .. } => *role != Role::Upstream,
+        ProcessEvent::Executed { role, .. } => role != Role::Upstream,
         ProcessEvent::Forked { role, .. } | ProcessEvent::Exited { role, .. } => {
             matches!(role, Role::NginxMaster | Role::NginxWorker)
         }
@@ -313,6 +322,15 @@ pub(super) fn sensors<'a>(
         (Sensor::Configuration, Sight::Degraded, Some(unread.join("; ")))
     });
     list.push((Sensor::Host, Sight::On, None));
+    list.push(if scope.only_nginx {
+        (
+            Sensor::UpstreamSide,
+            Sight::Off,
+            Some("left out (--only-nginx): upstreams are taken for other hosts'".to_owned()),
+        )
+    } else {
+        (Sensor::UpstreamSide, Sight::On, None)
+    });
     list
 }
 

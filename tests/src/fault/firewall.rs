@@ -50,35 +50,35 @@ macro_rules! rejects {
 
 /// Rules that answer. Each guards a port on which a server is alive.
 pub(super) const REJECTS: &[Fault] = rejects![
-    { "reject-reset", "a filter beside the upstream answers by RST; the server is alive",
+    { "firewall-rejected-reset", "a filter beside the upstream answers by RST; the server is alive",
       9200, false, false, "tcp reset", Refused, "ECONNREFUSED", &["RST", "NETFILTER_DROP"] },
-    { "reject-port", "a filter beside the upstream answers by ICMP port unreachable",
+    { "firewall-rejected-port", "a filter beside the upstream answers by ICMP port unreachable",
       9201, false, false, "icmp type port-unreachable", Refused, "ECONNREFUSED", &["type 3, code 3"] },
-    { "reject-host", "a filter beside the upstream answers by ICMP host unreachable",
+    { "firewall-rejected-host", "a filter beside the upstream answers by ICMP host unreachable",
       9202, false, false, "icmp type host-unreachable", Unreachable, "EHOSTUNREACH", &["type 3, code 1", "NETFILTER_DROP"] },
-    { "reject-net", "a filter beside the upstream answers by ICMP network unreachable",
+    { "firewall-rejected-net", "a filter beside the upstream answers by ICMP network unreachable",
       9203, false, false, "icmp type net-unreachable", Unreachable, "ENETUNREACH", &["type 3, code 0", "NETFILTER_DROP"] },
-    { "reject-admin", "a filter beside the upstream answers by ICMP administratively prohibited",
+    { "firewall-rejected-admin", "a filter beside the upstream answers by ICMP administratively prohibited",
       9204, false, false, "icmp type admin-prohibited", Unreachable, "EHOSTUNREACH", &["type 3, code 13"] },
-    { "reject-host-prohibited", "a filter beside the upstream answers by ICMP host prohibited",
+    { "firewall-rejected-host-prohibited", "a filter beside the upstream answers by ICMP host prohibited",
       9205, false, false, "icmp type host-prohibited", Unreachable, "EHOSTUNREACH", &["type 3, code 10"] },
-    { "reject-net-prohibited", "a filter beside the upstream answers by ICMP network prohibited",
+    { "firewall-rejected-net-prohibited", "a filter beside the upstream answers by ICMP network prohibited",
       9206, false, false, "icmp type net-prohibited", Unreachable, "ENETUNREACH", &["type 3, code 9"] },
-    { "reject-reset-v6", "a filter beside the upstream answers by RST (IPv6)",
+    { "firewall-rejected-reset-v6", "a filter beside the upstream answers by RST (IPv6)",
       9207, true, false, "tcp reset", Refused, "ECONNREFUSED", &["RST", "NETFILTER_DROP"] },
-    { "reject-port-v6", "a filter beside the upstream answers by ICMPv6 port unreachable",
+    { "firewall-rejected-port-v6", "a filter beside the upstream answers by ICMPv6 port unreachable",
       9208, true, false, "icmpv6 type port-unreachable", Refused, "ECONNREFUSED", &["type 1, code 4"] },
-    { "reject-admin-v6", "a filter beside the upstream answers by ICMPv6 administratively prohibited",
+    { "firewall-rejected-admin-v6", "a filter beside the upstream answers by ICMPv6 administratively prohibited",
       9209, true, false, "icmpv6 type admin-prohibited", LocalError, "EACCES", &["type 1, code 1"] },
-    { "reject-host-v6", "a filter beside the upstream answers by ICMPv6 address unreachable",
+    { "firewall-rejected-host-v6", "a filter beside the upstream answers by ICMPv6 address unreachable",
       9210, true, false, "icmpv6 type addr-unreachable", Unreachable, "EHOSTUNREACH", &["type 1, code 3", "NETFILTER_DROP"] },
-    { "reject-net-v6", "a filter beside the upstream answers by ICMPv6 no route",
+    { "firewall-rejected-net-v6", "a filter beside the upstream answers by ICMPv6 no route",
       9211, true, false, "icmpv6 type no-route", Unreachable, "ENETUNREACH", &["type 1, code 0", "NETFILTER_DROP"] },
-    { "reject-out-reset", "a filter beside nginx answers its SYN by RST before it leaves",
+    { "firewall-rejected-out-reset", "a filter beside nginx answers its SYN by RST before it leaves",
       9212, false, true, "tcp reset", Refused, "ECONNREFUSED", &["NETFILTER_DROP"] },
-    { "reject-out-port", "a filter beside nginx answers its SYN by ICMP port unreachable before it leaves",
+    { "firewall-rejected-out-port", "a filter beside nginx answers its SYN by ICMP port unreachable before it leaves",
       9213, false, true, "icmp type port-unreachable", Refused, "ECONNREFUSED", &["NETFILTER_DROP"] },
-    { "reject-out-admin", "a filter beside nginx answers its SYN by ICMP administratively prohibited before it leaves",
+    { "firewall-rejected-out-admin", "a filter beside nginx answers its SYN by ICMP administratively prohibited before it leaves",
       9214, false, true, "icmp type admin-prohibited", Unreachable, "EHOSTUNREACH", &["NETFILTER_DROP"] },
 ];
 
@@ -88,51 +88,56 @@ pub(super) const FAULTS: [&[Fault]; 2] = [REJECTS, OTHERS];
 /// Rules that answer nothing, the answer by which a rule is told from a missing listener, and rules that do not matter.
 pub(super) const OTHERS: &[Fault] = &[
     Fault::new(
-        "reject-nobody",
+        "firewall-rejected-nobody",
         "a filter answers by RST where nobody listens either: the filter comes first",
-        |plan| pass(plan, "reject-nobody", plan.app(UNHEARD)),
+        |plan| pass(plan, "firewall-rejected-nobody", plan.app(UNHEARD)),
         |site| {
-            site.lab().app().nft(&rule("reject-nobody", "input", UNHEARD, "reject with tcp reset"))?;
-            refused(site, "reject-nobody", UNHEARD, "firewall-rejected", "upstream-refused")
+            site.lab().app().nft(&rule("firewall-rejected-nobody", "input", UNHEARD, "reject with tcp reset"))?;
+            refused(site, "firewall-rejected-nobody", UNHEARD, "firewall-rejected", "upstream-refused")
         },
     ),
     Fault::new(
-        "refused-beside-a-rule",
+        "upstream-refused-beside-a-rule",
         "a reject rule guards another port: here nobody listens",
-        |plan| pass(plan, "refused-beside-a-rule", plan.app(BESIDE)),
+        |plan| pass(plan, "upstream-refused-beside-a-rule", plan.app(BESIDE)),
         |site| {
-            site.lab().app().nft(&rule("refused-beside-a-rule", "input", UNHEARD + 100, "reject with tcp reset"))?;
-            refused(site, "refused-beside-a-rule", BESIDE, "upstream-refused", "firewall-rejected")
+            site.lab().app().nft(&rule(
+                "upstream-refused-beside-a-rule",
+                "input",
+                UNHEARD + 100,
+                "reject with tcp reset",
+            ))?;
+            refused(site, "upstream-refused-beside-a-rule", BESIDE, "upstream-refused", "firewall-rejected")
         },
     ),
     Fault::new(
-        "drop-in",
+        "firewall-dropped-in",
         "a filter beside the upstream drops the SYN in silence",
-        |plan| guard_briefly(plan, "drop-in", DROP_IN),
+        |plan| guard_briefly(plan, "firewall-dropped-in", DROP_IN),
         |site| {
-            site.lab().app().nft(&rule("drop-in", "input", DROP_IN, "drop"))?;
-            dropped(site, "drop-in", DROP_IN)
+            site.lab().app().nft(&rule("firewall-dropped-in", "input", DROP_IN, "drop"))?;
+            dropped(site, "firewall-dropped-in", DROP_IN)
         },
     ),
     Fault::new(
-        "drop-out",
+        "firewall-dropped-out",
         "a filter beside nginx drops its SYN in silence",
-        |plan| guard_briefly(plan, "drop-out", DROP_OUT),
+        |plan| guard_briefly(plan, "firewall-dropped-out", DROP_OUT),
         |site| {
-            site.lab().proxy().nft(&rule("drop-out", "output", DROP_OUT, "drop"))?;
-            dropped(site, "drop-out", DROP_OUT)
+            site.lab().proxy().nft(&rule("firewall-dropped-out", "output", DROP_OUT, "drop"))?;
+            dropped(site, "firewall-dropped-out", DROP_OUT)
         },
     ),
     Fault::new(
-        "drop-answer",
+        "firewall-dropped-answer",
         "a filter beside nginx drops the upstream's SYN-ACK in silence",
-        |plan| guard_briefly(plan, "drop-answer", DROP_ANSWER),
+        |plan| guard_briefly(plan, "firewall-dropped-answer", DROP_ANSWER),
         |site| {
             let ruleset = format!(
-                "table inet drop_answer {{ chain c {{ type filter hook input priority 0; tcp sport {DROP_ANSWER} drop\n}}\n}}\n"
+                "table inet firewall_dropped_answer {{ chain c {{ type filter hook input priority 0; tcp sport {DROP_ANSWER} drop\n}}\n}}\n"
             );
             site.lab().proxy().nft(&ruleset)?;
-            dropped(site, "drop-answer", DROP_ANSWER)
+            dropped(site, "firewall-dropped-answer", DROP_ANSWER)
         },
     ),
 ];

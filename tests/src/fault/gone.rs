@@ -16,74 +16,84 @@ use crate::upstream::{Kind, Plan as UpstreamPlan};
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
-        "gone-killed",
+        "upstream-refused-killed",
         "somebody has killed the server",
         |plan| {
-            plan.own_server("gone-killed", KILLED, None, None);
-            pass(plan, "gone-killed", plan.app(KILLED));
+            plan.own_server("upstream-refused-killed", KILLED, None, None);
+            pass(plan, "upstream-refused-killed", plan.app(KILLED));
         },
         |site| {
-            let pid = site.upstream("gone-killed")?.pid();
+            let pid = site.upstream("upstream-refused-killed")?.pid();
             send(pid, Signal::SIGKILL)?;
             wait_until("the server is gone", Duration::from_secs(5), || Ok(crate::process::stat(pid)?.0 == 'Z'))?;
             // Long ago, as these things go: no event of the request's own time tells it any more.
             std::thread::sleep(Duration::from_millis(1_500));
             let says = [format!("upstream (pid {pid})"), "killed by SIGKILL".to_owned(), "SIGKILL from".to_owned()];
-            refused(site, "gone-killed", site.app(KILLED), &says)
+            refused(site, "upstream-refused-killed", site.app(KILLED), &says)
         },
     ),
     Fault::new(
-        "gone-closed",
+        "upstream-refused-stopped-listening",
         "the server lives and has closed its listening socket; it listens on another port",
         |plan| {
             let listen = vec![plan.app(CLOSED), plan.app(CLOSED + 1)];
             let control = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, CLOSED + 2)));
             let kind = Kind::Own { control, idle: None };
-            plan.upstreams.push(UpstreamPlan { name: "gone-closed", kind, listen, open_files: None });
-            pass(plan, "gone-closed", plan.app(CLOSED));
+            plan.upstreams.push(UpstreamPlan {
+                name: "upstream-refused-stopped-listening",
+                kind,
+                listen,
+                open_files: None,
+            });
+            pass(plan, "upstream-refused-stopped-listening", plan.app(CLOSED));
         },
         |site| {
-            let server = site.upstream("gone-closed")?;
+            let server = site.upstream("upstream-refused-stopped-listening")?;
             server.command(site.lab(), &format!("/stop-listening/{CLOSED}"))?;
             let pid = server.pid();
             let says = [
                 format!("upstream (pid {pid}), which listened there, had closed its listening socket"),
                 format!("{} (upstream, pid {pid}) does listen", site.app(CLOSED + 1)),
             ];
-            refused(site, "gone-closed", site.app(CLOSED), &says)
+            refused(site, "upstream-refused-stopped-listening", site.app(CLOSED), &says)
         },
     ),
     Fault {
         apart: true,
         ..Fault::new(
-            "listens-on-loopback",
+            "upstream-refused-loopback",
             "the server listens on the loopback of its host only",
             |plan| {
                 let listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, LOOPBACK))];
                 let kind = Kind::Own { control: None, idle: None };
                 plan.upstreams.push(UpstreamPlan { name: "loopback", kind, listen, open_files: None });
-                pass(plan, "listens-on-loopback", plan.app(LOOPBACK));
+                pass(plan, "upstream-refused-loopback", plan.app(LOOPBACK));
             },
             |site| {
                 let says = [format!("Nearby 127.0.0.1:{LOOPBACK} (upstream, pid")];
-                refused(site, "listens-on-loopback", site.app(LOOPBACK), &says)
+                refused(site, "upstream-refused-loopback", site.app(LOOPBACK), &says)
             },
         )
     },
     Fault {
         apart: true,
         ..Fault::new(
-            "listens-on-ipv6",
+            "upstream-refused-other-family",
             "the server listens on the other address family only",
             |plan| {
                 let kind = Kind::Own { control: None, idle: None };
                 let listen = vec![plan.app6(IPV6)];
                 plan.upstreams.push(UpstreamPlan { name: "ipv6", kind, listen, open_files: None });
-                pass(plan, "listens-on-ipv6", plan.app(IPV6));
+                pass(plan, "upstream-refused-other-family", plan.app(IPV6));
             },
             |site| {
                 let there = SocketAddr::from((site.lab().addresses().app6, IPV6));
-                refused(site, "listens-on-ipv6", site.app(IPV6), &[format!("Nearby {there} (upstream, pid")])
+                refused(
+                    site,
+                    "upstream-refused-other-family",
+                    site.app(IPV6),
+                    &[format!("Nearby {there} (upstream, pid")],
+                )
             },
         )
     },

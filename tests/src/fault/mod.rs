@@ -6,13 +6,27 @@ mod exhaustion;
 mod firewall;
 mod gone;
 mod harmless;
+mod keepalive;
+mod list;
 mod names;
+mod network;
+mod origin;
 mod ports;
+mod process;
+mod protocol;
 mod queue;
 mod routing;
+pub mod servers;
+mod stall;
+mod tls;
+mod truncated;
 mod unix;
 
 use anyhow::{Context, Result};
+use probe502::diagnose::{
+    self,
+    cause::{Cause, Family},
+};
 
 use crate::expect::Witness;
 use crate::site::{Plan, Site};
@@ -79,16 +93,63 @@ impl Fault {
         .concat()
     }
 
+    /// Those of real servers, which have a suite of their own.
+    #[must_use]
+    pub fn of_servers() -> Vec<Self> {
+        servers::FAULTS.concat()
+    }
+
+    /// Those of the family `connection` that have a suite of their own.
+    #[must_use]
+    pub fn of_connection() -> Vec<Self> {
+        [process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+    }
+
+    /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
+    #[must_use]
+    pub fn of_router() -> Vec<Self> {
+        network::FAULTS.to_vec()
+    }
+
+    /// Those of the families `protocol` and `origin` that have a suite of their own.
+    #[must_use]
+    pub fn of_protocol() -> Vec<Self> {
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+    }
+
+    /// Every fault of every suite.
+    #[must_use]
+    pub fn every() -> Vec<Self> {
+        [
+            Self::all(),
+            Self::of_servers(),
+            Self::of_connection(),
+            Self::of_router(),
+            Self::of_protocol(),
+            Self::of_connect(),
+        ]
+        .concat()
+    }
+
     /// Those that can share one site.
     #[must_use]
     pub fn sharing() -> Vec<Self> {
         Self::all().into_iter().filter(|fault| !fault.alone).collect()
     }
 
+    /// The catalogue's family of its cause, by its name, which begins with the cause's id; `None`: its name says what the client sees.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        let begins = |cause: &&&Cause| {
+            self.name.strip_prefix(cause.id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let cause = diagnose::catalogue().iter().filter(begins).max_by_key(|cause| cause.id.len());
+        cause.map(|cause| cause.family)
+    }
+
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        let mut every = Self::all().into_iter().chain(Self::of_connect());
-        every.find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        Self::every().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 
@@ -100,7 +161,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let every = [Fault::all(), Fault::of_connect()].concat();
+        let every = Fault::every();
         let names: BTreeSet<_> = every.iter().map(|fault| fault.name).collect();
         assert_eq!(names.len(), every.len());
     }

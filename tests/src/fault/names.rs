@@ -17,38 +17,38 @@ use crate::site::{Plan, Site};
 /// Names that nginx resolves while it runs.
 pub(super) const RESOLVED: &[Fault] = &[
     Fault::new(
-        "dns-nxdomain",
+        "dns-failure-nxdomain",
         "the name server says that there is no such name",
-        |plan| configure(plan, "dns-nxdomain", "nxdomain.lab"),
-        |site| unresolved(site, "dns-nxdomain", &["nxdomain.lab", "NXDOMAIN"]),
+        |plan| configure(plan, "dns-failure-nxdomain", "nxdomain.lab"),
+        |site| unresolved(site, "dns-failure-nxdomain", &["nxdomain.lab", "NXDOMAIN"]),
     ),
     Fault::new(
-        "dns-servfail",
+        "dns-failure-servfail",
         "the name server fails",
-        |plan| configure(plan, "dns-servfail", "servfail.lab"),
-        |site| unresolved(site, "dns-servfail", &["servfail.lab", "SERVFAIL"]),
+        |plan| configure(plan, "dns-failure-servfail", "servfail.lab"),
+        |site| unresolved(site, "dns-failure-servfail", &["servfail.lab", "SERVFAIL"]),
     ),
     Fault::new(
-        "dns-refused",
+        "dns-failure-refused",
         "the name server refuses to answer",
-        |plan| configure(plan, "dns-refused", "refused.lab"),
-        |site| unresolved(site, "dns-refused", &["refused.lab", "refused"]),
+        |plan| configure(plan, "dns-failure-refused", "refused.lab"),
+        |site| unresolved(site, "dns-failure-refused", &["refused.lab", "refused"]),
     ),
     Fault::new(
-        "dns-silent",
+        "dns-failure-silent",
         "the name server does not answer",
-        |plan| configure(plan, "dns-silent", "silent.lab"),
-        |site| unresolved(site, "dns-silent", &["silent.lab", "did not answer"]),
+        |plan| configure(plan, "dns-failure-silent", "silent.lab"),
+        |site| unresolved(site, "dns-failure-silent", &["silent.lab", "did not answer"]),
     ),
     Fault::new(
-        "dns-no-resolver",
+        "dns-failure-no-resolver",
         "a variable names the upstream, and nginx has no resolver",
         |plan| {
-            let set = format!("set $dns_no_resolver http://unconfigured.lab:{APP};");
-            plan.config.location("/dns-no-resolver/", &[&set, "proxy_pass $dns_no_resolver;"]);
+            let set = format!("set $dns_failure_no_resolver http://unconfigured.lab:{APP};");
+            plan.config.location("/dns-failure-no-resolver/", &[&set, "proxy_pass $dns_failure_no_resolver;"]);
         },
         |site| {
-            let exchange = site.connect()?.get("/dns-no-resolver/cart")?;
+            let exchange = site.connect()?.get("/dns-failure-no-resolver/cart")?;
             let expected = Expectation::incident(502, &["dns-failure"], Vec::new())
                 .logged("no resolver defined to resolve unconfigured.lab")
                 .says(&["unconfigured.lab", "no resolver"]);
@@ -56,22 +56,22 @@ pub(super) const RESOLVED: &[Fault] = &[
         },
     ),
     Fault::new(
-        "dns-works",
+        "harmless-resolved",
         "the name server answers: nothing to report",
-        |plan| configure(plan, "dns-works", "works.lab"),
+        |plan| configure(plan, "harmless-resolved", "works.lab"),
         |site| {
             let _server = NameServer::start(site)?;
-            let exchange = site.connect()?.get("/dns-works/ok")?;
+            let exchange = site.connect()?.get("/harmless-resolved/ok")?;
             Ok(vec![Witness::new(exchange, Expectation::nothing(Some(200)))?])
         },
     ),
     Fault::new(
-        "dns-elsewhere",
+        "upstream-refused-resolved",
         "the name server answers, with an address where nobody listens: no failure of DNS",
-        |plan| configure(plan, "dns-elsewhere", "elsewhere.lab"),
+        |plan| configure(plan, "upstream-refused-resolved", "elsewhere.lab"),
         |site| {
             let _server = NameServer::start(site)?;
-            let exchange = site.connect()?.get("/dns-elsewhere/ok")?;
+            let exchange = site.connect()?.get("/upstream-refused-resolved/ok")?;
             let upstream = SocketAddr::from((ELSEWHERE, APP));
             let attempt = Attempt::fresh(upstream, &[Outcome::Refused], &[Some("ECONNREFUSED")]);
             // The address was not known before it was asked for: the kernel's silence about it proves nothing.
@@ -92,12 +92,12 @@ pub(super) const HELD: &[Fault] = &[
         alone: true,
         apart: true,
         ..Fault::new(
-            "name-moved",
+            "upstream-refused-moved",
             "the name leads elsewhere by now; nobody listens at the address that nginx holds",
-            |plan| hosts(plan, "name-moved", "10.77.2.2 moved.lab\n", "moved.lab", MOVED),
+            |plan| hosts(plan, "upstream-refused-moved", "10.77.2.2 moved.lab\n", "moved.lab", MOVED),
             |site| {
                 fs::write(site.nginx().directory().join("hosts"), "127.0.0.1 localhost\n10.77.2.3 moved.lab\n")?;
-                let exchange = site.connect()?.get("/name-moved/cart")?;
+                let exchange = site.connect()?.get("/upstream-refused-moved/cart")?;
                 let attempt = Attempt::fresh(site.app(MOVED), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
                 let expected = Expectation::incident(502, &["upstream-refused"], vec![attempt])
                     .logged("connect() failed (111: ")
@@ -111,12 +111,12 @@ pub(super) const HELD: &[Fault] = &[
         alone: true,
         apart: true,
         ..Fault::new(
-            "name-moved-away",
+            "host-unreachable-moved",
             "the name leads elsewhere by now; the host that nginx holds is gone",
-            |plan| hosts(plan, "name-moved-away", "10.77.2.67 away.lab\n", "away.lab", AWAY),
+            |plan| hosts(plan, "host-unreachable-moved", "10.77.2.67 away.lab\n", "away.lab", AWAY),
             |site| {
                 fs::write(site.nginx().directory().join("hosts"), "127.0.0.1 localhost\n10.77.2.2 away.lab\n")?;
-                let exchange = site.connect()?.get("/name-moved-away/cart")?;
+                let exchange = site.connect()?.get("/host-unreachable-moved/cart")?;
                 let held = SocketAddr::from(([10, 77, 2, 67], AWAY));
                 let attempt = Attempt::fresh(held, &[Outcome::Unreachable], &[Some("EHOSTUNREACH")]);
                 let expected = Expectation::incident(502, &["host-unreachable"], vec![attempt])
@@ -130,11 +130,11 @@ pub(super) const HELD: &[Fault] = &[
     Fault {
         alone: true,
         ..Fault::new(
-            "name-stands",
+            "upstream-refused-named",
             "the name leads where it led; nobody listens there",
-            |plan| hosts(plan, "name-stands", "10.77.2.2 stands.lab\n", "stands.lab", STANDS),
+            |plan| hosts(plan, "upstream-refused-named", "10.77.2.2 stands.lab\n", "stands.lab", STANDS),
             |site| {
-                let exchange = site.connect()?.get("/name-stands/cart")?;
+                let exchange = site.connect()?.get("/upstream-refused-named/cart")?;
                 let attempt = Attempt::fresh(site.app(STANDS), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
                 let expected = Expectation::incident(502, &["upstream-refused"], vec![attempt])
                     .logged("connect() failed (111: ")
@@ -150,14 +150,14 @@ pub(super) const LOCALHOST: &[Fault] = &[
     Fault {
         alone: true,
         ..Fault::new(
-            "localhost-masked",
+            "upstream-refused-localhost-masked",
             "localhost is ::1 first, and the server listens on 127.0.0.1: the client sees 200",
             |plan| {
                 plan.own_server("localhost", LOCAL, None, None);
-                hosts(plan, "localhost-masked", "::1 localhost\n", "localhost", LOCAL);
+                hosts(plan, "upstream-refused-localhost-masked", "::1 localhost\n", "localhost", LOCAL);
             },
             |site| {
-                let exchange = site.connect()?.get("/localhost-masked/ok")?;
+                let exchange = site.connect()?.get("/upstream-refused-localhost-masked/ok")?;
                 let attempts = vec![
                     Attempt::fresh(loopback6(LOCAL), &[Outcome::Refused], &[Some("ECONNREFUSED")]),
                     Attempt::fresh(site.app(LOCAL), &[Outcome::Ok], &[None]),
@@ -172,11 +172,11 @@ pub(super) const LOCALHOST: &[Fault] = &[
     Fault {
         alone: true,
         ..Fault::new(
-            "localhost-both",
+            "upstream-refused-localhost",
             "localhost is ::1 first and 127.0.0.1 then, and nobody listens on either",
-            |plan| hosts(plan, "localhost-both", "::1 localhost\n", "localhost", LOCAL_BOTH),
+            |plan| hosts(plan, "upstream-refused-localhost", "::1 localhost\n", "localhost", LOCAL_BOTH),
             |site| {
-                let exchange = site.connect()?.get("/localhost-both/ok")?;
+                let exchange = site.connect()?.get("/upstream-refused-localhost/ok")?;
                 let attempts = [loopback6(LOCAL_BOTH), site.app(LOCAL_BOTH)]
                     .map(|peer| Attempt::fresh(peer, &[Outcome::Refused], &[Some("ECONNREFUSED")]))
                     .to_vec();

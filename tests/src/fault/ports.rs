@@ -19,37 +19,37 @@ pub(super) const FAULTS: &[Fault] = &[
         alone: true,
         healthy: "/static",
         ..Fault::new(
-            "ports-exhausted",
+            "ephemeral-ports-exhausted",
             "nginx's host has four local ports, and all lead to this upstream already",
-            |plan| configure(plan, "ports-exhausted", ""),
-            |site| exhaust(site, "ports-exhausted"),
+            |plan| configure(plan, "ephemeral-ports-exhausted", ""),
+            |site| exhaust(site, "ephemeral-ports-exhausted"),
         )
     },
     Fault {
         alone: true,
         healthy: "/static",
         ..Fault::new(
-            "ports-exhausted-bind",
+            "ephemeral-ports-exhausted-bind",
             "the same with proxy_bind",
             |plan| {
                 let bind = match plan.addresses.silent {
                     Some(_) => "proxy_bind 10.77.2.1;",
                     None => "proxy_bind 127.0.0.1;",
                 };
-                configure(plan, "ports-exhausted-bind", bind);
+                configure(plan, "ephemeral-ports-exhausted-bind", bind);
             },
-            |site| exhaust(site, "ports-exhausted-bind"),
+            |site| exhaust(site, "ephemeral-ports-exhausted-bind"),
         )
     },
     Fault::new(
-        "bind-elsewhere",
+        "bind-failed",
         "proxy_bind names an address that this host does not have",
         |plan| {
             let pass = format!("proxy_pass http://{};", plan.app(9001));
-            plan.config.location("/bind-elsewhere/", &[&pass, "proxy_bind 192.0.2.77;"]);
+            plan.config.location("/bind-failed/", &[&pass, "proxy_bind 192.0.2.77;"]);
         },
         |site| {
-            let exchange = site.connect()?.get("/bind-elsewhere/ok")?;
+            let exchange = site.connect()?.get("/bind-failed/ok")?;
             let attempt = Attempt {
                 reused: None,
                 ..Attempt::fresh(site.app_address(), &[Outcome::LocalError], &[Some("EADDRNOTAVAIL")])
@@ -65,13 +65,13 @@ pub(super) const FAULTS: &[Fault] = &[
         alone: true,
         healthy: "/static",
         ..Fault::new(
-            "worker-connections",
+            "worker-connections-exhausted",
             "clients hold every connection slot of the nginx worker",
             |plan| {
                 plan.config.workers = 1;
                 plan.config.connections = SLOTS;
                 let pass = format!("proxy_pass http://{};", plan.app(9001));
-                plan.config.location("/worker-connections/", &[&pass]);
+                plan.config.location("/worker-connections-exhausted/", &[&pass]);
             },
             fill_slots,
         )
@@ -152,7 +152,7 @@ fn fill_slots(site: &Site<'_>) -> Result<Vec<Witness>> {
     // One slot for the client, and none for its upstream.
     drop(held.pop());
     std::thread::sleep(Duration::from_millis(50));
-    let exchange = site.connect()?.get("/worker-connections/ok")?;
+    let exchange = site.connect()?.get("/worker-connections-exhausted/ok")?;
     drop(held);
     let attempt = Attempt { reused: None, ..Attempt::fresh(site.app_address(), &[Outcome::LocalError], &[None]) };
     let expected = Expectation::incident(500, &["worker-connections-exhausted"], vec![attempt])

@@ -19,12 +19,12 @@ use crate::upstream::own_binary;
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
-        "queue-full",
+        "accept-queue-overflow",
         "the upstream stands still and its accept queue is full: the SYN is ignored",
-        |plan| configure(plan, "queue-full", FULL),
+        |plan| configure(plan, "accept-queue-overflow", FULL),
         |site| {
             let server = StandingStill::start(site.lab(), site.app(FULL))?;
-            let exchange = site.connect()?.get("/queue-full/cart")?;
+            let exchange = site.connect()?.get("/accept-queue-overflow/cart")?;
             std::thread::sleep(LASTS);
             drop(server);
             let attempt = Attempt::fresh(site.app(FULL), &[Outcome::TimeoutConnect], &[None, Some("ETIMEDOUT")]);
@@ -36,13 +36,13 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     ),
     Fault::new(
-        "queue-full-abort",
+        "accept-queue-overflow-abort",
         "the same with tcp_abort_on_overflow=1: a SYN is ignored all the same",
-        |plan| configure(plan, "queue-full-abort", ABORT),
+        |plan| configure(plan, "accept-queue-overflow-abort", ABORT),
         |site| {
             site.lab().app().sysctl("ipv4/tcp_abort_on_overflow", "1")?;
             let server = StandingStill::start(site.lab(), site.app(ABORT))?;
-            let exchange = site.connect()?.get("/queue-full-abort/cart")?;
+            let exchange = site.connect()?.get("/accept-queue-overflow-abort/cart")?;
             std::thread::sleep(LASTS);
             drop(server);
             site.lab().app().sysctl("ipv4/tcp_abort_on_overflow", "0")?;
@@ -54,15 +54,15 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     ),
     Fault::new(
-        "queue-not-full",
+        "read-timeout-queued",
         "the upstream stands still with room in its queue: connected, and no answer",
         |plan| {
             let pass = format!("proxy_pass http://{};", plan.app(ROOM));
-            plan.config.location("/queue-not-full/", &[&pass, "proxy_read_timeout 1s;"]);
+            plan.config.location("/read-timeout-queued/", &[&pass, "proxy_read_timeout 1s;"]);
         },
         |site| {
             let server = StandingStill::with(site.lab(), site.app(ROOM), 1)?;
-            let exchange = site.connect()?.get("/queue-not-full/cart")?;
+            let exchange = site.connect()?.get("/read-timeout-queued/cart")?;
             std::thread::sleep(LASTS);
             drop(server);
             let attempt = Attempt::fresh(site.app(ROOM), &[Outcome::TimeoutRead], &[None, Some("ETIMEDOUT")]);

@@ -14,9 +14,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         apart: true,
         ..Fault::new(
-            "no-neighbour",
+            "host-unreachable-arp",
             "nobody on the link has the upstream's address: ARP stays unanswered",
-            |plan| pass(plan, "no-neighbour", NOBODY),
+            |plan| pass(plan, "host-unreachable-arp", NOBODY),
             |site| {
                 let expected = Expected {
                     cause: &["host-unreachable"],
@@ -26,7 +26,7 @@ pub(super) const FAULTS: &[Fault] = &[
                     errno: &[Some("EHOSTUNREACH")],
                     says: &["NEIGH_FAILED"],
                 };
-                ask(site, "no-neighbour", NOBODY, &expected)
+                ask(site, "host-unreachable-arp", NOBODY, &expected)
             },
         )
     },
@@ -37,18 +37,18 @@ pub(super) const FAULTS: &[Fault] = &[
         |site| ask(site, "no-route", UNROUTED, &no_route("connect() to ", &[Some("ENETUNREACH")])),
     ),
     Fault::new(
-        "route-unreachable",
+        "no-route-unreachable",
         "nginx's host has an unreachable route to the upstream",
-        |plan| pass(plan, "route-unreachable", UNREACHABLE),
+        |plan| pass(plan, "no-route-unreachable", UNREACHABLE),
         |site| {
             site.lab().proxy().ip_batch(&format!("route add unreachable {}\n", UNREACHABLE.ip()))?;
-            ask(site, "route-unreachable", UNREACHABLE, &no_route("connect() to ", &[Some("EHOSTUNREACH")]))
+            ask(site, "no-route-unreachable", UNREACHABLE, &no_route("connect() to ", &[Some("EHOSTUNREACH")]))
         },
     ),
     Fault::new(
-        "route-blackhole",
+        "no-route-blackhole",
         "nginx's host has a blackhole route to the upstream",
-        |plan| pass(plan, "route-blackhole", BLACKHOLE),
+        |plan| pass(plan, "no-route-blackhole", BLACKHOLE),
         |site| {
             site.lab().proxy().ip_batch(&format!("route add blackhole {}\n", BLACKHOLE.ip()))?;
             let expected = Expected {
@@ -56,13 +56,13 @@ pub(super) const FAULTS: &[Fault] = &[
                 outcome: &[Outcome::LocalError],
                 ..no_route("connect() to ", &[Some("EINVAL")])
             };
-            ask(site, "route-blackhole", BLACKHOLE, &expected)
+            ask(site, "no-route-blackhole", BLACKHOLE, &expected)
         },
     ),
     Fault::new(
-        "route-prohibit",
+        "connect-denied-route",
         "nginx's host has a prohibit route to the upstream",
-        |plan| pass(plan, "route-prohibit", PROHIBITED),
+        |plan| pass(plan, "connect-denied-route", PROHIBITED),
         |site| {
             site.lab().proxy().ip_batch(&format!("route add prohibit {}\n", PROHIBITED.ip()))?;
             let expected = Expected {
@@ -73,15 +73,15 @@ pub(super) const FAULTS: &[Fault] = &[
                 errno: &[Some("EACCES")],
                 says: &["prohibit"],
             };
-            ask(site, "route-prohibit", PROHIBITED, &expected)
+            ask(site, "connect-denied-route", PROHIBITED, &expected)
         },
     ),
     Fault {
         apart: true,
         ..Fault::new(
-            "router-unreachable",
+            "host-unreachable-router",
             "a router on the way answers by ICMP that the host cannot be reached",
-            |plan| pass(plan, "router-unreachable", BEYOND),
+            |plan| pass(plan, "host-unreachable-router", BEYOND),
             |site| {
                 route_by_the_app(site)?;
                 site.lab().app().ip_batch(&format!("route add unreachable {}\n", BEYOND.ip()))?;
@@ -93,16 +93,16 @@ pub(super) const FAULTS: &[Fault] = &[
                     errno: &[Some("EHOSTUNREACH")],
                     says: &["ICMP", "type 3, code 1"],
                 };
-                ask(site, "router-unreachable", BEYOND, &expected)
+                ask(site, "host-unreachable-router", BEYOND, &expected)
             },
         )
     },
     Fault {
         apart: true,
         ..Fault::new(
-            "router-prohibits",
+            "firewall-rejected-router-icmp",
             "a router on the way answers by ICMP that its administrator prohibits it",
-            |plan| pass(plan, "router-prohibits", PROHIBITED_BEYOND),
+            |plan| pass(plan, "firewall-rejected-router-icmp", PROHIBITED_BEYOND),
             |site| {
                 route_by_the_app(site)?;
                 site.lab().app().ip_batch(&format!("route add prohibit {}\n", PROHIBITED_BEYOND.ip()))?;
@@ -114,16 +114,16 @@ pub(super) const FAULTS: &[Fault] = &[
                     errno: &[Some("EHOSTUNREACH")],
                     says: &["type 3, code 13"],
                 };
-                ask(site, "router-prohibits", PROHIBITED_BEYOND, &expected)
+                ask(site, "firewall-rejected-router-icmp", PROHIBITED_BEYOND, &expected)
             },
         )
     },
     Fault {
         apart: true,
         ..Fault::new(
-            "router-rejects",
+            "firewall-rejected-router-reset",
             "a packet filter of a router on the way answers by RST",
-            |plan| pass(plan, "router-rejects", REJECTED_BEYOND),
+            |plan| pass(plan, "firewall-rejected-router-reset", REJECTED_BEYOND),
             |site| {
                 route_by_the_app(site)?;
                 let host = REJECTED_BEYOND.ip();
@@ -138,7 +138,7 @@ pub(super) const FAULTS: &[Fault] = &[
                     errno: &[Some("ECONNREFUSED")],
                     says: &["NETFILTER_DROP"],
                 };
-                ask(site, "router-rejects", REJECTED_BEYOND, &expected)
+                ask(site, "firewall-rejected-router-reset", REJECTED_BEYOND, &expected)
             },
         )
     },

@@ -16,19 +16,19 @@ use crate::site::{Plan, Site};
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
-        "unix-missing",
+        "unix-socket-missing",
         "the unix socket does not exist",
-        |plan| configure(plan, "unix-missing", "missing.sock"),
-        |site| ask(site, "unix-missing", "missing.sock", "unix-socket-missing", "ENOENT", &["missing.sock"]),
+        |plan| configure(plan, "unix-socket-missing", "missing.sock"),
+        |site| ask(site, "unix-socket-missing", "missing.sock", "unix-socket-missing", "ENOENT", &["missing.sock"]),
     ),
     Fault::new(
-        "unix-missing-directory",
+        "unix-socket-missing-directory",
         "the directory of the unix socket does not exist",
-        |plan| configure(plan, "unix-missing-directory", "gone/app.sock"),
+        |plan| configure(plan, "unix-socket-missing-directory", "gone/app.sock"),
         |site| {
             ask(
                 site,
-                "unix-missing-directory",
+                "unix-socket-missing-directory",
                 "gone/app.sock",
                 "unix-socket-missing",
                 "ENOENT",
@@ -37,22 +37,22 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     ),
     Fault::new(
-        "unix-stale",
+        "unix-socket-refused",
         "a dead server has left its unix socket behind",
-        |plan| configure(plan, "unix-stale", "stale.sock"),
+        |plan| configure(plan, "unix-socket-refused", "stale.sock"),
         |site| {
             drop(UnixListener::bind(path(site, "stale.sock"))?);
-            ask(site, "unix-stale", "stale.sock", "unix-socket-refused", "ECONNREFUSED", &["nobody listens"])
+            ask(site, "unix-socket-refused", "stale.sock", "unix-socket-refused", "ECONNREFUSED", &["nobody listens"])
         },
     ),
     Fault::new(
-        "unix-backlog",
+        "unix-backlog-full",
         "the queue of the unix socket is full",
-        |plan| configure(plan, "unix-backlog", "full.sock"),
+        |plan| configure(plan, "unix-backlog-full", "full.sock"),
         |site| {
             let full = Full::at(&path(site, "full.sock"))?;
             let witnesses =
-                ask(site, "unix-backlog", "full.sock", "unix-backlog-full", "EAGAIN", &["2 waiting", "limit 1"])?;
+                ask(site, "unix-backlog-full", "full.sock", "unix-backlog-full", "EAGAIN", &["2 waiting", "limit 1"])?;
             std::thread::sleep(std::time::Duration::from_millis(300));
             drop(full);
             Ok(witnesses)
@@ -65,18 +65,18 @@ pub(super) const UNPRIVILEGED: &[Fault] = &[
     Fault {
         alone: true,
         ..Fault::new(
-            "unix-denied-socket",
+            "unix-socket-denied",
             "the worker may not write to the unix socket",
             |plan| {
                 plan.config.user = "nobody nogroup";
-                configure(plan, "unix-denied-socket", "denied.sock");
+                configure(plan, "unix-socket-denied", "denied.sock");
             },
             |site| {
                 let place = path(site, "denied.sock");
                 let listener = UnixListener::bind(&place)?;
                 fs::set_permissions(&place, Permissions::from_mode(0o660))?;
                 let says = ["denied.sock", "0660", "root", "nobody"];
-                let witnesses = ask(site, "unix-denied-socket", "denied.sock", "unix-socket-denied", "EACCES", &says)?;
+                let witnesses = ask(site, "unix-socket-denied", "denied.sock", "unix-socket-denied", "EACCES", &says)?;
                 std::thread::sleep(std::time::Duration::from_millis(300));
                 drop(listener);
                 Ok(witnesses)
@@ -86,11 +86,11 @@ pub(super) const UNPRIVILEGED: &[Fault] = &[
     Fault {
         alone: true,
         ..Fault::new(
-            "unix-denied-directory",
+            "unix-socket-denied-directory",
             "the worker may not search a directory above the unix socket",
             |plan| {
                 plan.config.user = "nobody nogroup";
-                configure(plan, "unix-denied-directory", "private/run/app.sock");
+                configure(plan, "unix-socket-denied-directory", "private/run/app.sock");
             },
             |site| {
                 let place = path(site, "private/run/app.sock");
@@ -99,8 +99,14 @@ pub(super) const UNPRIVILEGED: &[Fault] = &[
                 fs::set_permissions(&place, Permissions::from_mode(0o666))?;
                 fs::set_permissions(path(site, "private"), Permissions::from_mode(0o750))?;
                 let says = ["/private", "0750", "root", "nobody"];
-                let witnesses =
-                    ask(site, "unix-denied-directory", "private/run/app.sock", "unix-socket-denied", "EACCES", &says)?;
+                let witnesses = ask(
+                    site,
+                    "unix-socket-denied-directory",
+                    "private/run/app.sock",
+                    "unix-socket-denied",
+                    "EACCES",
+                    &says,
+                )?;
                 std::thread::sleep(std::time::Duration::from_millis(300));
                 drop(listener);
                 Ok(witnesses)
