@@ -30,6 +30,7 @@ pub mod namespace;
 pub mod nginx;
 pub mod probe;
 pub mod process;
+pub mod recording;
 pub mod server;
 pub mod site;
 pub mod table;

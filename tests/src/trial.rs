@@ -9,6 +9,7 @@ use crate::expect::{Report, Witness};
 use crate::fault::Fault;
 use crate::lab::Lab;
 use crate::probe::{Ended, Probe};
+use crate::recording::Recording;
 use crate::site::Site;
 use crate::view::{self, View};
 
@@ -32,7 +33,8 @@ impl Trial {
         let site = Site::start(lab, faults)?;
         let healthy = faults.first().map_or("/ok", |fault| fault.healthy);
         let load = site.healthy(healthy, 200, 6)?;
-        let probe = Probe::watch_nginx(site.nginx().master(), self.0.arguments)?;
+        let recording = Recording::new()?;
+        let probe = Probe::record_nginx(site.nginx().master(), recording.file(), self.0.arguments)?;
         let mut failures = String::new();
         let mut counts = [0_u64; 2];
         for fault in faults {
@@ -67,6 +69,9 @@ impl Trial {
         }
         if summary.events_lost != 0 {
             let _ = writeln!(failures, "=== events lost: {summary:?}");
+        }
+        if let Err(error) = recording.check_replay(&ended) {
+            let _ = writeln!(failures, "=== the recording\n{error:#}");
         }
         if !failures.is_empty() {
             bail!("{failures}\n--- stderr of the probe\n{}", ended.stderr);

@@ -4,8 +4,10 @@ pub mod analyze;
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
-#[cfg(feature = "live")]
 pub mod output;
+#[cfg(feature = "live")]
+mod recording;
+pub mod replay;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

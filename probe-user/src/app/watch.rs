@@ -15,12 +15,13 @@ use tokio::{
 
 use super::{
     AppError,
-    output::{self, Folder, Form, Printer, SharedInterfaces, SharedTally},
+    output::{self, Folder, Form, Printer, SharedTally},
+    recording,
     session::Session,
 };
 use crate::{
-    cli::plan::{Depth, Watch},
-    decode::kernel::Names,
+    bundle::tape::Interfaces,
+    cli::plan::{Depth, Record, Watch},
     live::{
         clock,
         ebpf::{self, Kernel, LoadOptions, Losses},
@@ -52,7 +53,7 @@ const LAST_WAIT: Duration = Duration::from_millis(320);
 const RING_BYTES: u32 = 4 << 20;
 
 /// Runs it.
-pub fn run(plan: &Watch) -> Result<(), AppError> {
+pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     log_to_stderr(plan);
     if !nix::unistd::geteuid().is_root() {
         return Err(AppError::host(anyhow::anyhow!(
@@ -65,7 +66,7 @@ pub fn run(plan: &Watch) -> Result<(), AppError> {
         .build()
         .context("cannot start the asynchronous runtime")
         .map_err(AppError::host)?;
-    runtime.block_on(watch(plan, folder))
+    runtime.block_on(watch(plan, record, folder))
 }
 
 fn log_to_stderr(plan: &Watch) {
@@ -104,7 +105,7 @@ enum End {
     OutputGone,
 }
 
-async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
+async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) -> Result<(), AppError> {
     let started = Instant::now();
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut terminate = handler(SignalKind::terminate())?;
@@ -114,24 +115,36 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     }
 
     let tally = SharedTally::default();
-    let interfaces = SharedInterfaces::default();
-    let printer = Printer::new(form, clock::wall(), folder, Arc::clone(&interfaces), Arc::clone(&tally));
-    let settings = Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
+    let interfaces = Interfaces::default();
+    let clock = clock::wall();
+    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally));
+    let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts))
+    let (kernel, problem) = load(plan);
+    let recorder = record
+        .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
+        .transpose()
+        .map_err(AppError::host)?;
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder)
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
     let processes = Arc::new(Notify::new());
-    let (kernel, reader, problem) = load(plan, &intake, &counts, &processes)?;
+    let (kernel, reader) = listen(kernel, &intake, &counts, &processes)?;
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts)),
+        followers: Followers::new(
+            scope(plan),
+            kernel,
+            problem,
+            intake.clone(),
+            Arc::clone(&counts),
+            Arc::clone(&interfaces),
+        ),
         intake: intake.clone(),
         counts,
-        interfaces,
         tally,
         losses: Losses::default(),
         crowded_out: 0,
@@ -168,6 +181,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
             _ = look.tick() => session.look()?,
             _ = progress.tick() => {
                 session.count_losses();
+                session.report_trouble();
                 session.show_progress();
             }
         }
@@ -255,12 +269,10 @@ fn finish_early(form: Form, started: Instant) -> Result<(), AppError> {
     Ok(())
 }
 
-type Loaded = (Option<Kernel>, Option<RingReader>, Option<String>);
-
-/// The kernel programs, and the thread that reads what they tell. Their absence is a gap, not an end.
-fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Notify>) -> Result<Loaded, AppError> {
+/// The kernel programs. Their absence is a gap, not an end.
+fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
     if !plan.ebpf {
-        return Ok((None, None, Some("switched off (--no-ebpf)".to_owned())));
+        return (None, Some("switched off (--no-ebpf)".to_owned()));
     }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
@@ -268,21 +280,27 @@ fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Not
         ring_bytes: RING_BYTES,
         statuses: plan.statuses.clone(),
     };
-    let mut kernel = match Kernel::load(&options) {
-        Ok(kernel) => kernel,
+    match Kernel::load(&options) {
+        Ok(kernel) => (Some(kernel), None),
         Err(error) => {
             tracing::warn!("{error}");
-            return Ok((None, None, Some(error.to_string())));
+            (None, Some(error.to_string()))
         }
-    };
-    let names = Names {
-        drop_reasons: kernel.drop_reasons().clone(),
-        reset_reasons: kernel.reset_reasons().clone(),
-        hz: Kernel::hz(),
-    };
+    }
+}
+
+/// The thread that reads what they tell.
+fn listen(
+    kernel: Option<Kernel>,
+    intake: &Intake,
+    counts: &Arc<Counts>,
+    processes: &Arc<Notify>,
+) -> Result<(Option<Kernel>, Option<RingReader>), AppError> {
+    let Some(mut kernel) = kernel else { return Ok((None, None)) };
+    let names = recording::names(&kernel);
     let ring = kernel.take_ring().map_err(AppError::host)?;
     let reader = RingReader::start(ring, names, intake.clone(), Arc::clone(counts), Arc::clone(processes))
         .context("cannot start the thread that reads the kernel's ring")
         .map_err(AppError::host)?;
-    Ok((Some(kernel), Some(reader), None))
+    Ok((Some(kernel), Some(reader)))
 }

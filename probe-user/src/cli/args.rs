@@ -23,7 +23,10 @@ pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
     #[cfg(feature = "live")]
     Watch(Watch),
-    /// The same verdicts from captures that were made earlier, with nginx's logs where they are at hand
+    /// Watch, and keep what is needed to judge every failure again: a flight recorder
+    #[cfg(feature = "live")]
+    Record(Record),
+    /// The same verdicts offline: from a recording, or from captures that were made earlier, with nginx's logs where they are at hand
     Analyze(Analyze),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
@@ -119,11 +122,38 @@ pub struct Watch {
     pub output: Output,
 }
 
+/// `probe502 record`: as `watch`, and a file.
+#[derive(Debug, Args)]
+#[command(mut_arg("out", |out| out.required(true).value_name("FILE").help("The recording (FILE.p502)")))]
+pub struct Record {
+    /// As for watch.
+    #[command(flatten)]
+    pub watch: Watch,
+    /// Keep so much of what came before a failure
+    #[arg(long, value_name = "DUR", default_value = "30s")]
+    pub before: String,
+    /// Keep so much of what comes after one
+    #[arg(long, value_name = "DUR", default_value = "5s")]
+    pub after: String,
+    /// Memory for what may be needed; where that is less than --before takes, less is kept, and the recording says so
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub memory: String,
+    /// The most a file may take; the oldest failures go first
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// The most failures a file may hold; the oldest go first
+    #[arg(long, value_name = "N")]
+    pub max_incidents: Option<u64>,
+    /// When a file is full, go on in a new one and keep N older ones (FILE.1, FILE.2 …)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rotate: u32,
+}
+
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
-    /// pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
+    /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<PathBuf>,
     /// nginx's error log of that time
@@ -150,6 +180,9 @@ pub struct Analyze {
     /// Also print every HTTP/1 request with its status
     #[arg(long)]
     pub exchanges: bool,
+    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident of a recording
+    #[arg(short, long = "out", value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,

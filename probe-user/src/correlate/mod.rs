@@ -9,9 +9,11 @@ pub mod flows;
 mod host;
 pub mod limits;
 pub mod lines;
+pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod sensors;
 mod served;
 mod telling;
 mod tuple;
@@ -34,8 +36,8 @@ use crate::model::{
     attempt::Outcome,
     case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
-    coverage::{Coverage, Sensor, Sight},
-    event::{Body, Event},
+    coverage::{Sensor, Sight},
+    event::{Body, Event, EventId},
     net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
@@ -82,8 +84,8 @@ pub struct Correlator {
     requests: Requests,
     lines: Lines,
     notable: Notable,
-    /// Descriptors that became upstream connections: when, for which request and client connection.
-    connections: VecDeque<(Moment, RequestKey, u64, i32)>,
+    /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
+    connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
@@ -97,6 +99,8 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    /// What was decided before this moment was told by the run that this one takes up.
+    told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
     finished: bool,
@@ -127,6 +131,7 @@ impl Correlator {
             answered: Answered::default(),
             telling: None,
             last_case: 0,
+            told_before: Moment(0),
             swept: Moment(0),
             finished: false,
             ended: None,
@@ -154,10 +159,10 @@ impl Correlator {
                     self.flows.add_upstream(address);
                 }
                 if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = fact {
-                    self.flows.already_open(*worker, *local, *upstream, None, event.at.latest);
+                    self.flows.already_open(*worker, *local, *upstream, event);
                 }
             }
-            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child),
+            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -254,18 +259,6 @@ impl Correlator {
         self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
     }
 
-    fn coverage(&mut self, at: At, coverage: &Coverage) {
-        match coverage {
-            Coverage::Sensor { sensor, sight, why } => {
-                self.sensors.insert(*sensor, (*sight, why.clone()));
-                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
-            }
-            Coverage::Lost { sensor, count, why } => {
-                self.losses.push_back((at, *sensor, *count, why.clone()));
-            }
-        }
-    }
-
     /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.
     fn speaks(&self, worker: Pid) -> bool {
         self.sight(Sensor::NginxFunctions) == Sight::On || self.speaking.contains(&worker)
@@ -281,12 +274,12 @@ impl Correlator {
                 self.speaking.insert(status.worker);
                 self.status(event, status);
             }
-            NginxEvent::Attempt(attempt) => self.attempt(attempt),
+            NginxEvent::Attempt(attempt) => self.attempt(event.id, attempt),
             NginxEvent::Connection { request: Some(key), number, fd, .. } => {
                 if self.connections.len() >= limits::CONNECTIONS {
                     self.connections.pop_front();
                 }
-                self.connections.push_back((event.at.latest, *key, *number, *fd));
+                self.connections.push_back((event.at.latest, *key, *number, *fd, event.id));
             }
             NginxEvent::Connection { .. } => {}
         }
@@ -307,6 +300,7 @@ impl Correlator {
         }
         let truncated = complaint.phase == Phase::ReadingBody;
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
+        open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
         open.complaints.push((event.clone(), log.clone(), complaint));
         if truncated {
@@ -325,6 +319,7 @@ impl Correlator {
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.subrequest |= status.parent.is_some();
                 if status.parent.is_none() {
                     open.special = Some((event.clone(), status.clone()));
@@ -336,6 +331,7 @@ impl Correlator {
             }
             StatusPoint::Redirect => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.redirected = true;
             }
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
@@ -373,6 +369,7 @@ impl Correlator {
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);
         }
+        request.heard.push(event.id);
         if let Some(telling) = &mut self.telling {
             telling.decided = true;
         }
@@ -460,11 +457,15 @@ impl Correlator {
             }
         }
         let (key, number) = (decided.request.key, decided.request.identity.0);
-        let mine = |(at, k, n, _): &&(Moment, RequestKey, u64, i32)| {
+        let mine = |(at, k, n, ..): &&(Moment, RequestKey, u64, i32, EventId)| {
             *k == key && number.is_none_or(|number| number == *n) && *at <= decided.at.latest
         };
-        decided.request.connections = self.connections.iter().filter(mine).map(|(at, .., fd)| (*at, *fd)).collect();
+        decided.request.connections =
+            self.connections.iter().filter(mine).map(|(at, _, _, fd, _)| (*at, *fd)).collect();
         decided.line = lines.into_iter().flatten().next();
+        if decided.at.latest < self.told_before {
+            return None;
+        }
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);

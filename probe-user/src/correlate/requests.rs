@@ -6,7 +6,7 @@ use super::limits::{Limits, REQUEST_PATIENCE_NS};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::{Complaint, Message, Phase},
-    event::Event,
+    event::{Event, EventId},
     nginx::{NginxAttempt, NginxLog, NginxStatus, RequestKey},
     time::Moment,
 };
@@ -36,6 +36,8 @@ pub struct OpenRequest {
     pub subrequest: bool,
     /// Descriptors that became upstream connections for it.
     pub connections: Vec<(Moment, i32)>,
+    /// The events that said all this.
+    pub heard: Vec<EventId>,
 }
 
 impl OpenRequest {
@@ -52,6 +54,7 @@ impl OpenRequest {
             attempts_total: 0,
             subrequest: false,
             connections: Vec::new(),
+            heard: Vec::new(),
         }
     }
 }
@@ -86,6 +89,11 @@ impl Requests {
     /// The open request with this key.
     pub fn get_mut(&mut self, key: RequestKey) -> Option<&mut OpenRequest> {
         self.open.get_mut(&key)
+    }
+
+    /// Every open request.
+    pub fn open(&self) -> impl Iterator<Item = &OpenRequest> {
+        self.open.values()
     }
 
     /// Takes it out, for its decision.

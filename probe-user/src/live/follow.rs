@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, PoisonError, atomic::AtomicU64},
 };
 
 use probe_abi::{
@@ -26,6 +26,7 @@ use super::{
     thinker::{Delivery, Intake},
 };
 use crate::{
+    bundle::{packets::Interface, tape::Interfaces},
     model::{
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
@@ -70,7 +71,7 @@ pub struct Followers {
     lookup: Lookup,
     followed: BTreeMap<u32, Followed>,
     numbers: Arc<AtomicU64>,
-    interfaces: Vec<String>,
+    interfaces: Interfaces,
     last_interface: u32,
     told: BTreeMap<Sensor, (Sight, Option<String>)>,
     capture_problem: Option<String>,
@@ -87,6 +88,7 @@ impl Followers {
         kernel_problem: Option<String>,
         intake: Intake,
         counts: Arc<Counts>,
+        interfaces: Interfaces,
     ) -> Self {
         Self {
             counts,
@@ -97,7 +99,7 @@ impl Followers {
             lookup: Lookup::default(),
             followed: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(0)),
-            interfaces: Vec::new(),
+            interfaces,
             last_interface: 0,
             told: BTreeMap::new(),
             capture_problem: None,
@@ -125,18 +127,18 @@ impl Followers {
         self.followed.iter().flat_map(|(pid, followed)| followed.found.gaps.iter().map(|gap| (*pid, gap.as_str())))
     }
 
-    /// Names of the interfaces packets come from, by [`super::capture::CapturedPacket::interface`].
-    #[must_use]
-    pub fn interfaces(&self) -> &[String] {
-        &self.interfaces
-    }
-
     /// What all captures counted.
     #[must_use]
     pub fn packet_statistics(&self) -> Statistics {
         let mut sum = self.ended_captures;
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
         for capture in self.followed.values().flat_map(|followed| &followed.captures) {
-            add(&mut sum, capture.statistics());
+            let statistics = capture.statistics();
+            add(&mut sum, statistics);
+            let own = usize::try_from(capture.options.index).ok().and_then(|index| interfaces.get_mut(index));
+            if let Some(own) = own {
+                (own.received, own.dropped) = (statistics.received, statistics.dropped());
+            }
         }
         sum
     }
@@ -405,7 +407,13 @@ impl Followers {
             let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
             captures.push(Capture::start(options, sink)?);
             self.last_interface += 1;
-            self.interfaces.push(name);
+            self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).push(Interface {
+                name,
+                netns: found.instance.netns,
+                filter: filter.text.clone(),
+                snap_length: SNAP_LENGTH,
+                ..Interface::default()
+            });
         }
         Ok(captures)
     }

@@ -22,6 +22,7 @@ use super::{
     thinker::{Delivery, Intake, Records},
 };
 use crate::{
+    bundle::tape::Raw,
     decode::{
         access_log::{self, Pattern},
         error_log,
@@ -194,12 +195,14 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
                 return true;
             };
             let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
-            deliver(&intake, at, Source::ErrorLog, Body::ErrorLine(decoded.line))
+            let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::ErrorLine(line.bytes))
         });
         tails.start(place.clone(), sink);
     }
     for (place, format) in found.access_logs.iter().filter(|_| access) {
-        let pattern = Pattern::compile(format.as_deref().unwrap_or(access_log::COMBINED));
+        let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
+        let pattern = Pattern::compile(&format);
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
             let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
@@ -208,7 +211,8 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             };
             let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));
             let at = line_time(unix, resolution, line.arrived);
-            deliver(&intake, at, Source::AccessLog, Body::AccessLine(decoded.line))
+            let arrival = Arrival { at, source: Source::AccessLog, body: Body::AccessLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::AccessLine(Arc::clone(&format), line.bytes))
         });
         tails.start(place.clone(), sink);
     }
@@ -224,8 +228,12 @@ impl Tails {
     }
 }
 
-fn deliver(intake: &Intake, at: At, source: Source, body: Body) -> bool {
-    intake.try_deliver(Delivery::Arrivals(vec![Arrival { at, source, body }]))
+fn deliver(intake: &Intake, arrival: Arrival, raw: impl FnOnce() -> Raw) -> bool {
+    intake.try_deliver(if intake.is_recording() {
+        Delivery::Raw(vec![(arrival, raw())])
+    } else {
+        Delivery::Arrivals(vec![arrival])
+    })
 }
 
 /// A log's local time, without a zone, in this host's zone.

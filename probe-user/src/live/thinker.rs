@@ -14,13 +14,17 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    capture::CapturedPacket,
     clock,
-    packets::PacketStore,
+    recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
 };
 use crate::{
+    bundle::{
+        entry,
+        packets::{CapturedPacket, PacketStore},
+        tape::Raw,
+    },
     decode::kernel::{self, Names},
     model::{
         case::CaseKind,
@@ -92,10 +96,12 @@ impl Records {
 /// Something a source delivers.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Events.
+    /// Events that the probe found out itself; or any, where nothing is recorded.
     Arrivals(Vec<Arrival>),
     /// Records of the kernel's ring.
     Records(Records),
+    /// Events with what they were decoded from.
+    Raw(Vec<(Arrival, Raw)>),
     /// A packet that decodes to an event.
     Packet(Box<(Arrival, CapturedPacket)>),
     /// No more will come.
@@ -108,6 +114,7 @@ impl Delivery {
         match self {
             Self::Arrivals(arrivals) => arrivals.len() * size_of::<Arrival>(),
             Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
+            Self::Raw(both) => both.len() * (size_of::<Arrival>() + size_of::<Raw>() + 256),
             Self::Packet(both) => size_of::<(Arrival, CapturedPacket)>() + both.1.bytes.len(),
             Self::End => 0,
         }
@@ -139,9 +146,16 @@ pub struct Intake {
     sender: SyncSender<Delivery>,
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
+    recording: bool,
 }
 
 impl Intake {
+    /// Whether the raw form of what is delivered is wanted ([`Delivery::Raw`]).
+    #[must_use]
+    pub const fn is_recording(&self) -> bool {
+        self.recording
+    }
+
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
@@ -167,17 +181,23 @@ impl Intake {
     }
 }
 
-/// Starts the thread.
+/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
     counts: Arc<Counts>,
+    recorder: Option<Recorder>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
+    let recording = recorder.is_some();
+    let mut pipeline = Pipeline::new(settings);
+    if recording {
+        pipeline.keep_places();
+    }
     let thinker = Thinker {
-        pipeline: Pipeline::new(settings),
+        pipeline,
         packets: PacketStore::new(PACKET_BYTES),
         sieve: Sieve::default(),
         names: Arc::default(),
@@ -186,9 +206,10 @@ pub fn start(
         underway: Arc::clone(&underway),
         sink,
         said,
+        recorder,
     };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway }, handle))
+    Ok((Intake { sender, underway, recording }, handle))
 }
 
 struct Thinker {
@@ -202,6 +223,7 @@ struct Thinker {
     underway: Arc<AtomicUsize>,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
+    recorder: Option<Recorder>,
 }
 
 impl Thinker {
@@ -225,8 +247,13 @@ impl Thinker {
             }
             if ended {
                 self.release(Moment(u64::MAX));
+                let told = self.pipeline.told();
                 self.pipeline.finish();
                 tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
+                self.record();
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.end(told);
+                }
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
@@ -234,6 +261,7 @@ impl Thinker {
             let until = now.minus_ns(LAG_NS);
             self.release(until);
             self.pipeline.advance(until);
+            self.record();
             self.speak();
         }
     }
@@ -244,7 +272,13 @@ impl Thinker {
             Delivery::Arrivals(arrivals) => {
                 for arrival in arrivals {
                     self.hear(&arrival);
-                    self.pipeline.push(arrival);
+                    let found = self.recorder.as_ref().and_then(|_| entry::finding(arrival.at, &arrival.body));
+                    push(&mut self.pipeline, &mut self.recorder, arrival, found.map(Raw::Finding));
+                }
+            }
+            Delivery::Raw(both) => {
+                for (arrival, raw) in both {
+                    push(&mut self.pipeline, &mut self.recorder, arrival, Some(raw));
                 }
             }
             Delivery::Records(records) => {
@@ -270,13 +304,14 @@ impl Thinker {
 
     /// Everything up to here goes into the pipeline, except what the sieve lets go.
     fn release(&mut self, until: Moment) {
-        let Self { sieve, pipeline, packets, names, counts, .. } = self;
+        let Self { sieve, pipeline, packets, names, counts, recorder, .. } = self;
         sieve.release(until.0, |what| match what {
             GoesOn::Record(record) => match kernel::decode(record, names) {
                 Ok(decoded) => {
                     tracing::trace!(?decoded, "record");
                     let at = At::exactly(decoded.time);
-                    pipeline.push(Arrival { at, source: Source::Kernel, body: decoded.body });
+                    let raw = recorder.as_ref().map(|_| Raw::Kernel(record.into()));
+                    push(pipeline, recorder, Arrival { at, source: Source::Kernel, body: decoded.body }, raw);
                 }
                 Err(error) => {
                     counts.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -285,10 +320,27 @@ impl Thinker {
             },
             GoesOn::Packet(both) => {
                 let (arrival, packet) = *both;
+                let netns = match &arrival.body {
+                    Body::Packet(event) => event.netns,
+                    _ => None,
+                };
+                let raw = recorder.as_ref().map(|_| Raw::Packet(Box::new(packet.clone()), netns));
                 packets.push(packet);
-                pipeline.push(arrival);
+                push(pipeline, recorder, arrival, raw);
             }
         });
+    }
+
+    /// What got its place in the stream is kept.
+    fn record(&mut self) {
+        let Some(recorder) = &mut self.recorder else { return };
+        for placed in self.pipeline.take_placed() {
+            recorder.tape.place(placed.arrival, placed.id, placed.behind);
+        }
+        if recorder.tape.tell(self.pipeline.told()) {
+            recorder.tape.forget(&self.pipeline.memory().events);
+        }
+        recorder.write();
     }
 
     fn speak(&mut self) {
@@ -296,6 +348,9 @@ impl Thinker {
             let _ = self.said.send(Said::Question(question));
         }
         while let Some(judged) = self.pipeline.poll_case() {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.case(&judged, || self.pipeline.memory());
+            }
             match self.sink.case(&judged, &self.packets) {
                 Ok(()) => {
                     let _ = self.said.send(Said::Case(judged.case.kind));
@@ -305,5 +360,13 @@ impl Thinker {
                 }
             }
         }
+    }
+}
+
+fn push(pipeline: &mut Pipeline, recorder: &mut Option<Recorder>, arrival: Arrival, raw: Option<Raw>) {
+    let at = arrival.at;
+    let number = pipeline.push(arrival);
+    if let (Some(recorder), Some(raw)) = (recorder, raw) {
+        recorder.tape.hold(number, at, raw);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     attempt::{Attempt, Link},
     coverage::CaseCoverage,
@@ -16,7 +18,7 @@ use super::{
 pub struct CaseId(pub String);
 
 /// What kind of case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CaseKind {
     /// The client got a gateway failure.
     Incident,

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::time::At;
 
 /// Something that sees one kind of thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Sensor {
     /// TCP state changes of watched flows.
     SocketStates,
@@ -102,7 +104,7 @@ impl fmt::Display for Sensor {
 }
 
 /// How well a sensor sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Sight {
     /// Everything it is made for.
     On,
@@ -113,7 +115,7 @@ pub enum Sight {
 }
 
 /// A statement about coverage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coverage {
     /// From this event's time on, the sensor sees like this.
     Sensor {

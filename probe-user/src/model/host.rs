@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use super::{
     net::Address,
     process::{Ending, Pid, Sender},
@@ -9,7 +11,7 @@ use super::{
 };
 
 /// A statement about the host. It holds from its event's time until a later one replaces it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum HostFact {
     /// An nginx was found, or has changed.
     Nginx(NginxInstance),
@@ -138,7 +140,7 @@ pub enum HostFact {
 }
 
 /// What a route does with a packet (`rtm_type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RouteKind {
     /// It goes on its way.
     Open,
@@ -167,7 +169,7 @@ impl RouteKind {
 }
 
 /// A unix socket, the way to it, and who asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixSocket {
     /// The path, as nginx has it.
     pub path: String,
@@ -184,7 +186,7 @@ pub struct UnixSocket {
 }
 
 /// As whom a worker acts on files.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asker {
     /// File-system user id.
     pub user: u32,
@@ -197,7 +199,7 @@ pub struct Asker {
 }
 
 /// One directory of a path, or the file at its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathPart {
     /// The path up to here.
     pub path: String,
@@ -231,7 +233,7 @@ impl PathPart {
 }
 
 /// Who listens on a unix socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixListener {
     /// The process, where it could be found.
     pub pid: Option<Pid>,
@@ -242,7 +244,7 @@ pub struct UnixListener {
 }
 
 /// A listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listener {
     /// Where it listens (the wildcard address for any).
     pub address: SocketAddr,
@@ -257,7 +259,7 @@ pub struct Listener {
 }
 
 /// An nginx.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NginxInstance {
     /// The master.
     pub master: Pid,
@@ -272,7 +274,8 @@ pub struct NginxInstance {
 }
 
 /// The part of nginx's configuration that matters for verdicts and fixes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Configuration {
     /// `upstream` blocks.
     pub groups: Vec<UpstreamGroup>,
@@ -299,7 +302,8 @@ pub struct Configuration {
 }
 
 /// Where requests are answered: a `server` or a `location`, with what holds there.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Place {
     /// The number of its `server` block, from 0.
     pub server: usize,
@@ -320,7 +324,7 @@ pub struct Place {
 }
 
 /// Which requests a place takes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Takes {
     /// What no location takes: the server itself.
     #[default]
@@ -341,18 +345,31 @@ pub enum Takes {
 }
 
 /// Where a place sends its requests.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pass {
     /// `proxy`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`.
-    pub protocol: &'static str,
+    #[serde(deserialize_with = "protocol")]
+    pub protocol: Protocol,
     /// The address, where it is one.
     pub address: Option<Address>,
     /// The group's or host's name, where it is one.
     pub name: Option<String>,
 }
 
+/// One of [`PROTOCOLS`]. By a name of its own, since serde takes a bare `&str` for text of its input.
+pub type Protocol = &'static str;
+
+/// The protocols nginx speaks with upstreams, by the first part of the directive `*_pass`.
+pub const PROTOCOLS: [&str; 6] = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+
+fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = PROTOCOLS.into_iter().find(|known| *known == text);
+    known.ok_or_else(|| serde::de::Error::custom(format!("{text} is no protocol of nginx's")))
+}
+
 /// A host name that stands for an upstream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamName {
     /// The name.
     pub name: String,
@@ -363,7 +380,8 @@ pub struct UpstreamName {
 }
 
 /// An `upstream` block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UpstreamGroup {
     /// Its name.
     pub name: String,
@@ -376,7 +394,7 @@ pub struct UpstreamGroup {
 }
 
 /// A `server` of an `upstream` block.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamServer {
     /// As written.
     pub name: String,

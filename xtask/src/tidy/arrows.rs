@@ -14,7 +14,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("report", &["diagnose", "model"]),
     ("pipeline", &["decode", "merge", "correlate", "diagnose", "model"]),
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
-    ("bundle", &["decode", "model"]),
+    // Its packets are the same pcapng that reports leave.
+    ("bundle", &["decode", "report", "model"]),
     // Old captures: bytes in, findings and events out.
     ("offline", &["model"]),
     ("live", &["pipeline", "decode", "bundle", "model"]),

@@ -26,6 +26,7 @@ use nix::{
 use pcap::Active;
 use thiserror::Error;
 
+pub use crate::bundle::packets::CapturedPacket;
 use crate::model::packet::{Direction, LinkType};
 
 /// How long the kernel may hold a packet back to hand over several at once, milliseconds.
@@ -41,25 +42,6 @@ pub const SNAP_LENGTH: u32 = 14 + 4 + 40 + 60 + 256;
 pub const FATES_BUFFER: i32 = 4 << 20;
 /// The kernel's buffer for every packet's header, bytes: at 400 bytes a packet, half a second of 80,000 packets.
 pub const EVERYTHING_BUFFER: i32 = 16 << 20;
-
-/// A packet as it was captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CapturedPacket {
-    /// Running number over all captures of the run, from 1. A packet lost on its way into the sink leaves a gap.
-    pub number: u64,
-    /// [`Options::index`] of the capture.
-    pub interface: u32,
-    /// What it begins with.
-    pub link: LinkType,
-    /// Nanoseconds since 1970-01-01T00:00:00Z, by the kernel.
-    pub unix_ns: u64,
-    /// Bytes on the wire.
-    pub wire_length: u32,
-    /// Bytes captured.
-    pub bytes: Vec<u8>,
-    /// Which way, where the interface tells.
-    pub direction: Direction,
-}
 
 /// Takes a packet; `false` when it had no room. Must not block.
 pub type Sink = Box<dyn FnMut(CapturedPacket) -> bool + Send>;
