@@ -16,7 +16,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "connect() was refused by this host itself before a packet left: SELinux or another security module, a control group's BPF program, a packet filter on output, or a prohibit route.",
-        proof: "EACCES or EPERM from connect() itself.",
+        proof: "EACCES or EPERM from connect() itself. A prohibit route is named; what SELinux, a control group or a filter decided stands in their own logs.",
         refuted: "An ICMP message that came back (firewall-rejected).",
         remedies: &[
             (

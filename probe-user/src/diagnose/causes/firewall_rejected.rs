@@ -23,7 +23,8 @@ pub(crate) const CAUSE: Cause = Cause {
     page: Page {
         happened: "A packet filter - on this host, on the upstream's, or between - refused the connection by a REJECT rule: with a \
                    RST, as if nobody listened, or with an ICMP message (port unreachable, administratively prohibited).",
-        proof: "The ICMP message with such a code; or a drop of the SYN on this host with a netfilter reason together with the answer; \
+        proof: "The ICMP message with such a code; or every SYN dropped on this host with a netfilter reason while nginx was told an error \
+                instead of silence, whichever answer the rule gives (RST, host or network unreachable too); \
                 or a RST for an upstream on this host whose listener is alive while the kernel's TCP sent none.",
         refuted: "The kernel's record that no socket listens (upstream-refused).",
         remedies: &[

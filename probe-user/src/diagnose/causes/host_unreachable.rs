@@ -26,7 +26,9 @@ pub(crate) const CAUSE: Cause = Cause {
                    nobody answers its ARP (or neighbour solicitation) for the address, about 3 s later; or a router, by ICMP.",
         proof: "The ICMP message (network or host unreachable), or the kernel's record that the neighbour was not found, and \
                 EHOSTUNREACH or ENETUNREACH on nginx's socket.",
-        refuted: "connect() failing at once: no route here (no-route). ICMP codes of a packet filter (firewall-rejected).",
+        refuted: "connect() failing at once: no route here (no-route). ICMP codes of a packet filter, or this host's own filter taking the \
+                  SYN away (firewall-rejected). Said by the very address that was asked it is likely only: a rule can reject with this \
+                  message, and a NAT can stand there whose target is gone.",
         remedies: &[
             (
                 "network",

@@ -16,7 +16,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "nginx's host knows no way to the address: connect() failed at once, and no packet left. ENETUNREACH: no route at all; EHOSTUNREACH: an unreachable route; EINVAL: a blackhole route.",
-        proof: "The errno that connect() itself returned, and no SYN.",
+        proof: "The errno that connect() itself returned, and no SYN; for EINVAL also the blackhole route itself.",
         refuted: "A packet that did leave: then somebody else said it (host-unreachable).",
         remedies: &[
             (

@@ -19,7 +19,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "The server does not accept as fast as nginx connects. On a unix socket a full queue is told at once (EAGAIN), where TCP would wait: 502 without delay, under load.",
-        proof: "EAGAIN from connect() with that path.",
+        proof: "EAGAIN from connect() with that path; the queue's length against its limit is shown (sock_diag).",
         refuted: "A socket without a listener says ECONNREFUSED.",
         remedies: &[
             (

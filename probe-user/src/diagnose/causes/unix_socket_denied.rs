@@ -19,7 +19,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "connect() needs write permission on the socket and search permission on every directory of its path; nginx's worker runs as another user (www-data, nginx). SELinux can say the same.",
-        proof: "EACCES (or EPERM) from connect() with that path.",
+        proof: "EACCES (or EPERM) from connect() with that path. The walk along the path names the part whose mode and owner deny the worker's user; where none does, an access list or a security module is left.",
         refuted: "A path that does not exist says ENOENT.",
         remedies: &[
             (
