@@ -15,6 +15,8 @@ pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod sensors;
+mod served;
 mod telling;
 mod tuple;
 mod written;
@@ -35,13 +37,12 @@ pub use host::Question;
 use crate::model::{
     case::{Case, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
-    coverage::{Coverage, Sensor, Sight},
+    coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
-    net::{Address, Errno},
+    net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
-    socket::Syscall,
     time::{At, Moment, WallClock},
 };
 
@@ -150,6 +151,8 @@ impl Correlator {
         self.now = self.now.max(event.at.latest);
         self.flows.handle(event);
         self.notable.handle(event);
+        self.host.handle(event);
+        self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
@@ -163,11 +166,6 @@ impl Correlator {
                 }
             }
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
-            Body::Syscall(call) => {
-                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
-                    self.host.ask(Question::OpenFiles(call.pid), self.now);
-                }
-            }
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -181,7 +179,7 @@ impl Correlator {
                     }
                 }
             }
-            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
 
@@ -243,18 +241,6 @@ impl Correlator {
 
     fn sight(&self, sensor: Sensor) -> Sight {
         self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
-    }
-
-    fn coverage(&mut self, at: At, coverage: &Coverage) {
-        match coverage {
-            Coverage::Sensor { sensor, sight, why } => {
-                self.sensors.insert(*sensor, (*sight, why.clone()));
-                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
-            }
-            Coverage::Lost { sensor, count, why } => {
-                self.losses.push_back((at, *sensor, *count, why.clone()));
-            }
-        }
     }
 
     /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.

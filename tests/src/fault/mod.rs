@@ -3,17 +3,24 @@
 mod closing;
 mod connecting;
 mod exhaustion;
+mod firewall;
+mod gone;
 mod harmless;
 mod keepalive;
 mod list;
+mod names;
 mod network;
 mod origin;
+mod ports;
 mod process;
 mod protocol;
+mod queue;
+mod routing;
 pub mod servers;
 mod stall;
 mod tls;
 mod truncated;
+mod unix;
 
 use anyhow::{Context, Result};
 
@@ -72,6 +79,26 @@ impl Fault {
         [connecting::FAULTS, closing::FAULTS, exhaustion::FAULTS, harmless::FAULTS].concat()
     }
 
+    /// Those of the family `connect` that have a suite of their own.
+    #[must_use]
+    pub fn of_connect() -> Vec<Self> {
+        let [rejects, others] = firewall::FAULTS;
+        [
+            rejects,
+            others,
+            routing::FAULTS,
+            queue::FAULTS,
+            ports::FAULTS,
+            unix::FAULTS,
+            unix::UNPRIVILEGED,
+            gone::FAULTS,
+            names::RESOLVED,
+            names::HELD,
+            names::LOCALHOST,
+        ]
+        .concat()
+    }
+
     /// Those of real servers, which have a suite of their own.
     #[must_use]
     pub fn of_servers() -> Vec<Self> {
@@ -99,7 +126,15 @@ impl Fault {
     /// Every fault of every suite.
     #[must_use]
     pub fn every() -> Vec<Self> {
-        [Self::all(), Self::of_servers(), Self::of_connection(), Self::of_router(), Self::of_protocol()].concat()
+        [
+            Self::all(),
+            Self::of_servers(),
+            Self::of_connection(),
+            Self::of_router(),
+            Self::of_protocol(),
+            Self::of_connect(),
+        ]
+        .concat()
     }
 
     /// Every fault of every suite, in parties that can share an nginx.

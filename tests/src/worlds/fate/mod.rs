@@ -259,7 +259,13 @@ impl Scene<'_, '_> {
             (_, true) => (1, 4, Errno::ECONNREFUSED),
         };
         let about = (self.connection.local, self.connection.remote);
-        (IcmpPacket { from: self.connection.remote.ip(), icmp_type, code, v6, about }, errno)
+        let from = match (answer, v6) {
+            // A router says so; a filter answers with the address that was asked.
+            (Answer::HostUnreachable, false) => [10, 255, 255, 1].into(),
+            (Answer::HostUnreachable, true) => [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
+            _ => self.connection.remote.ip(),
+        };
+        (IcmpPacket { from, icmp_type, code, v6, about }, errno)
     }
 
     fn unanswered(mut self, t: u64, lost: Lost, by_kernel: bool) -> Outcome {
