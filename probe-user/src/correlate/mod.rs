@@ -13,6 +13,7 @@ mod questions;
 pub mod requests;
 mod telling;
 mod tuple;
+pub mod wire;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +24,7 @@ use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use wire::Wires;
 use written::Written;
 
 pub use host::Question;
@@ -69,6 +71,8 @@ struct Decided {
     line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
+    /// Known from packets only.
+    from_wire: Option<wire::WireGroup>,
 }
 
 /// The state.
@@ -79,6 +83,7 @@ pub struct Correlator {
     flows: Flows,
     requests: Requests,
     lines: Lines,
+    wires: Wires,
     notable: Notable,
     /// Descriptors that became upstream connections: when, for which request and client connection.
     connections: VecDeque<(Moment, RequestKey, u64, i32)>,
@@ -112,6 +117,7 @@ impl Correlator {
             flows: Flows::new(limits),
             requests: Requests::new(limits),
             lines: Lines::default(),
+            wires: Wires::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
             speaking: BTreeSet::new(),
@@ -137,6 +143,11 @@ impl Correlator {
     /// Takes the next event.
     pub fn handle(&mut self, event: &Event) {
         self.now = self.now.max(event.at.latest);
+        if let (true, Body::Packet(packet)) = (self.wires.is_on(), &event.body) {
+            // What it is of follows it.
+            self.wires.packet(event, packet);
+            return;
+        }
         self.flows.handle(event);
         self.notable.handle(event);
         match &event.body {
@@ -170,6 +181,7 @@ impl Correlator {
                     }
                 }
             }
+            Body::Wire(wire) => self.wires.handle(event, wire),
             Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
         }
     }
@@ -180,6 +192,7 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
+        self.decide_wires();
         self.flows.forget(self.now);
         // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
@@ -208,6 +221,8 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
+        self.wires.hurry();
+        self.decide_wires();
         self.finished = true;
     }
 
@@ -233,7 +248,7 @@ impl Correlator {
     pub fn next_deadline(&self) -> Option<Moment> {
         let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
-        decided.into_iter().chain(lines).min()
+        decided.into_iter().chain(lines).chain(self.wires.next_due()).min()
     }
 
     /// The cause found for an attempt of a case: blackouts are blamed on it.
@@ -257,6 +272,7 @@ impl Correlator {
         match coverage {
             Coverage::Sensor { sensor, sight, why } => {
                 self.sensors.insert(*sensor, (*sight, why.clone()));
+                self.wires.with_log = self.sight(Sensor::ErrorLog) == Sight::On;
                 self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
             }
             Coverage::Lost { sensor, count, why } => {
@@ -414,6 +430,7 @@ impl Correlator {
             statuses,
             line: None,
             from_lines: None,
+            from_wire: None,
         });
     }
 
@@ -435,6 +452,26 @@ impl Correlator {
                 statuses: Vec::new(),
                 line: None,
                 from_lines: Some(group),
+                from_wire: None,
+            };
+            self.decided.push_back(decided);
+        }
+    }
+
+    fn decide_wires(&mut self) {
+        while let Some(group) = self.wires.poll(self.now, &self.settings.statuses) {
+            let decided = Decided {
+                kind: group.kind,
+                origin: group.origin,
+                status: group.status,
+                at: group.at,
+                by: group.decided_by.clone(),
+                close_at: self.now,
+                request: OpenRequest::of_nobody(group.at.latest),
+                statuses: Vec::new(),
+                line: None,
+                from_lines: None,
+                from_wire: Some(group),
             };
             self.decided.push_back(decided);
         }

@@ -127,6 +127,13 @@ fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<(&'stati
         return wording::event(&event, case);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());
+    if case.by_wire {
+        // nginx itself was not heard: what was seen is the answer's packet, or the end of the last attempt.
+        return Some(match case.status {
+            Some(status) => ("packet", format!("the request is answered {status}")),
+            None => ("packet", "the attempt has failed".to_owned()),
+        });
+    }
     Some(("nginx", format!("nginx decides {status}")))
 }
 
@@ -149,7 +156,7 @@ fn matters(event: &Event, case: &Case) -> bool {
             },
             Body::Socket(socket) => !matches!(socket.change, SocketChange::SynAckRetransmitted),
             Body::Drop(_) | Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
-            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) => false,
+            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) | Body::Wire(_) => false,
         }
 }
 

@@ -19,13 +19,22 @@ use self::{
 use super::AppError;
 use crate::{
     cli::plan::Analyze,
+    model::{
+        case::CaseKind,
+        coverage::{Coverage, Sensor, Sight},
+        event::{Body, Source},
+        packet::PacketRef,
+        time::{At, Moment, WallClock},
+        wire::Wire,
+    },
     offline::{
-        FileNumber,
+        self, FileNumber,
         analysis::{Analysis, Finding, Options},
         decode::Counts,
-        segment::Batch,
+        segment::{Batch, End},
     },
-    report::json,
+    pipeline::{Arrival, Judged, Limits, Pipeline, Settings},
+    report::{self, json, text},
 };
 
 /// Analyses what was named. Whether something was found that makes the exit status 1.
@@ -35,7 +44,20 @@ pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
     let mut session = Session::new(plan);
     session.captures(inputs)?;
     session.end();
-    Ok(ExitCode::SUCCESS)
+    let found = plan.fail_on_incident && session.tally.incidents > 0;
+    Ok(if found { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Captures have wall-clock times; moments count from 1970 here.
+const CLOCK: WallClock = WallClock { offset_ns: 0 };
+
+/// What can be seen in captures.
+fn begin(pipeline: &mut Pipeline) {
+    let at = At::exactly(Moment(0));
+    let seen = Coverage::Sensor { sensor: Sensor::Packets, sight: Sight::On, why: None };
+    for body in [Body::Coverage(seen), Body::Wire(Wire::Begins)] {
+        pipeline.push(Arrival { at, source: Source::Probe, body });
+    }
 }
 
 /// An analysis that is going on.
@@ -43,18 +65,39 @@ struct Session<'a> {
     plan: &'a Analyze,
     output: Output,
     analysis: Analysis,
+    pipeline: Pipeline,
+    tally: json::Summary,
+    /// The captures' names, for evidence to point into.
+    names: Vec<String>,
+    /// How far the events have come.
+    reached: u64,
     bar: Bar,
     counts: Counts,
 }
 
 impl<'a> Session<'a> {
     fn new(plan: &'a Analyze) -> Self {
-        let options =
-            Options { connections: plan.connections, exchanges: plan.exchanges, several: plan.inputs.len() > 1 };
+        let end = |address: &std::net::SocketAddr| End::of(*address);
+        let options = Options {
+            connections: plan.connections,
+            exchanges: plan.exchanges,
+            several: plan.inputs.len() > 1,
+            attempts: true,
+            statuses: plan.statuses.clone(),
+            upstreams: plan.upstreams.iter().map(end).collect(),
+            nginx: Vec::new(),
+        };
+        let settings = Settings { limits: Limits::default(), clock: CLOCK, statuses: plan.statuses.clone() };
+        let mut pipeline = Pipeline::new(settings);
+        begin(&mut pipeline);
         Self {
             plan,
             output: Output::new(plan.output.json),
             analysis: Analysis::new(options),
+            pipeline,
+            tally: json::Summary::default(),
+            names: Vec::new(),
+            reached: 0,
             bar: Bar::new(!plan.output.quiet),
             counts: Counts::default(),
         }
@@ -66,7 +109,8 @@ impl<'a> Session<'a> {
             let reading = Reading::start(input)
                 .map_err(|error| AppError::host(anyhow::anyhow!("cannot start a thread that reads: {error}")))?;
             self.bar.follow(&reading.progress);
-            sources.push(Source { reading, batch: None, at: 0 });
+            self.names.push(reading.name.clone());
+            sources.push(Capture { reading, batch: None, at: 0 });
         }
         if let [source] = sources.as_mut_slice() {
             while let Some(batch) = self.next_batch(source) {
@@ -86,7 +130,7 @@ impl<'a> Session<'a> {
     }
 
     /// Several captures, packet by packet in the order of their times.
-    fn together(&mut self, sources: &mut [Source]) {
+    fn together(&mut self, sources: &mut [Capture]) {
         for source in sources.iter_mut() {
             source.batch = self.next_batch(source);
         }
@@ -115,7 +159,7 @@ impl<'a> Session<'a> {
     }
 
     /// The next batch of a capture with something in it; at its end its gaps are told.
-    fn next_batch(&mut self, source: &Source) -> Option<Batch> {
+    fn next_batch(&mut self, source: &Capture) -> Option<Batch> {
         loop {
             match source.reading.next()? {
                 Delivery::Batch(batch) if batch.items.is_empty() => source.reading.give_back(batch),
@@ -176,12 +220,49 @@ impl<'a> Session<'a> {
             match finding {
                 Finding::Connection(ended) => self.output.connection(&ended),
                 Finding::Exchange(exchange) => self.output.exchange(&exchange),
+                Finding::Event(at, body) => {
+                    self.reached = self.reached.max(at.latest.ns());
+                    self.pipeline.push(Arrival { at, source: Source::Packet, body });
+                }
             }
         }
+        self.pipeline.advance(Moment(self.reached));
+        self.cases();
         self.bar.show();
     }
 
+    /// Prints what was judged.
+    fn cases(&mut self) {
+        // There is no host to look at any more.
+        while self.pipeline.poll_question().is_some() {}
+        while let Some(Judged { case, verdict }) = self.pipeline.poll_case() {
+            match case.kind {
+                CaseKind::Incident => self.tally.incidents += 1,
+                CaseKind::NearMiss => self.tally.near_misses += 1,
+            }
+            *self.tally.by_cause.entry(report::cause(&verdict)).or_default() += 1;
+            self.bar.hide();
+            if self.output.json {
+                let mut incident = json::incident(&case, &verdict, CLOCK);
+                for line in &mut incident.evidence {
+                    line.reference = line.reference.as_deref().and_then(|reference| self.refer(reference));
+                }
+                self.output.line(&json::line(&incident));
+            } else {
+                self.output.line(&text::incident(&case, &verdict, CLOCK, self.output.style));
+            }
+        }
+    }
+
+    /// Evidence points into the capture it was read from, by the packet's number.
+    fn refer(&self, reference: &str) -> Option<String> {
+        let (file, number) = offline::place(PacketRef(reference.split_once('#')?.1.parse().ok()?));
+        Some(format!("{}#{number}", self.names.get(usize::from(file))?))
+    }
+
     fn end(&mut self) {
+        self.pipeline.finish();
+        self.cases();
         self.bar.hide();
         let doubles = self.analysis.doubles();
         if doubles > 0 {
@@ -190,11 +271,8 @@ impl<'a> Session<'a> {
         let span_ns =
             self.counts.last_ns.zip(self.counts.first_ns).map_or(0, |(last, first)| last.saturating_sub(first));
         if self.plan.output.json {
-            let summary = json::Summary {
-                packets_dropped: self.counts.lost,
-                duration_s: seconds(span_ns),
-                ..json::Summary::default()
-            };
+            let summary =
+                json::Summary { packets_dropped: self.counts.lost, duration_s: seconds(span_ns), ..self.tally.clone() };
             self.output.line(&json::line(&summary));
         }
         self.output.flush();
@@ -208,13 +286,13 @@ fn seconds(ns: u64) -> f64 {
 }
 
 /// A capture among several.
-struct Source {
+struct Capture {
     reading: Reading,
     batch: Option<Batch>,
     at: usize,
 }
 
-impl Source {
+impl Capture {
     fn time(&self) -> Option<u64> {
         Some(self.batch.as_ref()?.items.get(self.at)?.unix_ns())
     }

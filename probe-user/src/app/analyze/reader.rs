@@ -87,7 +87,10 @@ impl Work {
             let length = match fill(&mut self.bytes, &mut batch.block, &carry, size.max(carry.len())) {
                 Ok(length) => length,
                 Err(error) => {
-                    return Some(format!("it could not be read beyond byte {}: {error}", offset + carry_length(&carry)));
+                    return Some(format!(
+                        "it could not be read beyond byte {}: {error}",
+                        offset + carry_length(&carry)
+                    ));
                 }
             };
             let ended = length < size.max(carry.len());

@@ -2,10 +2,15 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence, need},
     said::nginx_said,
 };
-use crate::model::complaint::Message;
+use crate::model::{
+    attempt::Outcome,
+    complaint::Message,
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -33,10 +38,30 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::BadResponse {
+        return on_the_wire(reading);
+    }
     let (mut finding, complaint) = nginx_said(reading, &[Message::InvalidHeader])?;
     let upstream = reading.upstream_name();
     finding.summary = format!("What {upstream} sent is not a response that nginx can take (\"{}\").", complaint.text);
     finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines; check that the directive (proxy_pass, fastcgi_pass, ...) fits its protocol."));
+    Some(finding)
+}
+
+/// An answer began, and whoever asked closed the connection at once: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let bytes = reading.response_bytes()?;
+    let mut finding = Finding::default();
+    let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    finding.not_excluded(&["header-too-big"]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not take it."
+    );
+    finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines."));
     Some(finding)
 }
 
