@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Correlator, Decided, Question, attempts, lines};
+use super::{Correlator, Decided, Question, attempts, lines, wire};
 use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
@@ -41,7 +41,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
     let list = match (&decided.from_lines, &decided.from_wire) {
-        (Some(group), _) => lines::attempts(group, &correlator.flows, &calls),
+        (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), &group.seen),
         (None, Some(group)) => group.attempts.clone(),
         (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };

@@ -435,7 +435,8 @@ impl Correlator {
     }
 
     fn decide_lines(&mut self) {
-        while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
+        while let Some(mut group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
+            self.wires.claim(&mut group, &self.settings.statuses);
             let at = group.at;
             let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
             let mut lone = Requests::new(Limits::default());

@@ -70,6 +70,7 @@ pub struct Analysis {
     over: VecDeque<(u64, u32, u64)>,
     pub(super) findings: VecDeque<Finding>,
     pub(super) now: u64,
+    began: Option<u64>,
     swept_ns: u64,
     sweep_at: usize,
     serials: u64,
@@ -91,6 +92,18 @@ impl Analysis {
         self.findings.pop_front()
     }
 
+    /// How far the captures were read.
+    #[must_use]
+    pub const fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// When the first packet was captured.
+    #[must_use]
+    pub fn began(&self) -> u64 {
+        self.began.unwrap_or(0)
+    }
+
     /// Packets that were in the captures twice.
     #[must_use]
     pub const fn doubles(&self) -> u64 {
@@ -107,6 +120,7 @@ impl Analysis {
     /// Takes one thing of a batch.
     pub fn item(&mut self, file: FileNumber, item: &Item, batch: &Batch) {
         self.now = self.now.max(item.unix_ns());
+        self.began.get_or_insert(self.now);
         // First what is over by now: a late packet is of another connection then.
         if self.now.saturating_sub(self.swept_ns) >= 1_000_000_000 {
             self.swept_ns = self.now;

@@ -27,6 +27,10 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
         let told = exchange.is_some_and(|exchange| exchange.foreign.is_some()) && !reset;
         return (broken && !told).then_some(if reset { Outcome::Reset } else { Outcome::Closed });
     }
+    if talk.cut_short() {
+        // An answer whose head is whole, and whoever asked closes in the middle of its body.
+        return Some(Outcome::Unknown);
+    }
     let exchange = exchange?;
     if before.responder.state == State::Closed {
         // The server had closed before, and the request crossed it.

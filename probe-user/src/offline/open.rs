@@ -19,6 +19,8 @@ pub(super) struct Waiting {
     pub(super) client: End,
     pub(super) server: End,
     pub(super) begun_ns: u64,
+    /// It can have been made for another: then it is an attempt itself.
+    pub(super) inside: bool,
 }
 
 /// All of them.
@@ -64,8 +66,9 @@ impl Open {
                 far.push(*outer);
             }
         }
-        self.requests.insert((key, id), waiting);
         let outer = if near.is_empty() { far } else { near };
+        let inside = !outer.is_empty();
+        self.requests.insert((key, id), Waiting { inside, ..waiting });
         if outer.len() > MOST_OUTER {
             return Vec::new();
         }
@@ -106,6 +109,7 @@ impl Open {
             if open.server.address == client.address
                 && open.server != server
                 && open.begun_ns <= begun_ns
+                && !open.inside
                 && !self.within.contains_key(id)
                 && !upstream(open.server)
             {

@@ -49,7 +49,7 @@ impl Analysis {
         let Some(exchange) = talk.exchanges.get_mut(place) else { return };
         exchange.id = id;
         exchange.key = open::key(&exchange.line);
-        let waiting = Waiting { client, server, begun_ns: exchange.begun_ns };
+        let waiting = Waiting { client, server, begun_ns: exchange.begun_ns, inside: false };
         exchange.outer = self.open.begin(exchange.key, id, waiting);
         exchange.after = self.open.repeats(exchange.key, client, exchange.begun_ns);
     }
@@ -194,7 +194,8 @@ impl Analysis {
             seen_from_start: from_start,
             request: exchange.request(),
             outcome,
-            status: exchange.status,
+            // An answer that nginx gave up on is none that it passed on.
+            status: exchange.status.filter(|_| outcome != Outcome::Unknown),
             requests_before: if from_start { Some(talk.served) } else { None },
             idle_us,
             started: Moment(started),
@@ -327,6 +328,13 @@ impl Analysis {
     ) {
         if let Some(outcome) = super::failure::outcome(before, talk, segment, by_client) {
             self.attempt(slot, talk, outcome, At::exactly(Moment(segment.unix_ns)), None);
+        }
+        if by_client {
+            // Nobody waits for these any more, whether they are answered or not.
+            for exchange in &mut talk.exchanges {
+                let outer = std::mem::take(&mut exchange.outer);
+                self.open.end(exchange.key, exchange.id, &outer);
+            }
         }
     }
 }

@@ -1,17 +1,20 @@
 //! `probe502 analyze`: the same verdicts from what was captured earlier.
 
 mod input;
+mod logs;
 mod output;
 mod progress;
 mod reader;
 
 use std::{
     io::{self, Write as _},
+    net::SocketAddr,
     process::ExitCode,
 };
 
 use self::{
     input::Input,
+    logs::Log,
     output::Output,
     progress::Bar,
     reader::{Delivery, Reading},
@@ -23,7 +26,10 @@ use crate::{
         case::CaseKind,
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
+        host::{Configuration, HostFact, NginxInstance},
+        net::Address,
         packet::PacketRef,
+        process::Pid,
         time::{At, Moment, WallClock},
         wire::Wire,
     },
@@ -41,7 +47,7 @@ use crate::{
 pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
     let inputs: Vec<Input> =
         plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
-    let mut session = Session::new(plan);
+    let mut session = Session::new(plan).map_err(AppError::usage)?;
     session.captures(inputs)?;
     session.end();
     let found = plan.fail_on_incident && session.tally.incidents > 0;
@@ -51,13 +57,34 @@ pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
 /// Captures have wall-clock times; moments count from 1970 here.
 const CLOCK: WallClock = WallClock { offset_ns: 0 };
 
-/// What can be seen in captures.
-fn begin(pipeline: &mut Pipeline) {
+/// What can be seen in captures, and in what was given beside them.
+fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configuration>) {
     let at = At::exactly(Moment(0));
-    let seen = Coverage::Sensor { sensor: Sensor::Packets, sight: Sight::On, why: None };
-    for body in [Body::Coverage(seen), Body::Wire(Wire::Begins)] {
+    let mut seen = vec![Sensor::Packets];
+    seen.extend((!plan.error_logs.is_empty()).then_some(Sensor::ErrorLog));
+    seen.extend((!plan.access_logs.is_empty()).then_some(Sensor::AccessLog));
+    seen.extend(configuration.is_some().then_some(Sensor::Configuration));
+    let sensors = seen
+        .into_iter()
+        .map(|sensor| Body::Coverage(Coverage::Sensor { sensor, sight: Sight::On, why: None }))
+        .chain([Body::Wire(Wire::Begins)]);
+    let instance = configuration.map(|configuration| {
+        Body::Host(HostFact::Nginx(NginxInstance {
+            master: Pid(0),
+            workers: Vec::new(),
+            version: None,
+            netns: None,
+            configuration: Some(configuration),
+        }))
+    });
+    for body in sensors.chain(instance) {
         pipeline.push(Arrival { at, source: Source::Probe, body });
     }
+}
+
+/// An address that nginx listens on; a wildcard of either family stands for every address.
+fn listening(address: SocketAddr) -> End {
+    if address.ip().is_unspecified() { End::v4([0; 4], address.port()) } else { End::of(address) }
 }
 
 /// An analysis that is going on.
@@ -69,38 +96,49 @@ struct Session<'a> {
     tally: json::Summary,
     /// The captures' names, for evidence to point into.
     names: Vec<String>,
-    /// How far the events have come.
-    reached: u64,
+    /// nginx's logs.
+    logs: Vec<Log>,
     bar: Bar,
     counts: Counts,
 }
 
 impl<'a> Session<'a> {
-    fn new(plan: &'a Analyze) -> Self {
-        let end = |address: &std::net::SocketAddr| End::of(*address);
+    fn new(plan: &'a Analyze) -> Result<Self, anyhow::Error> {
+        let configuration = plan.configuration.as_ref().map(logs::configuration).transpose()?;
+        let mut files = Vec::new();
+        for path in &plan.error_logs {
+            files.push(Log::error(path)?);
+        }
+        for path in &plan.access_logs {
+            let format = logs::format(path, plan.log_format.as_deref(), configuration.as_ref());
+            files.push(Log::access(path, &format)?);
+        }
+        let configured = configuration.iter().flat_map(|c| &c.upstreams).filter_map(Address::ip);
+        let upstreams: Vec<End> = configured.chain(plan.upstreams.iter().copied()).map(End::of).collect();
+        let nginx = configuration.iter().flat_map(|c| &c.listen).map(|address| listening(*address)).collect();
         let options = Options {
             connections: plan.connections,
             exchanges: plan.exchanges,
             several: plan.inputs.len() > 1,
             attempts: true,
             statuses: plan.statuses.clone(),
-            upstreams: plan.upstreams.iter().map(end).collect(),
-            nginx: Vec::new(),
+            upstreams,
+            nginx,
         };
         let settings = Settings { limits: Limits::default(), clock: CLOCK, statuses: plan.statuses.clone() };
         let mut pipeline = Pipeline::new(settings);
-        begin(&mut pipeline);
-        Self {
+        begin(&mut pipeline, plan, configuration);
+        Ok(Self {
             plan,
             output: Output::new(plan.output.json),
             analysis: Analysis::new(options),
             pipeline,
             tally: json::Summary::default(),
             names: Vec::new(),
-            reached: 0,
+            logs: files,
             bar: Bar::new(!plan.output.quiet),
             counts: Counts::default(),
-        }
+        })
     }
 
     fn captures(&mut self, inputs: Vec<Input>) -> Result<(), AppError> {
@@ -221,12 +259,13 @@ impl<'a> Session<'a> {
                 Finding::Connection(ended) => self.output.connection(&ended),
                 Finding::Exchange(exchange) => self.output.exchange(&exchange),
                 Finding::Event(at, body) => {
-                    self.reached = self.reached.max(at.latest.ns());
                     self.pipeline.push(Arrival { at, source: Source::Packet, body });
                 }
             }
         }
-        self.pipeline.advance(Moment(self.reached));
+        let now = Moment(self.analysis.now());
+        self.read_logs(now, false);
+        self.pipeline.advance(now);
         self.cases();
         self.bar.show();
     }
@@ -260,10 +299,36 @@ impl<'a> Session<'a> {
         Some(format!("{}#{number}", self.names.get(usize::from(file))?))
     }
 
+    fn read_logs(&mut self, now: Moment, over: bool) {
+        let first = Moment(self.analysis.began());
+        let pipeline = &mut self.pipeline;
+        for log in &mut self.logs {
+            let mut take = |arrival| pipeline.push(arrival);
+            if over { log.rest(first, now, &mut take) } else { log.up_to(first, now, &mut take) }
+        }
+    }
+
     fn end(&mut self) {
+        self.read_logs(Moment(self.analysis.now()), true);
         self.pipeline.finish();
         self.cases();
         self.bar.hide();
+        let said: Vec<(u64, String)> = self
+            .logs
+            .iter()
+            .flat_map(|log| {
+                let name = log.name();
+                let unreadable = (log.unreadable > 0)
+                    .then(|| (log.unreadable, format!("{name}: {} lines do not have the form of their log", log.unreadable)));
+                let foreign = (log.used == 0).then(|| {
+                    (0, format!("{name}: no line is of the capture's time; the error log's times are read in this host's time zone (TZ)"))
+                });
+                unreadable.into_iter().chain(foreign)
+            })
+            .collect();
+        for (count, text) in said {
+            self.notice("log", count, &text);
+        }
         let doubles = self.analysis.doubles();
         if doubles > 0 {
             self.notice("doubles", doubles, &format!("{doubles} packets were captured more than once and count once"));

@@ -4,9 +4,12 @@
 //! inferred. Where an attempt can have been made for several requests, only what happened next can tell which: nginx answers at once
 //! when its last attempt fails. Where that fits several too, none is chosen.
 
+mod lines;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::lines;
+pub(super) use self::lines::with_lines;
+use super::lines::split_request_line;
 use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
     case::{CaseKind, Origin, Request},
@@ -239,8 +242,13 @@ impl Wires {
         if failure && !attempts.iter().any(|attempt| attempt.outcome != Outcome::Ok) {
             attempts.extend(one_of(&shared));
         }
-        // A change of mind is a failure only if nginx answered one.
+        // A change of mind is a failure only if nginx answered one; then it was about what had come, if something had.
         attempts.retain(|attempt| failure || attempt.outcome != Outcome::Unknown);
+        for attempt in attempts.iter_mut().filter(|attempt| attempt.outcome == Outcome::Unknown) {
+            if attempt.bytes_received.is_some_and(|bytes| bytes > 0) {
+                attempt.outcome = Outcome::BadResponse;
+            }
+        }
         let names: Vec<WireId> = own.iter().map(|held| held.attempt.id).collect();
         let shared_names: Vec<WireId> =
             if failure { shared.iter().map(|held| held.attempt.id).collect() } else { Vec::new() };
@@ -272,7 +280,7 @@ impl Wires {
         }
         let mut request = Request { client: Some(answer.client), ..Request::default() };
         if let Some(asked) = &answer.request {
-            lines::split_request_line(&asked.line, &mut request);
+            split_request_line(&asked.line, &mut request);
             request.host.clone_from(&asked.host);
         }
         Some(WireGroup { kind, origin, status: answer.status, at: event.at, decided_by: event, request, attempts })
@@ -322,7 +330,7 @@ impl Wires {
         };
         let mut request = Request::default();
         if let Some(asked) = &attempt.request {
-            lines::split_request_line(&asked.line, &mut request);
+            split_request_line(&asked.line, &mut request);
             request.host.clone_from(&asked.host);
         }
         let (at, decided_by) = (event.at, event.clone());
@@ -347,7 +355,7 @@ fn made(held: &Held) -> Attempt {
         requests_before: attempt.requests_before,
         idle_us: attempt.idle_us,
         started: Some(attempt.started),
-        duration_us: Some(attempt.ended.latest.since_ns(attempt.started) / 1_000),
+        duration_us: attempt.ended.is_exact().then(|| attempt.ended.latest.since_ns(attempt.started) / 1_000),
         bytes_sent: Some(attempt.bytes_sent),
         bytes_received: Some(attempt.bytes_received),
         syscalls: Vec::new(),
