@@ -10,7 +10,7 @@ use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
     case::{CaseKind, Origin, Request},
     complaint::{Complaint, Message, Phase},
-    event::Event,
+    event::{Event, EventId},
     flow::{Flow, Side},
     host::{Configuration, UpstreamGroup},
     net::{Address, Errno},
@@ -65,6 +65,8 @@ pub struct LineGroup {
     pub decided_by: Event,
     /// When its lines had had time to arrive.
     pub due: Moment,
+    /// What packets alone showed of its attempts, each with the line it belongs to.
+    pub seen: Vec<(EventId, Attempt)>,
 }
 
 /// What waits to be put together.
@@ -214,6 +216,7 @@ impl Lines {
             decided_by,
             due,
             lines,
+            seen: Vec::new(),
         }
     }
 }

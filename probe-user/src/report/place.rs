@@ -62,7 +62,7 @@ impl Place {
                 Some(at_nginx(case, &format!("access log: {status}")))
             }
             Body::Host(fact) => of_host(fact, case),
-            Body::Coverage(_) => None,
+            Body::Coverage(_) | Body::Wire(_) => None,
         }
     }
 
