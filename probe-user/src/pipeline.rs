@@ -1,7 +1,10 @@
 //! The middle in one piece: arrivals in, judged cases and questions out. Live, replay and offline run this and nothing else.
 
+mod confine;
+
 use std::collections::VecDeque;
 
+use self::confine::Confine;
 use crate::{
     correlate::Correlator,
     diagnose,
@@ -41,6 +44,7 @@ pub struct Placed {
 #[derive(Debug)]
 pub struct Pipeline {
     merge: Merge,
+    confine: Confine,
     correlator: Correlator,
     judged: VecDeque<Judged>,
     /// The latest moment up to which time was told.
@@ -55,6 +59,7 @@ impl Pipeline {
     pub fn new(settings: Settings) -> Self {
         Self {
             merge: Merge::default(),
+            confine: Confine::default(),
             correlator: Correlator::new(settings),
             judged: VecDeque::new(),
             told: Moment(0),
@@ -74,6 +79,7 @@ impl Pipeline {
 
     /// Takes up where another run stood, whose stream is heard from here on.
     pub fn resume(&mut self, resume: Resume) {
+        self.confine.know(&resume.upstreams);
         self.correlator.resume(resume);
     }
 
@@ -129,7 +135,9 @@ impl Pipeline {
                 placed.push(Placed { arrival, id: event.id, behind });
             }
             self.pass_time(before);
-            self.correlator.handle(&event);
+            if let Some(event) = self.confine.admit(event) {
+                self.correlator.handle(&event);
+            }
         }
     }
 

@@ -15,10 +15,12 @@
 //! ```
 
 pub mod attached;
+pub mod bench;
 pub mod client;
 pub mod config;
 pub mod expect;
 pub mod fault;
+pub mod generalisation;
 pub mod lab;
 pub mod line;
 pub mod load;
@@ -29,6 +31,8 @@ pub mod process;
 pub mod recording;
 pub mod server;
 pub mod site;
+pub mod table;
 pub mod trial;
 pub mod upstream;
+pub mod view;
 pub mod worlds;

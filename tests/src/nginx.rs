@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,9 @@ use crate::process::{Process, Start, Stopped, send, stat, wait_until};
 
 /// nginx starts, reloads and stops well within this.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Held while workers are stopped.
+static STOPPING: Mutex<()> = Mutex::new(());
 
 /// A running nginx: one master and its workers.
 #[derive(Debug)]
@@ -120,8 +124,10 @@ impl Nginx {
         new.context("a new worker")
     }
 
-    /// Stops every worker (SIGSTOP) while `work` runs: what arrives meanwhile, nginx finds in one batch, in its order.
+    /// Stops every worker (SIGSTOP) while `work` runs: what arrives meanwhile, nginx finds in one batch, in its order. One at a time:
+    /// whoever came second would be set going by the first.
     pub fn while_stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _alone = STOPPING.lock().unwrap_or_else(PoisonError::into_inner);
         let _stopped = Stopped::new(self.workers()?)?;
         work()
     }

@@ -160,7 +160,7 @@ fn comments(incident: &Incident) -> BTreeMap<u64, String> {
     for line in &incident.evidence {
         let frame = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
         if let Some(frame) = frame {
-            let step = line.weight.map_or(String::new(), |weight| format!("\nWeight: {weight}"));
+            let step = line.weight.as_ref().map_or(String::new(), |weight| format!("\nWeight: {weight}"));
             comments.insert(
                 frame,
                 format!("Incident: {}\nCause: {}\nEvidence: {}{step}", incident.id, incident.verdict.cause, line.text),

@@ -27,7 +27,7 @@ use crate::{
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
         host::Lookup,
-        nginx,
+        memory, nginx,
         scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
@@ -53,8 +53,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
 
-/// Size of the ring, bytes: at 600 bytes a failure's records, a second of 10,000 failures.
-const RING_BYTES: u32 = 8 << 20;
+/// Size of the ring, bytes: read every 15 ms, it holds what 100,000 connections a second leave in that time. Mapped twice, it counts twice.
+const RING_BYTES: u32 = 4 << 20;
 
 /// Runs it.
 pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
@@ -97,6 +97,7 @@ fn scope(plan: &Watch) -> Scope {
         },
         uprobes: plan.uprobes,
         packets: plan.packets,
+        only_nginx: plan.only_nginx,
     }
 }
 
@@ -123,16 +124,16 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally));
     let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
+    let counts = Arc::new(Counts::default());
     let (kernel, problem) = load(plan);
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
         .transpose()
         .map_err(AppError::host)?;
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, recorder)
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder)
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
-    let counts = Arc::new(Counts::default());
     let processes = Arc::new(Notify::new());
     let (kernel, reader) = listen(kernel, &intake, &counts, &processes)?;
     let mut session = Session {
@@ -157,6 +158,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     };
     session.look()?;
     session.ready();
+    memory::give_back();
     let lookups = answer_questions(intake.clone());
 
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -194,9 +196,9 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let finish = tokio::task::spawn_blocking({
         let intake = intake.clone();
         move || {
+            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+            std::thread::sleep(LAST_WAIT);
             if let Some(reader) = reader {
-                // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
-                std::thread::sleep(LAST_WAIT);
                 reader.finish();
             }
             intake.deliver(Delivery::End);
@@ -273,6 +275,9 @@ fn finish_early(form: Form, started: Instant) -> Result<(), AppError> {
 
 /// The kernel programs. Their absence is a gap, not an end.
 fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
+    if !plan.ebpf {
+        return (None, Some("switched off (--no-ebpf)".to_owned()));
+    }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
         hide_btf: plan.hide_btf,

@@ -105,6 +105,12 @@ pub struct Watch {
     /// Do not capture packets
     #[arg(long)]
     pub no_packets: bool,
+    /// Only nginx's own namespace and processes, as if upstreams ran on another host
+    #[arg(long)]
+    pub only_nginx: bool,
+    /// Do not load the kernel programs: logs and packets only
+    #[arg(long, hide = true)]
+    pub no_ebpf: bool,
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,

@@ -90,6 +90,10 @@ pub struct Watch {
     pub uprobes: bool,
     /// Capture packets.
     pub packets: bool,
+    /// Only nginx's own namespace and processes.
+    pub only_nginx: bool,
+    /// Load the kernel programs.
+    pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
     /// How it is printed.
@@ -200,8 +204,10 @@ impl TryFrom<args::Watch> for Watch {
             depth_auto: typed.depth == args::Depth::Auto,
             out: typed.out,
             wait: typed.wait,
-            uprobes: !typed.no_uprobes,
+            uprobes: !typed.no_uprobes && !typed.no_ebpf,
             packets: !typed.no_packets,
+            only_nginx: typed.only_nginx,
+            ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
             output: Output::from(&typed.output),
         })

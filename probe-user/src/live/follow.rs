@@ -13,7 +13,9 @@ use probe_abi::{
 };
 
 use super::{
-    capture::{Capture, CaptureError, Options, SNAP_LENGTH, Statistics, filter, interfaces},
+    capture::{
+        Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, Statistics, filter, interfaces,
+    },
     clock,
     ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
     host::Lookup,
@@ -241,6 +243,11 @@ impl Followers {
         self.tell(vec![Body::Host(HostFact::NginxGone { master: Pid(pid) })]);
     }
 
+    /// Whether nginx's own functions are to tell what it does.
+    const fn asks_nginx(&self) -> bool {
+        self.scope.uprobes && self.kernel.is_some()
+    }
+
     fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
         let off = |why: String| {
             vec![Attachment {
@@ -298,7 +305,8 @@ impl Followers {
             let open = nginx::open_connections(&master.workers, &BTreeSet::new());
             upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
         }
-        let servers = self.lookup.servers(&upstreams, found.instance.netns);
+        let servers =
+            if self.scope.only_nginx { Vec::new() } else { self.lookup.servers(&upstreams, found.instance.netns) };
         if let Some(kernel) = &mut self.kernel {
             for address in &upstreams {
                 if let Err(error) = kernel.watch_upstream(endpoint(*address)) {
@@ -363,7 +371,7 @@ impl Followers {
         let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
         let names = if self.scope.interfaces.is_empty() {
             let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
-            if !self.scope.uprobes && !names.iter().any(|name| name == "any") {
+            if !self.asks_nginx() && !names.iter().any(|name| name == "any") {
                 // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
                 let all = interfaces::list(netns.as_ref())?;
                 let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
@@ -373,7 +381,11 @@ impl Followers {
         } else {
             self.scope.interfaces.clone()
         };
-        let detail = if self.scope.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
+        let (detail, buffer) = if self.scope.depth == Depth::Deep {
+            (filter::Detail::Everything, EVERYTHING_BUFFER)
+        } else {
+            (filter::Detail::Fates, FATES_BUFFER)
+        };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
@@ -384,6 +396,7 @@ impl Followers {
                 netns: netns.clone(),
                 filter: filter.text.clone(),
                 snap_length: SNAP_LENGTH,
+                buffer,
                 numbers: Arc::clone(&self.numbers),
             };
             let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
@@ -402,7 +415,7 @@ impl Followers {
 
     fn follow_logs(&self, found: &Found) -> Tails {
         let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
-        let access = sources::follows_access_log(&self.scope, statuses);
+        let access = !self.asks_nginx() || sources::follows_access_log(&self.scope, statuses);
         sources::follow_logs(found, access, &self.intake, &self.counts)
     }
 

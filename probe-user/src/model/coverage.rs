@@ -43,6 +43,9 @@ pub enum Sensor {
     Configuration,
     /// Listeners and processes of this host (`/proc`, sockets).
     Host,
+    /// What the sensors above see beyond nginx's own namespace and processes: the upstream's end, where that is on this host. Off: nothing
+    /// of it is in the stream, as if every upstream ran on another host.
+    UpstreamSide,
 }
 
 impl Sensor {
@@ -65,6 +68,7 @@ impl Sensor {
         Self::AccessLog,
         Self::Configuration,
         Self::Host,
+        Self::UpstreamSide,
     ];
 
     /// The name used in `ready` and by `doctor`.
@@ -88,6 +92,7 @@ impl Sensor {
             Self::AccessLog => "access-log",
             Self::Configuration => "configuration",
             Self::Host => "host",
+            Self::UpstreamSide => "upstream-side",
         }
     }
 }
@@ -155,6 +160,12 @@ impl CaseCoverage {
         let on = self.sensors.iter().any(|(s, sight, _)| *s == sensor && *sight == Sight::On);
         let lost = if sensor == Sensor::Packets { self.packets_dropped } else { self.events_lost };
         on && lost == 0 && !self.cut_short
+    }
+
+    /// Whether it was said that the sensor sees nothing; one never spoken of was not left out on purpose.
+    #[must_use]
+    pub fn left_out(&self, sensor: Sensor) -> bool {
+        self.sensors.iter().any(|(s, sight, why)| *s == sensor && *sight == Sight::Off && why.is_some())
     }
 
     /// How well the sensor saw; a sensor never spoken of saw nothing.

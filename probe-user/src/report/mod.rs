@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod json;
 pub mod pcapng;
+pub mod place;
 pub mod redact;
 pub mod text;
 pub mod timeline;

@@ -46,7 +46,7 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
     })
 }
 
-fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
+pub(super) fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
     let mut flows = case.attempts.iter().filter_map(|attempt| attempt.flow.one());
     flows.find(|flow| flow.events.iter().any(|e| e.id == event.id))
 }
@@ -87,7 +87,7 @@ fn ends(local: Option<SocketAddr>, remote: Option<SocketAddr>) -> String {
 }
 
 /// A state as netstat writes it.
-fn state(state: TcpState) -> String {
+pub(super) fn state(state: TcpState) -> String {
     let name = match state {
         TcpState::Established => "ESTABLISHED",
         TcpState::SynSent => "SYN_SENT",
@@ -153,7 +153,7 @@ fn sent_by(sender: Option<&Sender>) -> String {
 }
 
 /// How a process ended.
-fn ending(how: Ending) -> String {
+pub(super) fn ending(how: Ending) -> String {
     match how {
         Ending::Exit(code) => format!("exit status {code}"),
         Ending::Signal { signal, core } => format!("signal {signal}{}", if core { ", core dumped" } else { "" }),

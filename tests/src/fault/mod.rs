@@ -4,8 +4,13 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod harmless;
+mod list;
 
 use anyhow::{Context, Result};
+use probe502::diagnose::{
+    self,
+    cause::{Cause, Family},
+};
 
 use crate::expect::Witness;
 use crate::site::{Plan, Site};
@@ -56,6 +61,16 @@ impl Fault {
     #[must_use]
     pub fn sharing() -> Vec<Self> {
         Self::all().into_iter().filter(|fault| !fault.alone).collect()
+    }
+
+    /// The catalogue's family of its cause, by its name, which begins with the cause's id; `None`: its name says what the client sees.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        let begins = |cause: &&&Cause| {
+            self.name.strip_prefix(cause.id).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let cause = diagnose::catalogue().iter().filter(begins).max_by_key(|cause| cause.id.len());
+        cause.map(|cause| cause.family)
     }
 
     /// A fault by its name.
