@@ -10,5 +10,6 @@ pub mod diagnose;
 pub mod live;
 pub mod merge;
 pub mod model;
+pub mod offline;
 pub mod pipeline;
 pub mod report;

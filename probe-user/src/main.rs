@@ -27,30 +27,26 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode, AppError> {
+    let done = |()| ExitCode::SUCCESS;
     match command {
+        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan, None)?;
+            app::watch::run(&plan, None).map(done)
         }
+        #[cfg(feature = "live")]
         Command::Record(typed) => {
-            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan.watch, Some(&plan))?;
+            let plan = probe502::cli::record::Record::try_from(typed).map_err(AppError::usage)?;
+            app::watch::run(&plan.watch, Some(&plan)).map(done)
         }
         Command::Analyze(typed) => {
-            let output = plan::Output::from(&typed.output);
-            let plan = app::replay::Replay {
-                inputs: typed.inputs,
-                out: typed.out,
-                fail_on_incident: typed.fail_on_incident,
-                json: output.json,
-                quiet: output.quiet,
-            };
-            if app::replay::run(&plan)? {
-                return Ok(ExitCode::FAILURE);
-            }
+            let plan = plan::Analyze::try_from(typed).map_err(AppError::usage)?;
+            app::analyze::run(&plan)
         }
-        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output))?,
-        Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output))?,
+        #[cfg(feature = "live")]
+        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)).map(done),
+        Command::Explain(typed) => {
+            app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)).map(done)
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ pub use crate::{
     correlate::{
         Question, Settings,
         limits::Limits,
-        memory::{Memory, Resume},
+        memory::{AskedFor, Memory, Resume},
     },
     merge::Arrival,
 };

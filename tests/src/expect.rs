@@ -47,6 +47,8 @@ pub struct Expectation {
     pub reused_may_be_null: bool,
     /// The earlier request of the same fault whose incident this one must name by its id.
     pub blames: Option<usize>,
+    /// Pieces that must stand in the summary, the fixes or the evidence.
+    pub says: Vec<String>,
 }
 
 /// What must be said about one attempt.
@@ -93,6 +95,7 @@ impl Expectation {
             client_may_be_null: false,
             reused_may_be_null: false,
             blames: None,
+            says: Vec::new(),
         }
     }
 
@@ -112,6 +115,12 @@ impl Expectation {
     #[must_use]
     pub fn logged(self, piece: &'static str) -> Self {
         Self { error_log: Some(piece), ..self }
+    }
+
+    /// What must be told beside the verdict.
+    #[must_use]
+    pub fn says(self, pieces: &[&str]) -> Self {
+        Self { says: pieces.iter().map(|piece| (*piece).to_owned()).collect(), ..self }
     }
 
     /// What must not be said.
@@ -235,6 +244,13 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
     differ("evidence", !incident.evidence.is_empty(), &incident.evidence.len(), &"some");
     let ordered = incident.evidence.is_sorted_by(|one, other| one.t_us <= other.t_us);
     differ("evidence's order", ordered, &"unordered", &"in time order");
+    let told: Vec<&str> = [verdict.summary.as_str()]
+        .into_iter()
+        .chain(verdict.fix.iter().map(String::as_str))
+        .chain(incident.evidence.iter().map(|evidence| evidence.text.as_str()))
+        .collect();
+    let missing: Vec<_> = expected.says.iter().filter(|piece| !told.iter().any(|text| text.contains(*piece))).collect();
+    differ("what must be told", missing.is_empty(), &told, &missing);
     let (is, should) = (incident.attempts.len(), expected.attempts.len());
     differ("number of attempts", is == should, &is, &should);
     for (number, (attempt, expected)) in incident.attempts.iter().zip(&expected.attempts).enumerate() {

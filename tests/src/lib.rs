@@ -16,8 +16,10 @@
 
 pub mod attached;
 pub mod bench;
+pub mod cgroup;
 pub mod client;
 pub mod config;
+pub mod curl;
 pub mod expect;
 pub mod fault;
 pub mod generalisation;

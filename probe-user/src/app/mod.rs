@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod analyze;
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;

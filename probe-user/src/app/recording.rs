@@ -8,7 +8,7 @@ use crate::{
         manifest::Manifest,
         tape::{Bounds, Interfaces},
     },
-    cli::plan::{Depth, Record},
+    cli::{plan::Depth, record::Record},
     decode::kernel::Names,
     live::{
         clock,

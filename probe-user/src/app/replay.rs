@@ -19,11 +19,12 @@ use crate::{
     bundle::{
         BundleError,
         entry::Entry,
-        manifest::{Earlier, Evicted, Gap, Manifest, Mark, Opening},
+        manifest::{Asked, Earlier, Evicted, Gap, Manifest, Mark, Opening},
         packets::PacketStore,
-        reader::{Events, Part, Reader},
+        reader::{self, Events, Part, Reader},
         tape::Interfaces,
     },
+    cli::plan::Analyze,
     diagnose,
     model::{
         case::{CaseId, EarlierFailure},
@@ -31,7 +32,7 @@ use crate::{
         event::{Body, Source},
         process::Pid,
     },
-    pipeline::{Arrival, Limits, Pipeline, Resume, Settings},
+    pipeline::{Arrival, AskedFor, Limits, Pipeline, Resume, Settings},
     report::{self, json},
 };
 
@@ -51,6 +52,35 @@ pub struct Replay {
     pub json: bool,
     /// No remarks on stderr.
     pub quiet: bool,
+}
+
+impl Replay {
+    /// What to replay, if recordings are what is to be analysed; captures are somebody else's. Both at once have no common time.
+    pub fn of(plan: &Analyze) -> Result<Option<Self>, AppError> {
+        let is_recording = |path: &&PathBuf| {
+            let mut begin = Vec::new();
+            // What cannot be read is told by whoever reads it.
+            path.as_os_str() != "-"
+                && File::open(path).is_ok_and(|file| file.take(8).read_to_end(&mut begin).is_ok())
+                && reader::is_bundle(&begin)
+        };
+        match plan.inputs.iter().filter(is_recording).count() {
+            0 => return Ok(None),
+            count if count == plan.inputs.len() => {}
+            _ => {
+                return Err(AppError::usage(anyhow::anyhow!(
+                    "recordings and captures cannot be analysed together; name one kind at a time"
+                )));
+            }
+        }
+        Ok(Some(Self {
+            inputs: plan.inputs.clone(),
+            out: plan.out.clone(),
+            fail_on_incident: plan.fail_on_incident,
+            json: plan.output.json,
+            quiet: plan.output.quiet,
+        }))
+    }
 }
 
 /// Judges them all. `true`: as asked, an incident is to be told by the exit status.
@@ -193,6 +223,7 @@ impl Player {
             upstreams: opening.upstreams,
             speaking: opening.speaking.into_iter().map(Pid).collect(),
             earlier: opening.earlier.into_iter().map(earlier).collect(),
+            asked: opening.asked.into_iter().map(asked).collect(),
         });
         let mut gaps: Vec<Gap> = opening.evicted;
         gaps.sort_by_key(|gap| gap.to);
@@ -320,7 +351,13 @@ fn earlier(earlier: Earlier) -> EarlierFailure {
         peer: earlier.peer,
         cause: earlier.cause.as_deref().map(known_cause),
         worker: earlier.worker.map(Pid),
+        client: earlier.client,
     }
+}
+
+fn asked(asked: Asked) -> AskedFor {
+    let Asked { host, uri, status, case, at } = asked;
+    AskedFor { host, uri, status, case: CaseId(case), at }
 }
 
 /// The catalogue's own name of a cause; one that has been renamed since is none.

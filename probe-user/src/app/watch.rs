@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     bundle::tape::Interfaces,
-    cli::plan::{Depth, Record, Watch},
+    cli::{
+        plan::{Depth, Watch},
+        record::Record,
+    },
     live::{
         clock,
         ebpf::{self, Kernel, LoadOptions, Losses},

@@ -75,6 +75,24 @@ pub struct Earlier {
     pub cause: Option<String>,
     /// The worker.
     pub worker: Option<u32>,
+    /// The client.
+    #[serde(default)]
+    pub client: Option<SocketAddr>,
+}
+
+/// A request that failed: the same may be answered from nginx's cache later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The Host header.
+    pub host: Option<String>,
+    /// The URI.
+    pub uri: String,
+    /// The status the client saw.
+    pub status: Option<u16>,
+    /// Its case.
+    pub case: String,
+    /// When.
+    pub at: Moment,
 }
 
 impl From<&EarlierFailure> for Earlier {
@@ -85,6 +103,7 @@ impl From<&EarlierFailure> for Earlier {
             peer: failure.peer.clone(),
             cause: failure.cause.map(str::to_owned),
             worker: failure.worker.map(|worker| worker.0),
+            client: failure.client,
         }
     }
 }
@@ -124,6 +143,8 @@ pub struct Opening {
     pub speaking: Vec<u32>,
     /// Failures that blackouts may be blamed on.
     pub earlier: Vec<Earlier>,
+    /// Requests that failed before.
+    pub asked: Vec<Asked>,
     /// What should be in the window and was let go for want of memory.
     pub evicted: Vec<Gap>,
 }

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "probe502", version, about, max_term_width = 100)]
 #[command(
-    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 2 bad usage or unreadable input, \
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 1 analyze --fail-on-incident found one, 2 bad usage or unreadable input, \
                         3 this host does not allow it."
 )]
 pub struct Arguments {
@@ -21,12 +21,15 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
+    #[cfg(feature = "live")]
     Watch(Watch),
     /// Watch, and keep what is needed to judge every failure again: a flight recorder
+    #[cfg(feature = "live")]
     Record(Record),
-    /// Judge again what was recorded, offline
+    /// The same verdicts from a recording, or from captures that were made earlier, with nginx's logs where they are at hand
     Analyze(Analyze),
     /// Say what this host lets the probe see, and what to do about what is missing
+    #[cfg(feature = "live")]
     Doctor(Doctor),
     /// Print the catalogue of causes, or the page of one of them
     Explain(Explain),
@@ -148,14 +151,39 @@ pub struct Record {
 
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
-    /// Recordings (.p502)
+    /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<PathBuf>,
-    /// End with status 1 if there was an incident
+    /// nginx's error log of that time
+    #[arg(long = "error-log", value_name = "FILE")]
+    pub error_logs: Vec<PathBuf>,
+    /// nginx's access log of that time
+    #[arg(long = "access-log", value_name = "FILE")]
+    pub access_logs: Vec<PathBuf>,
+    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// nginx's configuration of that time: what `nginx -T` prints, or the file
+    #[arg(long = "conf", value_name = "FILE")]
+    pub configuration: Option<PathBuf>,
+    /// An address that is an upstream of nginx, where the capture alone does not tell
+    #[arg(long = "upstream", value_name = "ADDR:PORT")]
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Statuses that make an incident
+    #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
+    pub statuses: Vec<u16>,
+    /// Also print every TCP connection, with Zeek's conn_state and history
+    #[arg(long)]
+    pub connections: bool,
+    /// Also print every HTTP/1 request with its status
+    #[arg(long)]
+    pub exchanges: bool,
+    /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,
-    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
+    /// Of recordings: leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
     #[arg(short, long = "out", value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// How it is printed.

@@ -2,6 +2,7 @@
 //!
 //! `handle(event)`, `advance(to)`, then `poll_question()` and `poll_case()` until empty.
 
+mod answered;
 pub mod attempts;
 mod build;
 pub mod flows;
@@ -18,6 +19,7 @@ mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use answered::Answered;
 use flows::Flows;
 use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
@@ -92,6 +94,7 @@ pub struct Correlator {
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
+    answered: Answered,
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
@@ -124,6 +127,7 @@ impl Correlator {
             losses: VecDeque::new(),
             decided: VecDeque::new(),
             failures: VecDeque::new(),
+            answered: Answered::default(),
             telling: None,
             last_case: 0,
             told_before: Moment(0),
@@ -479,6 +483,7 @@ impl Correlator {
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
+        self.answered.keep(&case, &self.settings.limits);
         let failed = |outcome| outcome != Outcome::Ok;
         for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
             // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
@@ -493,6 +498,7 @@ impl Correlator {
                 peer: peer.clone(),
                 cause: None,
                 worker: case.worker,
+                client: case.request.client,
             });
         }
         Some(case)

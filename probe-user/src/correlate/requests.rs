@@ -144,8 +144,10 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
     let complained = !request.complaints.is_empty();
     let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
-    // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile.
-    let intercepted = last_accepted && !request.redirected;
+    // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile: to
+    // the page of an `error_page`, if the status is still the upstream's.
+    let upstreams = request.attempts.last().is_some_and(|attempt| attempt.status == Some(status));
+    let intercepted = last_accepted && (!request.redirected || upstreams);
     let made_by_nginx = request.special.is_some() && !intercepted;
     let origin = if made_by_nginx {
         Origin::Nginx

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{net::Address, process::Pid};
 
@@ -114,6 +114,80 @@ pub struct Configuration {
     pub worker_rlimit_nofile: Option<u64>,
     /// Timeouts and the like by directive name, where one value holds everywhere (`proxy_read_timeout` → `60s`).
     pub directives: Vec<(String, String)>,
+    /// Where requests are answered: every `server`, and every `location` in it.
+    pub places: Vec<Place>,
+}
+
+/// Where requests are answered: a `server` or a `location`, with what holds there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Place {
+    /// The number of its `server` block, from 0.
+    pub server: usize,
+    /// The server's names.
+    pub names: Vec<String>,
+    /// Which requests it takes.
+    pub takes: Takes,
+    /// Its `*_pass`, if it has one.
+    pub pass: Option<Pass>,
+    /// Directives in force, their own or those around them, arguments joined with blanks; and known defaults.
+    pub values: Vec<(String, String)>,
+    /// Directives of its own or around it that can answer 502 without any upstream, as written: `return 502`.
+    pub answers_502: Vec<String>,
+    /// Modules in force here that can answer anything (scripts), by the directive.
+    pub scripted: Option<String>,
+    /// It has a `rewrite`: a request may come here, or leave, under another URI.
+    pub rewrites: bool,
+}
+
+/// Which requests a place takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Takes {
+    /// What no location takes: the server itself.
+    #[default]
+    Rest,
+    /// `location = /path`.
+    Exact(String),
+    /// `location /path`, or `location ^~ /path` (then no expression is tried).
+    Prefix {
+        /// The path.
+        path: String,
+        /// `^~`.
+        preferred: bool,
+    },
+    /// `location ~ expression`: not evaluated here.
+    Expression(String),
+    /// `location @name`, and what stands inside `if`: reached from inside only.
+    Internal(String),
+}
+
+/// Where a place sends its requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pass {
+    /// `proxy`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`.
+    pub protocol: &'static str,
+    /// The address, where it is one.
+    pub address: Option<Address>,
+    /// The group's or host's name, where it is one.
+    pub name: Option<String>,
+}
+
+/// [`Pass`] as it is read back.
+#[derive(Deserialize)]
+struct PassRead {
+    protocol: String,
+    address: Option<Address>,
+    name: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Pass {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let PassRead { protocol, address, name } = PassRead::deserialize(deserializer)?;
+        let known = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+        // A newer program may know more of them.
+        let protocol = known.into_iter().find(|known| *known == protocol).unwrap_or("unknown");
+        Ok(Self { protocol, address, name })
+    }
 }
 
 /// An `upstream` block.

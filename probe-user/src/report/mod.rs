@@ -1,5 +1,6 @@
 //! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
+pub mod connection;
 pub mod explain;
 pub mod json;
 pub mod pcapng;

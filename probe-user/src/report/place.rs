@@ -216,6 +216,7 @@ fn of_packet(packet: &TcpPacket) -> Place {
         Content::HttpRequest { line, .. } => redact::request_line(line),
         Content::Tls { alert: Some((_, description)), .. } => format!("TLS alert {description}"),
         Content::Tls { .. } => "TLS".to_owned(),
+        Content::Foreign(foreign) => foreign.name().to_owned(),
         Content::Empty | Content::Other | Content::NotCaptured if packet.payload_length > 0 => {
             format!("{} bytes", packet.payload_length)
         }

@@ -157,7 +157,10 @@ fn matters(event: &Event, case: &Case) -> bool {
                     flags.syn()
                         || flags.fin()
                         || flags.rst()
-                        || matches!(tcp.content, Content::HttpStatus { .. } | Content::HttpRequest { .. })
+                        || matches!(
+                            tcp.content,
+                            Content::HttpStatus { .. } | Content::HttpRequest { .. } | Content::Foreign(_)
+                        )
                         || matches!(tcp.content, Content::Tls { alert: Some(_), .. })
                 }
                 PacketBody::Icmp(_) => true,
@@ -171,11 +174,13 @@ fn matters(event: &Event, case: &Case) -> bool {
 /// The row of a fact that rests on no event of the case.
 fn homeless(claim: &Evidence, against: bool) -> Row {
     let (source, t_us) = match &claim.fact {
-        Fact::PeerDisabled { before_us, .. } => ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX)),
+        Fact::PeerDisabled { before_us, .. } | Fact::StoredBefore { before_us, .. } => {
+            ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX))
+        }
         Fact::OpenFiles { .. } | Fact::ListensNearby { .. } | Fact::ListensThere { .. } | Fact::AcceptQueue { .. } => {
             ("host", 0)
         }
-        Fact::NginxTimer { .. } => ("config", 0),
+        Fact::NginxTimer { .. } | Fact::Configured { .. } => ("config", 0),
         _ => ("nginx", 0),
     };
     Row {

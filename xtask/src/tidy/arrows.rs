@@ -4,7 +4,7 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
@@ -16,9 +16,26 @@ const ARROWS: [(&str, &[&str]); 11] = [
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
     // Its packets are the same pcapng that reports leave.
     ("bundle", &["decode", "report", "model"]),
+    // Old captures: bytes in, findings and events out.
+    ("offline", &["model"]),
     ("live", &["pipeline", "decode", "bundle", "model"]),
     ("cli", &["model"]),
-    ("app", &["cli", "live", "bundle", "pipeline", "report", "diagnose", "correlate", "merge", "decode", "model"]),
+    (
+        "app",
+        &[
+            "cli",
+            "live",
+            "offline",
+            "bundle",
+            "pipeline",
+            "report",
+            "diagnose",
+            "correlate",
+            "merge",
+            "decode",
+            "model",
+        ],
+    ),
 ];
 
 /// Checks what a file of probe-user uses.
