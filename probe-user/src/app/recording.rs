@@ -83,7 +83,7 @@ fn manifest(plan: &Record, bounds: Bounds, clock: WallClock, kernel: Option<&Ker
                 (attachment.name.to_owned(), state.to_owned(), why)
             })
             .collect(),
-        redaction: "default".to_owned(),
+        redaction: plan.watch.redaction.name().to_owned(),
         drop_reasons: names.drop_reasons,
         reset_reasons: names.reset_reasons,
         hz: names.hz,

@@ -26,7 +26,7 @@ use crate::{
         record::Record,
     },
     live::{
-        clock,
+        self, clock,
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
         host::Lookup,
@@ -41,6 +41,7 @@ use crate::{
         time::At,
     },
     pipeline::{Arrival, Limits, Question, Settings},
+    redact::{Level, Redactor},
     report::json,
 };
 
@@ -124,16 +125,19 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let tally = SharedTally::default();
     let interfaces = Interfaces::default();
     let clock = clock::wall();
-    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally));
+    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally))
+        .with_whole_uris(plan.redaction == Level::None);
     let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
+    let key = live::secret().context("cannot read random bytes for the redaction").map_err(AppError::host)?;
+    let redactor = Arc::new(Redactor::new(plan.redaction, key));
     let (kernel, problem) = load(plan);
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
         .transpose()
         .map_err(AppError::host)?;
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder)
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder, redactor)
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
@@ -157,6 +161,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         crowded_out: 0,
         packets_dropped: 0,
         checked: clock::now(),
+        records: record.is_some(),
         progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
     };
     session.look()?;

@@ -52,6 +52,26 @@ pub struct Output {
     pub verbose: u8,
 }
 
+/// What is taken out of everything that is printed, recorded and logged.
+#[derive(Clone, Debug, Args)]
+pub struct Redaction {
+    /// Take out query values, header values, cookies, authorization and bodies (default), or clients' addresses too (all)
+    #[arg(long, value_enum, default_value_t = Redact::Default, value_name = "WHAT")]
+    pub redact: Redact,
+    /// Take out nothing: URIs are printed and packets and logs are kept with everything that is in them
+    #[arg(long, conflicts_with = "redact")]
+    pub no_redact: bool,
+}
+
+/// What is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redact {
+    /// Query values, header values, cookies, authorization, bodies
+    Default,
+    /// Clients' addresses too, each replaced by another of the same network
+    All,
+}
+
 /// How data is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -117,6 +137,9 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -186,6 +209,9 @@ pub struct Analyze {
     /// Of recordings: leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
     #[arg(short, long = "out", value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

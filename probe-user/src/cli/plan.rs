@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use thiserror::Error;
 
 use super::args;
+use crate::redact::Level;
 
 /// Why a command line makes no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -80,6 +81,8 @@ pub struct Watch {
     pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
@@ -110,6 +113,8 @@ pub struct Analyze {
     pub fail_on_incident: bool,
     /// Where to leave the incidents of recordings.
     pub out: Option<PathBuf>,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
@@ -133,6 +138,7 @@ impl TryFrom<args::Analyze> for Analyze {
             exchanges: typed.exchanges,
             fail_on_incident: typed.fail_on_incident,
             out: typed.out,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }
@@ -149,6 +155,14 @@ fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
         return Err(PlanError::Statuses);
     }
     Ok(typed)
+}
+
+const fn level(typed: &args::Redaction) -> Level {
+    match (typed.no_redact, typed.redact) {
+        (true, _) => Level::None,
+        (false, args::Redact::Default) => Level::Default,
+        (false, args::Redact::All) => Level::All,
+    }
 }
 
 impl From<&args::Output> for Output {
@@ -184,6 +198,7 @@ impl TryFrom<args::Watch> for Watch {
             only_nginx: typed.only_nginx,
             ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }

@@ -6,6 +6,7 @@ mod answered;
 pub mod attempts;
 mod build;
 pub mod flows;
+mod heard_late;
 mod host;
 pub mod limits;
 pub mod lines;
@@ -427,29 +428,6 @@ impl Correlator {
             line: None,
             from_lines: None,
         });
-    }
-
-    fn decide_lines(&mut self) {
-        while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
-            let at = group.at;
-            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
-            let mut lone = Requests::new(Limits::default());
-            lone.entry(key, (group.number, None), at.latest);
-            let Some(request) = lone.take(key, (group.number, None)) else { continue };
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at,
-                by: group.decided_by.clone(),
-                close_at: group.due,
-                request,
-                statuses: Vec::new(),
-                line: None,
-                from_lines: Some(group),
-            };
-            self.decided.push_back(decided);
-        }
     }
 
     fn close(&mut self, mut decided: Decided) -> Option<Case> {

@@ -33,6 +33,7 @@ use crate::{
         time::{At, Moment},
     },
     pipeline::{Arrival, Judged, Pipeline, Question, Settings},
+    redact::Redactor,
 };
 
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,
@@ -66,10 +67,16 @@ impl Records {
         Self { names, bytes: Vec::new(), lengths: Vec::new() }
     }
 
-    /// Adds a record.
-    pub fn push(&mut self, record: &[u8]) {
+    /// Adds a record, without what must not be kept.
+    pub fn push(&mut self, record: &[u8], redactor: &Redactor) {
+        let begin = self.bytes.len();
         self.bytes.extend_from_slice(record);
         self.lengths.push(record.len());
+        if redactor.concerns_record(record)
+            && let Some(copy) = self.bytes.get_mut(begin..)
+        {
+            redactor.record(copy);
+        }
     }
 
     /// How many there are.
@@ -146,9 +153,16 @@ pub struct Intake {
     sender: SyncSender<Delivery>,
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
+    redactor: Arc<Redactor>,
 }
 
 impl Intake {
+    /// What every source asks before it reads what it has read.
+    #[must_use]
+    pub fn redactor(&self) -> &Redactor {
+        &self.redactor
+    }
+
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
@@ -181,6 +195,7 @@ pub fn start(
     said: UnboundedSender<Said>,
     counts: Arc<Counts>,
     recorder: Option<Recorder>,
+    redactor: Arc<Redactor>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
@@ -201,7 +216,7 @@ pub fn start(
         recorder,
     };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway }, handle))
+    Ok((Intake { sender, underway, redactor }, handle))
 }
 
 struct Thinker {

@@ -4,7 +4,7 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
@@ -16,13 +16,16 @@ const ARROWS: [(&str, &[&str]); 12] = [
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
     // Its packets are the same pcapng that reports leave.
     ("bundle", &["decode", "report", "model"]),
+    // Raw inputs before anybody else sees them.
+    ("redact", &["model"]),
     // Old captures: bytes in, findings and events out.
     ("offline", &["model"]),
-    ("live", &["pipeline", "decode", "bundle", "model"]),
-    ("cli", &["model"]),
+    ("live", &["redact", "pipeline", "decode", "bundle", "model"]),
+    ("cli", &["redact", "model"]),
     (
         "app",
         &[
+            "redact",
             "cli",
             "live",
             "offline",
