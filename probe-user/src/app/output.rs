@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     io::{self, IsTerminal as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -181,7 +182,8 @@ fn comments(incident: &Incident, case: &Case, frames: &BTreeMap<PacketRef, u64>)
         let frame = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
         if let Some(comment) = frame.and_then(|frame: u64| comments.get_mut(&frame)) {
             let step = line.weight.as_ref().map_or(String::new(), |weight| format!("\nWeight: {weight}"));
-            comment.push_str(&format!("\nCause: {}\nEvidence: {}{step}", incident.verdict.cause, line.text));
+            // Writing to a String cannot fail.
+            let _ = write!(comment, "\nCause: {}\nEvidence: {}{step}", incident.verdict.cause, line.text);
         }
     }
     comments

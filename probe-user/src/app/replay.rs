@@ -295,7 +295,9 @@ impl Player {
             match (event, entry) {
                 (Ok(Some((at, source, body))), _) => {
                     while let Some(gap) = window.gaps.pop_front_if(|gap| gap.to <= at.latest) {
-                        lost(&gap).into_iter().for_each(|arrival| window.pipeline.replay(arrival));
+                        for arrival in lost(&gap) {
+                            window.pipeline.replay(arrival);
+                        }
                     }
                     window.pipeline.replay(Arrival { at, source, body });
                 }

@@ -105,6 +105,12 @@ fn scope(plan: &Watch) -> Scope {
     }
 }
 
+/// What takes out of every input what must not be kept.
+fn redactor(plan: &Watch) -> Result<Arc<Redactor>, AppError> {
+    let key = live::secret().context("cannot read random bytes for the redaction").map_err(AppError::host)?;
+    Ok(Arc::new(Redactor::new(plan.redaction, key)))
+}
+
 /// Why the watch ends.
 enum End {
     /// It was asked to, or has done what it should.
@@ -130,8 +136,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
-    let key = live::secret().context("cannot read random bytes for the redaction").map_err(AppError::host)?;
-    let redactor = Arc::new(Redactor::new(plan.redaction, key));
+    let redactor = redactor(plan)?;
     let (kernel, problem) = load(plan);
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
@@ -146,14 +151,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(
-            scope(plan),
-            kernel,
-            problem,
-            intake.clone(),
-            Arc::clone(&counts),
-            Arc::clone(&interfaces),
-        ),
+        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts), interfaces),
         intake: intake.clone(),
         counts,
         tally,

@@ -110,7 +110,8 @@ mod tests {
         #[test]
         fn a_beginning_stays_a_beginning(value in "[A-Za-z0-9_.~-]{1,30}", cut in 0_usize..30) {
             let cut = cut.min(value.len());
-            prop_assert_eq!(&replaced(&value)[..cut], replaced(&value[..cut]).as_str());
+            let (whole, begin) = (replaced(&value), replaced(&value[..cut]));
+            prop_assert_eq!(&whole[..cut], begin.as_str());
         }
 
         #[test]
