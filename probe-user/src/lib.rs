@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod bundle;
+pub mod check;
 pub mod cli;
 pub mod correlate;
 pub mod decode;

@@ -30,6 +30,11 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
     let done = |()| ExitCode::SUCCESS;
     match command {
         #[cfg(feature = "live")]
+        Command::Check(typed) => {
+            let plan = plan::Check::try_from(typed).map_err(AppError::usage)?;
+            app::check::run(&plan)
+        }
+        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan, None).map(done)

@@ -2,6 +2,9 @@
 
 pub mod analyze;
 #[cfg(feature = "live")]
+#[cfg(feature = "live")]
+pub mod check;
+#[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
 pub mod output;

@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "probe502", version, about, max_term_width = 100)]
 #[command(
-    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 1 analyze --fail-on-incident found one, 2 bad usage or unreadable input, \
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 1 check found a fault or analyze --fail-on-incident an incident, 2 bad usage or unreadable input, \
                         3 this host does not allow it."
 )]
 pub struct Arguments {
@@ -26,8 +26,11 @@ pub enum Command {
     /// Watch, and keep what is needed to judge every failure again: a flight recorder
     #[cfg(feature = "live")]
     Record(Record),
-    /// The same verdicts from a recording, or from captures that were made earlier, with nginx's logs where they are at hand
+    /// The same verdicts offline: from a recording, or from captures that were made earlier, with nginx's logs where they are at hand
     Analyze(Analyze),
+    /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
+    #[cfg(feature = "live")]
+    Check(Check),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
     Doctor(Doctor),
@@ -203,15 +206,41 @@ pub struct Analyze {
     /// Also print every HTTP/1 request with its status
     #[arg(long)]
     pub exchanges: bool,
+    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident of a recording
+    #[arg(short, long = "out", value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,
-    /// Of recordings: leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident
-    #[arg(short, long = "out", value_name = "DIR")]
-    pub out: Option<PathBuf>,
     /// What is taken out.
     #[command(flatten)]
     pub redaction: Redaction,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 no fault found, 1 a fault was found, 2 bad usage or unreadable input, 3 this host does not allow it."
+)]
+pub struct Check {
+    /// Check this nginx, master or worker (repeatable; default: every nginx on the host)
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Check this configuration file, from here, instead of a running nginx
+    #[arg(long, value_name = "FILE", conflicts_with = "pids")]
+    pub conf: Option<PathBuf>,
+    /// What to ask the upstreams for
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub probe_path: String,
+    /// Ask with HEAD instead of GET
+    #[arg(long)]
+    pub head: bool,
+    /// Send no request: connections and TLS handshakes only
+    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
+    pub no_request: bool,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

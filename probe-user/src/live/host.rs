@@ -80,6 +80,25 @@ impl Lookup {
         HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
     }
 
+    /// Who listens on other ports, where a connection to this address would arrive.
+    pub fn other_ports(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<Listener> {
+        let loopback = upstream.ip().is_loopback();
+        self.look_around();
+        let homes: Vec<(u32, u32)> = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).collect();
+        let is_home = |candidate: u32, pid: u32| {
+            if loopback { netns.is_none_or(|wanted| wanted == candidate) } else { is_local(pid, upstream.ip()) }
+        };
+        let mut found = Vec::new();
+        for (netns, pid) in homes.into_iter().filter(|(netns, pid)| is_home(*netns, *pid)) {
+            for one in listening(pid).iter().filter(|one| one.address.port() != upstream.port()) {
+                found.push(self.listener(one, netns));
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
+
     fn listener(&mut self, one: &Listening, netns: u32) -> Listener {
         let owner = self.owner(netns, one.inode);
         let command =

@@ -1,6 +1,7 @@
 //! What touches the world.
 
 pub mod capture;
+pub mod check;
 pub mod clock;
 pub mod ebpf;
 pub mod follow;

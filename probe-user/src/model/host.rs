@@ -162,32 +162,27 @@ pub enum Takes {
 }
 
 /// Where a place sends its requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pass {
     /// `proxy`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`.
-    pub protocol: &'static str,
+    #[serde(deserialize_with = "protocol")]
+    pub protocol: Protocol,
     /// The address, where it is one.
     pub address: Option<Address>,
     /// The group's or host's name, where it is one.
     pub name: Option<String>,
 }
 
-/// [`Pass`] as it is read back.
-#[derive(Deserialize)]
-struct PassRead {
-    protocol: String,
-    address: Option<Address>,
-    name: Option<String>,
-}
+/// One of [`PROTOCOLS`]. By a name of its own, since serde takes a bare `&str` for text of its input.
+pub type Protocol = &'static str;
 
-impl<'de> Deserialize<'de> for Pass {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let PassRead { protocol, address, name } = PassRead::deserialize(deserializer)?;
-        let known = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
-        // A newer program may know more of them.
-        let protocol = known.into_iter().find(|known| *known == protocol).unwrap_or("unknown");
-        Ok(Self { protocol, address, name })
-    }
+/// The protocols nginx speaks with upstreams, by the first part of the directive `*_pass`.
+pub const PROTOCOLS: [&str; 6] = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+
+fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = PROTOCOLS.into_iter().find(|known| *known == text);
+    known.ok_or_else(|| serde::de::Error::custom(format!("{text} is no protocol of nginx's")))
 }
 
 /// An `upstream` block.

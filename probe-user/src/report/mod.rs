@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod explain;
+pub mod findings;
 pub mod json;
 pub mod pcapng;
 pub mod place;

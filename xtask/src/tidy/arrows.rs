@@ -4,23 +4,25 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
     ("correlate", &["model"]),
     ("diagnose", &["model"]),
+    // Judges a host without waiting for a failure; where the configuration says something, it names the line.
+    ("check", &["decode", "model"]),
     // `explain` prints the catalogue's pages.
-    ("report", &["diagnose", "model"]),
+    ("report", &["check", "diagnose", "model"]),
     ("pipeline", &["decode", "merge", "correlate", "diagnose", "model"]),
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
     // Its packets are the same pcapng that reports leave.
     ("bundle", &["decode", "report", "model"]),
-    // Raw inputs before anybody else sees them.
-    ("redact", &["model"]),
     // Old captures: bytes in, findings and events out.
     ("offline", &["model"]),
-    ("live", &["redact", "pipeline", "decode", "bundle", "model"]),
+    // Raw inputs before anybody else sees them.
+    ("redact", &["model"]),
+    ("live", &["redact", "pipeline", "decode", "bundle", "check", "model"]),
     ("cli", &["redact", "model"]),
     (
         "app",
@@ -30,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "live",
             "offline",
             "bundle",
+            "check",
             "pipeline",
             "report",
             "diagnose",
