@@ -55,6 +55,26 @@ pub struct Output {
     pub verbose: u8,
 }
 
+/// What is taken out of everything that is printed, recorded and logged.
+#[derive(Clone, Debug, Args)]
+pub struct Redaction {
+    /// Take out query values, header values, cookies, authorization and bodies (default), or clients' addresses too (all)
+    #[arg(long, value_enum, default_value_t = Redact::Default, value_name = "WHAT")]
+    pub redact: Redact,
+    /// Take out nothing: URIs are printed and packets and logs are kept with everything that is in them
+    #[arg(long, conflicts_with = "redact")]
+    pub no_redact: bool,
+}
+
+/// What is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redact {
+    /// Query values, header values, cookies, authorization, bodies
+    Default,
+    /// Clients' addresses too, each replaced by another of the same network
+    All,
+}
+
 /// How data is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -120,6 +140,9 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -189,6 +212,9 @@ pub struct Analyze {
     /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

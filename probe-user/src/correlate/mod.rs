@@ -8,6 +8,7 @@ mod build;
 mod due;
 mod failures;
 pub mod flows;
+mod heard_late;
 mod host;
 pub mod limits;
 pub mod lines;
@@ -415,31 +416,6 @@ impl Correlator {
             from_lines: None,
             from_wire: None,
         });
-    }
-
-    fn decide_lines(&mut self) {
-        while let Some(mut group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
-            self.wires.claim(&mut group, &self.settings.statuses);
-            let at = group.at;
-            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
-            let mut lone = Requests::new(Limits::default());
-            lone.entry(key, (group.number, None), at.latest);
-            let Some(request) = lone.take(key, (group.number, None)) else { continue };
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at,
-                by: group.decided_by.clone(),
-                close_at: group.due,
-                request,
-                statuses: Vec::new(),
-                line: None,
-                from_lines: Some(group),
-                from_wire: None,
-            };
-            self.decided.push_back(decided);
-        }
     }
 
     fn decide_wires(&mut self) {

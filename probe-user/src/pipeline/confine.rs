@@ -53,6 +53,11 @@ impl Confine {
         (own || !self.on).then_some(event)
     }
 
+    /// These are upstreams.
+    pub(super) fn know(&mut self, upstreams: &[SocketAddr]) {
+        upstreams.iter().for_each(|upstream| self.add_upstream(*upstream));
+    }
+
     /// Whom nginx connects to is an upstream, also where no configuration says so.
     fn learn_from(&mut self, event: &SocketEvent) {
         if let (TcpState::SynSent, Some(remote)) = (event.socket.state, event.socket.remote)
