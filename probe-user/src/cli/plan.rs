@@ -82,7 +82,6 @@ pub struct Watch {
 
 /// `probe502 analyze`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Captures.
     pub inputs: Vec<PathBuf>,
