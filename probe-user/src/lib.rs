@@ -1,6 +1,8 @@
 //! probe502: ties every nginx 502 to the packet, syscall or process exit behind it.
 
 pub mod app;
+pub mod bundle;
+pub mod check;
 pub mod cli;
 pub mod correlate;
 pub mod decode;

@@ -30,9 +30,19 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
     let done = |()| ExitCode::SUCCESS;
     match command {
         #[cfg(feature = "live")]
+        Command::Check(typed) => {
+            let plan = plan::Check::try_from(typed).map_err(AppError::usage)?;
+            app::check::run(&plan)
+        }
+        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan).map(done)
+            app::watch::run(&plan, None).map(done)
+        }
+        #[cfg(feature = "live")]
+        Command::Record(typed) => {
+            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
+            app::watch::run(&plan.watch, Some(&plan)).map(done)
         }
         Command::Analyze(typed) => {
             let plan = plan::Analyze::try_from(typed).map_err(AppError::usage)?;

@@ -2,10 +2,15 @@
 
 pub mod analyze;
 #[cfg(feature = "live")]
+#[cfg(feature = "live")]
+pub mod check;
+#[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
-#[cfg(feature = "live")]
 pub mod output;
+#[cfg(feature = "live")]
+mod recording;
+pub mod replay;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

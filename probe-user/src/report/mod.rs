@@ -2,8 +2,10 @@
 
 pub mod connection;
 pub mod explain;
+pub mod findings;
 pub mod json;
 pub mod pcapng;
+pub mod place;
 pub mod redact;
 pub mod text;
 pub mod timeline;

@@ -7,8 +7,10 @@ mod progress;
 mod reader;
 
 use std::{
-    io::{self, Write as _},
+    fs::File,
+    io::{self, Read as _, Write as _},
     net::SocketAddr,
+    path::Path,
     process::ExitCode,
 };
 
@@ -19,8 +21,12 @@ use self::{
     progress::Bar,
     reader::{Delivery, Reading},
 };
-use super::AppError;
+use super::{
+    AppError,
+    replay::{self, Replay},
+};
 use crate::{
+    bundle::MAGIC,
     cli::plan::Analyze,
     model::{
         case::CaseKind,
@@ -45,6 +51,22 @@ use crate::{
 
 /// Analyses what was named. Whether something was found that makes the exit status 1.
 pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
+    let recordings = plan.inputs.iter().filter(|path| is_recording(path)).count();
+    if recordings > 0 {
+        if recordings < plan.inputs.len() {
+            return Err(AppError::usage(anyhow::anyhow!(
+                "cannot analyze recordings and captures together: a recording holds its own packets; name them in two commands"
+            )));
+        }
+        let found = replay::run(&Replay {
+            inputs: plan.inputs.clone(),
+            out: plan.out.clone(),
+            fail_on_incident: plan.fail_on_incident,
+            json: plan.output.json,
+            quiet: plan.output.quiet,
+        })?;
+        return Ok(if found { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
     let inputs: Vec<Input> =
         plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
     let mut session = Session::new(plan).map_err(AppError::usage)?;
@@ -85,6 +107,12 @@ fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configur
 /// An address that nginx listens on; a wildcard of either family stands for every address.
 fn listening(address: SocketAddr) -> End {
     if address.ip().is_unspecified() { End::v4([0; 4], address.port()) } else { End::of(address) }
+}
+
+/// Whether a file begins as recordings do. What cannot be read is reported by whoever reads it.
+fn is_recording(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC
 }
 
 /// An analysis that is going on.
@@ -302,7 +330,9 @@ impl<'a> Session<'a> {
         let first = Moment(self.analysis.began());
         let pipeline = &mut self.pipeline;
         for log in &mut self.logs {
-            let mut take = |arrival| pipeline.push(arrival);
+            let mut take = |arrival| {
+                pipeline.push(arrival);
+            };
             if over { log.rest(first, now, &mut take) } else { log.up_to(first, now, &mut take) }
         }
     }
