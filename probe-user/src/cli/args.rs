@@ -177,7 +177,6 @@ pub struct Record {
 
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
@@ -188,7 +187,7 @@ pub struct Analyze {
     /// nginx's access log of that time
     #[arg(long = "access-log", value_name = "FILE")]
     pub access_logs: Vec<PathBuf>,
-    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    /// The format of the access logs, as nginx's directive has it (default: combined, or what --conf says)
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// nginx's configuration of that time: what `nginx -T` prints, or the file
@@ -200,7 +199,7 @@ pub struct Analyze {
     /// Statuses that make an incident
     #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
     pub statuses: Vec<u16>,
-    /// Also print every TCP connection, with Zeek's conn_state and history
+    /// Also print every TCP connection, with Zeek's state and history
     #[arg(long)]
     pub connections: bool,
     /// Also print every HTTP/1 request with its status

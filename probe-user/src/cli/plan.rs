@@ -92,7 +92,6 @@ pub struct Watch {
 
 /// `probe502 analyze`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings or captures.
     pub inputs: Vec<PathBuf>,
@@ -260,7 +259,7 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
     millis.map(Duration::from_millis).ok_or_else(bad)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "live"))]
 mod tests {
     use clap::Parser as _;
 

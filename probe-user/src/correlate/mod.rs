@@ -20,6 +20,7 @@ mod sensors;
 mod served;
 mod telling;
 mod tuple;
+mod unheard;
 pub mod wire;
 mod written;
 
@@ -416,25 +417,6 @@ impl Correlator {
             from_lines: None,
             from_wire: None,
         });
-    }
-
-    fn decide_wires(&mut self) {
-        while let Some(group) = self.wires.poll(self.now, &self.settings.statuses) {
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at: group.at,
-                by: group.decided_by.clone(),
-                close_at: self.now,
-                request: OpenRequest::of_nobody(group.at.latest),
-                statuses: Vec::new(),
-                line: None,
-                from_lines: None,
-                from_wire: Some(group),
-            };
-            self.decided.push_back(decided);
-        }
     }
 
     fn close(&mut self, mut decided: Decided) -> Option<Case> {

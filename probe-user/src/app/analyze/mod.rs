@@ -241,9 +241,8 @@ impl<'a> Session<'a> {
         }
         self.counts.packets += counts.packets;
         self.counts.lost += counts.lost;
-        let (first, last) = (&mut self.counts.first_ns, &mut self.counts.last_ns);
-        *first = first.into_iter().map(|ns| *ns).chain(counts.first_ns).min();
-        *last = last.into_iter().map(|ns| *ns).chain(counts.last_ns).max();
+        self.counts.first_ns = self.counts.first_ns.into_iter().chain(counts.first_ns).min();
+        self.counts.last_ns = self.counts.last_ns.into_iter().chain(counts.last_ns).max();
     }
 
     fn notice(&mut self, what: &str, count: u64, text: &str) {
@@ -265,7 +264,7 @@ impl<'a> Session<'a> {
                 Finding::Connection(ended) => self.output.connection(&ended),
                 Finding::Exchange(exchange) => self.output.exchange(&exchange),
                 Finding::Event(at, body) => {
-                    self.pipeline.push(Arrival { at, source: Source::Packet, body });
+                    self.pipeline.push(Arrival { at, source: Source::Packet, body: *body });
                 }
             }
         }
