@@ -34,7 +34,7 @@ pub fn run(plan: &Check) -> Result<ExitCode, AppError> {
         method: if plan.head { "HEAD" } else { "GET" },
         patience: ANSWER,
     });
-    let options = Options { question };
+    let options = Options { question, since: plan.since };
     let form = Form::choose(plan.output.json);
     let mut counts = Counts::default();
     let mut by_cause: BTreeMap<&str, usize> = BTreeMap::new();

@@ -126,6 +126,9 @@ pub struct Check {
     /// What to ask the upstreams for
     #[arg(long, value_name = "PATH", default_value = "/")]
     pub probe_path: String,
+    /// How far back the logs are read (30m, 1h, 1d)
+    #[arg(long, value_name = "DUR", default_value = "1h")]
+    pub since: String,
     /// Ask with HEAD instead of GET
     #[arg(long)]
     pub head: bool,

@@ -18,6 +18,9 @@ pub enum PlanError {
     /// Too many statuses.
     #[error("--status: at most eight statuses")]
     Statuses,
+    /// A time that cannot be read.
+    #[error("--since {0}: not a duration; write it like 30m, 1h or 1d")]
+    Since(String),
     /// A path that would not be one.
     #[error("--probe-path {0:?}: not a path; write it like /health")]
     ProbePath(String),
@@ -89,6 +92,8 @@ pub struct Check {
     pub conf: Option<PathBuf>,
     /// What upstreams are asked for.
     pub probe_path: String,
+    /// How far back the logs are read.
+    pub since: Duration,
     /// Ask with `HEAD`.
     pub head: bool,
     /// Send requests at all.
@@ -109,6 +114,7 @@ impl TryFrom<args::Check> for Check {
             pids: typed.pids,
             conf: typed.conf,
             probe_path: typed.probe_path,
+            since: duration(&typed.since).map_err(|_| PlanError::Since(typed.since))?,
             head: typed.head,
             request: !typed.no_request,
             output: Output::from(&typed.output),

@@ -46,6 +46,9 @@ pub(super) fn attempt(address: &Address, manner: &Manner<'_>) -> Try {
         speaks: None,
         here: None,
         path: None,
+        idle: None,
+        other_host: None,
+        rules: Vec::new(),
     };
     let stream = match opened {
         Ok(stream) => stream,
