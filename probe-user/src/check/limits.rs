@@ -34,8 +34,8 @@ fn finding(weight: Weight, cause: Option<&'static str>, subject: &str, title: im
     Finding::new(weight, Area::Limits, cause, subject, title)
 }
 
-const fn percent(used: u64, limit: u64) -> u64 {
-    if limit == 0 { 0 } else { used.saturating_mul(100) / limit }
+fn percent(used: u64, limit: u64) -> u64 {
+    used.saturating_mul(100).checked_div(limit).unwrap_or(0)
 }
 
 fn open_files(process: &ProcessSeen) -> Option<Finding> {

@@ -132,8 +132,11 @@ pub struct Check {
     /// Ask with HEAD instead of GET
     #[arg(long)]
     pub head: bool,
+    /// Measure after how long upstreams close idle connections; takes a little longer than nginx keeps them
+    #[arg(long)]
+    pub measure_idle: bool,
     /// Send no request: connections and TLS handshakes only
-    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
+    #[arg(long, conflicts_with_all = ["probe_path", "head", "measure_idle"])]
     pub no_request: bool,
     /// How it is printed.
     #[command(flatten)]

@@ -92,6 +92,8 @@ pub struct Check {
     pub conf: Option<PathBuf>,
     /// What upstreams are asked for.
     pub probe_path: String,
+    /// Measure how long upstreams keep idle connections.
+    pub measure_idle: bool,
     /// How far back the logs are read.
     pub since: Duration,
     /// Ask with `HEAD`.
@@ -115,6 +117,7 @@ impl TryFrom<args::Check> for Check {
             conf: typed.conf,
             probe_path: typed.probe_path,
             since: duration(&typed.since).map_err(|_| PlanError::Since(typed.since))?,
+            measure_idle: typed.measure_idle,
             head: typed.head,
             request: !typed.no_request,
             output: Output::from(&typed.output),

@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Jumps in jumps at most; the kernel allows 16 as well.
 const DEPTH: usize = 16;
 
+/// What ends a rule.
+const VERDICTS: [&str; 6] = ["accept", "return", "drop", "reject", "jump", "goto"];
+
 /// Where packets of a connection meet rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
@@ -201,10 +204,14 @@ impl Rules {
                             _ => *certain = false,
                         }
                     }
-                    "accept" | "return" | "drop" | "reject" | "jump" | "goto" => {}
-                    // Whatever else a rule does (limits, verdict maps, xt) may decide.
-                    _ if known == Known::Yes => known = Known::Unknown,
-                    _ => {}
+                    _ if known == Known::No || VERDICTS.contains(&name.as_str()) => {}
+                    "vmap" if is_untouched(body, syn) => {}
+                    // Whatever else a rule does may decide: by itself (verdict maps, iptables' own modules, queues) or for what
+                    // follows in the rule (limits, quotas).
+                    other => {
+                        known = Known::Unknown;
+                        *certain &= matches!(other, "limit" | "quota" | "meter" | "set" | "map" | "mangle" | "notrack");
+                    }
                 }
                 if known == Known::No {
                     break;
@@ -213,6 +220,15 @@ impl Rules {
         }
         Way::On
     }
+}
+
+/// A verdict map that has nothing for this packet.
+fn is_untouched(body: &Value, syn: &Syn) -> bool {
+    let (Some(key), Some(entries)) = (body.get("key"), body.pointer("/data/set").and_then(Value::as_array)) else {
+        return false;
+    };
+    let value = |entry: &Value| entry.get(0).cloned().unwrap_or(Value::Null);
+    entries.iter().all(|entry| matches_left(key, &value(entry), syn) == Known::No)
 }
 
 /// Whether a table's family sees packets to this address.
@@ -228,6 +244,12 @@ fn speaks(family: &str, address: IpAddr) -> bool {
 fn matches(body: &Value, syn: &Syn) -> Known {
     let (Some(left), Some(right)) = (body.get("left"), body.get("right")) else { return Known::Unknown };
     let operator = body.get("op").and_then(Value::as_str).unwrap_or("==");
+    // A field of another protocol asks for that protocol first, even where it is compared with `!=`.
+    if let Some(protocol) = left.pointer("/payload/protocol").and_then(Value::as_str)
+        && is_other_protocol(protocol, syn)
+    {
+        return Known::No;
+    }
     let known = matches_left(left, right, syn);
     match (operator, known) {
         ("==" | "in", known) => known,
@@ -237,19 +259,24 @@ fn matches(body: &Value, syn: &Syn) -> Known {
     }
 }
 
+fn is_other_protocol(protocol: &str, syn: &Syn) -> bool {
+    match protocol {
+        "ip" => !syn.destination.is_ipv4(),
+        "ip6" => syn.destination.is_ipv4(),
+        "udp" | "udplite" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "esp" | "ah" | "arp" => true,
+        _ => false,
+    }
+}
+
 fn matches_left(left: &Value, right: &Value, syn: &Syn) -> Known {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     if let Some(payload) = left.get("payload") {
-        let v4 = syn.destination.is_ipv4();
         return match (text(payload, "protocol").as_str(), text(payload, "field").as_str()) {
-            ("ip", _) if !v4 => Known::No,
-            ("ip6", _) if v4 => Known::No,
             ("ip" | "ip6", "daddr") => address_in(right, syn.destination),
             ("ip" | "ip6", "saddr") => syn.source.map_or(Known::Unknown, |source| address_in(right, source)),
             ("ip", "protocol") | ("ip6", "nexthdr") => word_in(right, "tcp"),
             ("tcp" | "th", "dport") => number_in(right, u64::from(syn.port)),
-            ("tcp" | "th", _) => Known::Unknown,
-            ("udp" | "icmp" | "icmpv6" | "sctp" | "dccp" | "esp" | "ah", _) => Known::No,
+            (protocol, _) if is_other_protocol(protocol, syn) => Known::No,
             _ => Known::Unknown,
         };
     }
@@ -413,6 +440,8 @@ mod tests {
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}]}},
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}, {"accept": null}]}},
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 80}}, {"drop": null}]}},
+      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "!=", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 53}}, {"drop": null}]}},
+      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}], ["established", {"accept": null}]]}}}]}},
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"jump": {"target": "sub"}}]}},
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@bad"}}, {"drop": null}]}},
       {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 443}}, {"accept": null}]}}]}"#;

@@ -92,10 +92,11 @@ fn unix_sockets_are_tried_as_the_worker() -> Result<()> {
     for name in ["stale", "full"] {
         fs::set_permissions(path(name), fs::Permissions::from_mode(0o666))?;
     }
-    let locations: String = ["missing", "stale", "denied", "closed/hidden", "full"]
+    let locations = ["missing", "stale", "denied", "closed/hidden", "full"]
         .iter()
         .map(|name| format!("location /{name} {{ proxy_pass http://unix:{}; }}\n", path(name).display()))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let http = format!("server {{ listen 8080;\n{locations} }}");
     let nginx = Server::start_as(&lab, lab.proxy(), "front", "user nobody nogroup;", &http, 8080, &[])?;
     let checked = Checked::of(nginx.master(), &[])?;

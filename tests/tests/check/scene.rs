@@ -45,10 +45,11 @@ impl Server {
         let directory = lab.subdirectory(name)?;
         let path = directory.join("nginx.conf");
         let dir = directory.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
             .map(|kind| format!("{kind}_temp_path {dir}/{kind};\n"))
-            .collect();
+            .collect::<Vec<_>>()
+            .concat();
         let text = format!(
             "{main}\ndaemon off;\npid {dir}/pid;\nworker_processes 1;\nerror_log {dir}/error.log error;\n\
              events {{ worker_connections 256; }}\nhttp {{\naccess_log {dir}/access.log;\n{temporary}{http}\n}}\n"
@@ -159,6 +160,10 @@ impl Checked {
                 Some("summary") => checked.summary = value,
                 _ => bail!("a line of no known type: {line}"),
             }
+        }
+        for finding in &checked.findings {
+            let cause = finding["cause"].as_str();
+            ensure!(cause.is_none_or(|cause| probe502::diagnose::find(cause).is_some()), "no such cause: {finding:#}");
         }
         ensure!(checked.summary.is_object(), "no summary; stderr: {}", checked.stderr);
         Ok(checked)

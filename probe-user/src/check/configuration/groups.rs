@@ -5,18 +5,14 @@ use crate::{
     check::{
         finding::{Finding, Weight},
         known,
-        plan::at_least,
+        plan::{self, at_least},
         seen::{Answer, Idle, Seen},
     },
     decode::config::{
         Target,
         layout::{Group, Pass, Protocol, Server},
-        units,
     },
 };
-
-/// nginx's own, for `keepalive_timeout` of an upstream (1.15.3).
-const POOL_MS: u64 = 60_000;
 
 pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -31,11 +27,9 @@ pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
             continue;
         }
         findings.extend(one_failure_disables(group));
-        let size =
-            group.settings.get("keepalive").and_then(|lines| lines.last()?.arguments.first()?.parse::<u64>().ok());
-        if size.is_some_and(|size| size > 0) {
+        if let Some(pool_ms) = plan::pool_ms(group) {
             findings.extend(keepalive_unused(seen, group, &passes));
-            findings.extend(keepalive_race(seen, group, number));
+            findings.extend(keepalive_race(seen, group, number, pool_ms));
         }
     }
     findings
@@ -92,9 +86,8 @@ fn keepalive_unused(seen: &Seen, group: &Group, passes: &[&Pass]) -> Option<Find
 }
 
 /// nginx keeps connections longer than the upstream does.
-fn keepalive_race(seen: &Seen, group: &Group, number: usize) -> Option<Finding> {
+fn keepalive_race(seen: &Seen, group: &Group, number: usize, pool_ms: u64) -> Option<Finding> {
     let line = group.settings.get("keepalive_timeout").and_then(|lines| lines.last());
-    let pool_ms = line.and_then(|line| units::milliseconds(line.arguments.first()?)).unwrap_or(POOL_MS);
     let mut evidence = Vec::new();
     let mut is_measured = false;
     for one in &seen.tries {

@@ -47,6 +47,8 @@ const CONNECT: Duration = Duration::from_millis(3_500);
 const ENDPOINTS: usize = 128;
 /// Addresses of a name at most.
 const ADDRESSES: usize = 8;
+/// An upstream that closes only so much later than nginx is still measured.
+const BEYOND_POOL: Duration = Duration::from_secs(3);
 /// Tried at the same time.
 const AT_ONCE: usize = 16;
 
@@ -55,6 +57,8 @@ const AT_ONCE: usize = 16;
 pub struct Options {
     /// What is asked of each upstream; `None`: only connections and handshakes.
     pub question: Option<Question>,
+    /// Measure after how long upstreams close idle connections. Takes as long as nginx keeps them, and a little longer.
+    pub measure_idle: bool,
     /// How far back the logs are read.
     pub since: Duration,
 }
@@ -281,6 +285,11 @@ impl Prepared {
                 speech: &endpoint.speech,
                 trusted: trusted.unwrap_or(&nothing),
                 connect: configured.min(CONNECT),
+                other_host: endpoint.other_host(&self.seen.layout),
+                idle: endpoint
+                    .pool_ms(&self.seen.layout)
+                    .filter(|_| options.measure_idle)
+                    .map(|pool_ms| Duration::from_millis(pool_ms) + BEYOND_POOL),
                 question: options.question.as_ref(),
             };
             match self.place.inside(true, || tries::attempt(address, &manner)) {
