@@ -9,6 +9,7 @@ use clap::Parser as _;
 use probe502::{
     app::{self, AppError},
     cli::{
+        self,
         args::{Arguments, Command},
         plan,
     },
@@ -27,17 +28,31 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode, AppError> {
-    let done = match command {
-        Command::Check(typed) => {
-            let plan = plan::Check::try_from(typed).map_err(AppError::usage)?;
-            return app::check::run(&plan);
-        }
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
-            app::watch::run(&plan)
+            app::watch::run(&plan, None).map(done)
         }
-        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)),
-        Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)),
-    };
-    done.map(|()| ExitCode::SUCCESS)
+        #[cfg(feature = "live")]
+        Command::Record(typed) => {
+            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
+            app::watch::run(&plan.watch, Some(&plan)).map(done)
+        }
+        Command::Analyze(typed) => {
+            let plan = plan::Analyze::try_from(typed).map_err(AppError::usage)?;
+            app::analyze::run(&plan)
+        }
+        #[cfg(feature = "live")]
+        Command::Check(typed) => {
+            let plan = cli::check::Check::try_from(typed).map_err(AppError::usage)?;
+            app::check::run(&plan)
+        }
+        #[cfg(feature = "live")]
+        Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)).map(done),
+        Command::Explain(typed) => {
+            app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)).map(done)
+        }
+    }
 }

@@ -33,6 +33,8 @@ enum Task {
     Build,
     /// Break an nginx in several ways and let probe502 explain each
     Demo,
+    /// Run every fault of the lab in every view and write the README's table (root)
+    LabTable,
     /// Run every check and every test, the live ones too (root)
     Test {
         /// Run only the tests whose name contains this, and no lint
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&workspace).map(|()| true),
         Task::Build => program::build(&workspace).map(|_| true),
         Task::Demo => program::demo(&workspace),
+        Task::LabTable => program::lab_table(&workspace),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

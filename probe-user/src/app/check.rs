@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     check::{self, Finding, Weight, seen::Seen},
-    cli::plan::Check,
+    cli::check::Check,
     live::{
         check::{CheckError, Options, Prepared, Question},
         nginx::{self, Master},

@@ -1,12 +1,15 @@
 //! One file per command.
 
+pub mod analyze;
 #[cfg(feature = "live")]
 pub mod check;
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
-#[cfg(feature = "live")]
 pub mod output;
+#[cfg(feature = "live")]
+mod recording;
+pub mod replay;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

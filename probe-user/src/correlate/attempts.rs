@@ -23,7 +23,9 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
     for (index, state) in told.iter().enumerate() {
         let fits = |state: &NginxAttempt, (_, log, complaint): &(Event, NginxLog, Complaint)| {
             let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
-            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody)
+            // What does not begin like HTTP is complained of, and then taken as it is.
+            let relayed = log.format.starts_with("upstream sent no valid");
+            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody || relayed)
         };
         let mine = if let Some(state) = state {
             complaints.next_if(|said| fits(state, said))

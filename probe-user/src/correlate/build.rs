@@ -59,13 +59,15 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         None => attempts::complete(&decided.request),
     };
     let complaints = complaints(decided);
-    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref());
+    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
     let host = host(correlator, &list, &processes, worker);
     let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
         Link::Inferred
     } else {
         Link::Exact
     });
+    let request = request(decided);
+    let stored = correlator.answered.of(&request, decided.status).filter(|_| list.is_empty());
     Case {
         id,
         kind: decided.kind,
@@ -73,7 +75,9 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         origin: decided.origin,
         decided: decided.at,
         decided_by: decided.by.id,
-        request: request(decided),
+        request,
+        upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
+        stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,
@@ -139,15 +143,16 @@ fn complaints(decided: &Decided) -> Vec<(Event, Complaint)> {
     }
 }
 
-/// The failures that took the peers of a blackout out of rotation.
+/// The failures that took the peers of a blackout out of rotation; without a blackout, those behind.
 fn earlier(
     correlator: &Correlator,
     decided: &Decided,
     complaints: &[(Event, Complaint)],
     configuration: Option<&Configuration>,
+    list: &[Attempt],
 ) -> Vec<EarlierFailure> {
     let Some((blackout, _)) = complaints.iter().find(|(_, c)| c.message == Message::NoLiveUpstreams) else {
-        return Vec::new();
+        return behind(correlator, decided, list);
     };
     let name = match &decided.from_lines {
         Some(group) => group.lines.iter().find_map(|line| lines::peer_of(&line.line)),
@@ -169,6 +174,20 @@ fn earlier(
         })
     };
     correlator.failures.iter().filter(|failure| failure.at <= at).filter(counts).cloned().collect()
+}
+
+/// The failures of an nginx behind this one: its client is the connection of an attempt, while that lasted.
+fn behind(correlator: &Correlator, decided: &Decided, list: &[Attempt]) -> Vec<EarlierFailure> {
+    let is_client = |failure: &&EarlierFailure| {
+        list.iter().any(|attempt| {
+            let local = attempt.flow.one().and_then(|flow| flow.local);
+            local.is_some()
+                && failure.client == local
+                && attempt.started.is_some_and(|started| started <= failure.at)
+                && failure.at <= decided.at.latest
+        })
+    };
+    correlator.failures.iter().filter(is_client).cloned().collect()
 }
 
 fn host(

@@ -43,6 +43,8 @@ pub(super) struct Host {
     questions: VecDeque<Question>,
     asked: BTreeMap<Question, Moment>,
     known_upstreams: BTreeSet<SocketAddr>,
+    /// Children that nobody but the kernel has told of yet.
+    forks: BTreeMap<Pid, EventId>,
 }
 
 impl Host {
@@ -50,6 +52,7 @@ impl Host {
         let question = match fact {
             HostFact::Nginx(instance) => {
                 for worker in &instance.workers {
+                    self.forks.remove(worker);
                     self.masters.insert(*worker, instance.master);
                 }
                 self.masters.insert(instance.master, instance.master);
@@ -63,6 +66,7 @@ impl Host {
             HostFact::NginxGone { master } => {
                 // Its last failures may still be open; the instance is kept until its number is used again.
                 self.masters.retain(|_, m| m != master);
+                self.forks.retain(|child, _| self.masters.contains_key(child));
                 return;
             }
             HostFact::OpenConnection { upstream, .. } => {
@@ -82,6 +86,11 @@ impl Host {
         self.facts.insert(question, (event.id, event.at, fact.clone()));
     }
 
+    /// Where what is known was told, answers to questions and forks; a recorder keeps the rest by its kind.
+    pub(super) fn events(&self) -> impl Iterator<Item = EventId> {
+        self.facts.values().map(|(id, ..)| *id).chain(self.forks.values().copied())
+    }
+
     fn add_upstream(&mut self, address: SocketAddr) {
         if self.known_upstreams.insert(address) {
             self.new_upstreams.push(address);
@@ -92,9 +101,10 @@ impl Host {
         std::mem::take(&mut self.new_upstreams)
     }
 
-    pub(super) fn forked(&mut self, parent: Pid, child: Pid) {
+    pub(super) fn forked(&mut self, parent: Pid, child: Pid, told_in: EventId) {
         if let Some(master) = self.masters.get(&parent).copied() {
             self.masters.insert(child, master);
+            self.forks.insert(child, told_in);
         }
     }
 

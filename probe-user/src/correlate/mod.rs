@@ -2,12 +2,14 @@
 //!
 //! `handle(event)`, `advance(to)`, then `poll_question()` and `poll_case()` until empty.
 
+mod answered;
 pub mod attempts;
 mod build;
 pub mod flows;
 mod host;
 pub mod limits;
 pub mod lines;
+pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
@@ -17,6 +19,7 @@ mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use answered::Answered;
 use flows::Flows;
 use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
@@ -32,7 +35,7 @@ use crate::model::{
     case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
     coverage::{Coverage, Sensor, Sight},
-    event::{Body, Event},
+    event::{Body, Event, EventId},
     net::{Address, Errno},
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
@@ -80,8 +83,8 @@ pub struct Correlator {
     requests: Requests,
     lines: Lines,
     notable: Notable,
-    /// Descriptors that became upstream connections: when, for which request and client connection.
-    connections: VecDeque<(Moment, RequestKey, u64, i32)>,
+    /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
+    connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
@@ -91,9 +94,12 @@ pub struct Correlator {
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
+    answered: Answered,
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    /// What was decided before this moment was told by the run that this one takes up.
+    told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
     finished: bool,
@@ -121,8 +127,10 @@ impl Correlator {
             losses: VecDeque::new(),
             decided: VecDeque::new(),
             failures: VecDeque::new(),
+            answered: Answered::default(),
             telling: None,
             last_case: 0,
+            told_before: Moment(0),
             swept: Moment(0),
             finished: false,
             ended: None,
@@ -148,10 +156,10 @@ impl Correlator {
                     self.flows.add_upstream(address);
                 }
                 if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = fact {
-                    self.flows.already_open(*worker, *local, *upstream, None, event.at.latest);
+                    self.flows.already_open(*worker, *local, *upstream, event);
                 }
             }
-            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child),
+            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::Syscall(call) => {
                 if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
@@ -280,12 +288,12 @@ impl Correlator {
                 self.speaking.insert(status.worker);
                 self.status(event, status);
             }
-            NginxEvent::Attempt(attempt) => self.attempt(attempt),
+            NginxEvent::Attempt(attempt) => self.attempt(event.id, attempt),
             NginxEvent::Connection { request: Some(key), number, fd, .. } => {
                 if self.connections.len() >= limits::CONNECTIONS {
                     self.connections.pop_front();
                 }
-                self.connections.push_back((event.at.latest, *key, *number, *fd));
+                self.connections.push_back((event.at.latest, *key, *number, *fd, event.id));
             }
             NginxEvent::Connection { .. } => {}
         }
@@ -306,6 +314,7 @@ impl Correlator {
         }
         let truncated = complaint.phase == Phase::ReadingBody;
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
+        open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
         open.complaints.push((event.clone(), log.clone(), complaint));
         if truncated {
@@ -324,6 +333,7 @@ impl Correlator {
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.subrequest |= status.parent.is_some();
                 if status.parent.is_none() {
                     open.special = Some((event.clone(), status.clone()));
@@ -335,6 +345,7 @@ impl Correlator {
             }
             StatusPoint::Redirect => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.redirected = true;
             }
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
@@ -372,6 +383,7 @@ impl Correlator {
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);
         }
+        request.heard.push(event.id);
         if let Some(telling) = &mut self.telling {
             telling.decided = true;
         }
@@ -459,14 +471,19 @@ impl Correlator {
             }
         }
         let (key, number) = (decided.request.key, decided.request.identity.0);
-        let mine = |(at, k, n, _): &&(Moment, RequestKey, u64, i32)| {
+        let mine = |(at, k, n, ..): &&(Moment, RequestKey, u64, i32, EventId)| {
             *k == key && number.is_none_or(|number| number == *n) && *at <= decided.at.latest
         };
-        decided.request.connections = self.connections.iter().filter(mine).map(|(at, .., fd)| (*at, *fd)).collect();
+        decided.request.connections =
+            self.connections.iter().filter(mine).map(|(at, _, _, fd, _)| (*at, *fd)).collect();
         decided.line = lines.into_iter().flatten().next();
+        if decided.at.latest < self.told_before {
+            return None;
+        }
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
+        self.answered.keep(&case, &self.settings.limits);
         let failed = |outcome| outcome != Outcome::Ok;
         for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
             // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
@@ -481,6 +498,7 @@ impl Correlator {
                 peer: peer.clone(),
                 cause: None,
                 worker: case.worker,
+                client: case.request.client,
             });
         }
         Some(case)

@@ -46,6 +46,11 @@ impl Notable {
         }
     }
 
+    /// Every event kept.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
     /// Forgets what is too old.
     pub fn forget(&mut self, now: Moment) {
         while self.events.front().is_some_and(|event| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS) {

@@ -5,6 +5,7 @@ mod address;
 mod inherit;
 pub mod layout;
 mod lexer;
+mod places;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -77,6 +78,7 @@ pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     logs(main, &mut error_logs, &mut access_logs);
     let mut listen = BTreeSet::new();
     for http in blocks(main, "http") {
+        configuration.places.extend(places::of_http(http));
         decoded.default_access_log |= !http.iter().any(|directive| directive.name == "access_log");
         for group in http.iter().filter(|directive| directive.name == "upstream") {
             configuration.groups.push(self::group(group, &mut decoded.names));

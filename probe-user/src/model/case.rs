@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     attempt::{Attempt, Link},
     coverage::CaseCoverage,
@@ -16,7 +18,7 @@ use super::{
 pub struct CaseId(pub String);
 
 /// What kind of case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CaseKind {
     /// The client got a gateway failure.
     Incident,
@@ -54,7 +56,7 @@ pub enum Origin {
     Unknown,
 }
 
-/// An earlier failure at the same peers, for blackouts (`no live upstreams`).
+/// An earlier failure: at the same peers, for blackouts (`no live upstreams`); or of the nginx behind this one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EarlierFailure {
     /// The case it belongs to.
@@ -67,6 +69,17 @@ pub struct EarlierFailure {
     pub cause: Option<&'static str>,
     /// The worker whose counter it raised.
     pub worker: Option<Pid>,
+    /// The client of that request.
+    pub client: Option<SocketAddr>,
+}
+
+/// An earlier failure of the same request, which nginx may have put into its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The case.
+    pub case: CaseId,
+    /// When.
+    pub at: Moment,
 }
 
 /// A case.
@@ -108,8 +121,13 @@ pub struct Case {
     pub processes: Vec<Event>,
     /// What the host looked like.
     pub host: Vec<(EventId, At, HostFact)>,
-    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last.
+    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last. Otherwise: failures of another nginx
+    /// that is watched too, for requests that came over the connections of these attempts.
     pub earlier: Vec<EarlierFailure>,
+    /// nginx's upstream module had begun to work on the request; `None`: not known.
+    pub upstream_begun: Option<bool>,
+    /// Where nothing was tried: the last case with the same host, URI and status in which something was.
+    pub stored: Option<Stored>,
     /// What could be seen.
     pub coverage: CaseCoverage,
 }

@@ -220,6 +220,41 @@ pub enum Fact {
     },
     /// No socket was opened and no packet sent for this request.
     NothingTried,
+    /// The configuration itself answers.
+    Configured {
+        /// The directive as written.
+        directive: String,
+        /// Where: `location /cart`.
+        place: String,
+    },
+    /// nginx's upstream module made the answer before it looked for a peer.
+    FromCache,
+    /// The same request had failed before.
+    StoredBefore {
+        /// In this case.
+        case: String,
+        /// Microseconds before this one.
+        before_us: u64,
+    },
+    /// What came does not look like what was expected.
+    LooksLike {
+        /// The protocol it looks like.
+        what: &'static str,
+    },
+    /// A RST whose TTL is not that of the upstream's other packets.
+    ForeignTtl {
+        /// The RST's.
+        reset: u8,
+        /// The others'.
+        peer: u8,
+    },
+    /// The upstream's kernel, this host's own, sent an answer that never arrived.
+    AnswerNotTaken {
+        /// Bytes of it that were under way.
+        bytes: u32,
+        /// How often segments were sent again.
+        times: u32,
+    },
     /// The kernel dropped a packet of the flow.
     Dropped {
         /// The reason.

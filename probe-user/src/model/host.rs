@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Deserializer, Serialize};
+
 use super::{net::Address, process::Pid};
 
 /// A statement about the host. It holds from its event's time until a later one replaces it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum HostFact {
     /// An nginx was found, or has changed.
     Nginx(NginxInstance),
@@ -61,7 +63,7 @@ pub enum HostFact {
 }
 
 /// A listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listener {
     /// Where it listens (the wildcard address for any).
     pub address: SocketAddr,
@@ -76,7 +78,7 @@ pub struct Listener {
 }
 
 /// An nginx.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NginxInstance {
     /// The master.
     pub master: Pid,
@@ -91,7 +93,8 @@ pub struct NginxInstance {
 }
 
 /// The part of nginx's configuration that matters for verdicts and fixes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Configuration {
     /// `upstream` blocks.
     pub groups: Vec<UpstreamGroup>,
@@ -111,10 +114,80 @@ pub struct Configuration {
     pub worker_rlimit_nofile: Option<u64>,
     /// Timeouts and the like by directive name, where one value holds everywhere (`proxy_read_timeout` → `60s`).
     pub directives: Vec<(String, String)>,
+    /// Where requests are answered: every `server`, and every `location` in it.
+    pub places: Vec<Place>,
+}
+
+/// Where requests are answered: a `server` or a `location`, with what holds there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Place {
+    /// The number of its `server` block, from 0.
+    pub server: usize,
+    /// The server's names.
+    pub names: Vec<String>,
+    /// Which requests it takes.
+    pub takes: Takes,
+    /// Its `*_pass`, if it has one.
+    pub pass: Option<Pass>,
+    /// Directives in force, their own or those around them, arguments joined with blanks; and known defaults.
+    pub values: Vec<(String, String)>,
+    /// Directives of its own or around it that can answer 502 without any upstream, as written: `return 502`.
+    pub answers_502: Vec<String>,
+    /// Modules in force here that can answer anything (scripts), by the directive.
+    pub scripted: Option<String>,
+    /// It has a `rewrite`: a request may come here, or leave, under another URI.
+    pub rewrites: bool,
+}
+
+/// Which requests a place takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Takes {
+    /// What no location takes: the server itself.
+    #[default]
+    Rest,
+    /// `location = /path`.
+    Exact(String),
+    /// `location /path`, or `location ^~ /path` (then no expression is tried).
+    Prefix {
+        /// The path.
+        path: String,
+        /// `^~`.
+        preferred: bool,
+    },
+    /// `location ~ expression`: not evaluated here.
+    Expression(String),
+    /// `location @name`, and what stands inside `if`: reached from inside only.
+    Internal(String),
+}
+
+/// Where a place sends its requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// `proxy`, `fastcgi`, `uwsgi`, `scgi`, `grpc`, `memcached`.
+    #[serde(deserialize_with = "protocol")]
+    pub protocol: Protocol,
+    /// The address, where it is one.
+    pub address: Option<Address>,
+    /// The group's or host's name, where it is one.
+    pub name: Option<String>,
+}
+
+/// One of [`PROTOCOLS`]. By a name of its own, since serde takes a bare `&str` for text of its input.
+pub type Protocol = &'static str;
+
+/// The protocols nginx speaks with upstreams, by the first part of the directive `*_pass`.
+pub const PROTOCOLS: [&str; 6] = ["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+
+fn protocol<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
+    let text = String::deserialize(from)?;
+    let known = PROTOCOLS.into_iter().find(|known| *known == text);
+    known.ok_or_else(|| serde::de::Error::custom(format!("{text} is no protocol of nginx's")))
 }
 
 /// An `upstream` block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UpstreamGroup {
     /// Its name.
     pub name: String,
@@ -127,7 +200,7 @@ pub struct UpstreamGroup {
 }
 
 /// A `server` of an `upstream` block.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamServer {
     /// As written.
     pub name: String,

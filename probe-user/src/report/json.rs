@@ -2,18 +2,21 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{redact, timeline};
+use super::{place::Place, redact, timeline};
 use crate::model::{
     attempt::Attempt,
     case::{Case, CaseKind},
-    coverage::{Sensor, Sight},
+    coverage::Sight,
     evidence::{Fact, Weight},
     host::NginxInstance,
     time::{Moment, WallClock},
     verdict::{Confidence, Explanation, Need, Verdict},
 };
+
+/// The version of the incident's form.
+pub const SCHEMA: u32 = 1;
 
 /// One line, without its line end.
 ///
@@ -115,12 +118,16 @@ pub struct Summary {
     pub duration_s: f64,
 }
 
-/// `incident` and `near_miss`.
-#[derive(Clone, Debug, Serialize)]
+/// A word of the contract or of the catalogue. Owned where a line was read back.
+pub type Word = Cow<'static, str>;
+
+/// `incident` and `near_miss`. Also what is read back (`report`): a field that another version left out is as if it were not known.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Incident {
     /// Which of the two.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: Word,
     /// The version of this form.
     pub schema: u32,
     /// The case's name.
@@ -138,7 +145,7 @@ pub struct Incident {
     /// The judgement.
     pub verdict: VerdictLine,
     /// How the attempts are tied to the request.
-    pub link: &'static str,
+    pub link: Word,
     /// What it rests on, in time order.
     pub evidence: Vec<EvidenceLine>,
     /// What was lost meanwhile.
@@ -148,7 +155,8 @@ pub struct Incident {
 }
 
 /// The client's request.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Request {
     /// `GET`.
     pub method: Option<String>,
@@ -167,7 +175,8 @@ pub struct Request {
 }
 
 /// The nginx.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Nginx {
     /// The worker.
     pub pid: Option<u32>,
@@ -176,7 +185,8 @@ pub struct Nginx {
 }
 
 /// An attempt.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct AttemptLine {
     /// `IP:port`, `[IPv6]:port`, `unix:/path`.
     pub upstream: Option<String>,
@@ -193,7 +203,7 @@ pub struct AttemptLine {
     /// How long it took.
     pub duration_us: Option<u64>,
     /// What became of it.
-    pub outcome: &'static str,
+    pub outcome: Word,
     /// `ECONNRESET`.
     pub errno: Option<String>,
     /// Bytes sent for this request.
@@ -207,18 +217,19 @@ pub struct AttemptLine {
 }
 
 /// The judgement.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VerdictLine {
     /// The cause's id; `unknown` when none is proved or two are proved equally well.
-    pub cause: &'static str,
+    pub cause: Word,
     /// How sure. Of `unknown` it is `possible`: nothing is claimed.
-    pub confidence: &'static str,
+    pub confidence: Word,
     /// What happened, in a sentence or two.
     pub summary: String,
     /// What to do, most effective first.
     pub fix: Vec<String>,
     /// Causes that are not excluded; for a contested verdict the ones that stand.
-    pub rivals: Vec<&'static str>,
+    pub rivals: Vec<Word>,
     /// What could not be seen and would have been needed.
     pub missing: Vec<Missing>,
     /// Cases whose failures caused this one, by id.
@@ -228,21 +239,23 @@ pub struct VerdictLine {
 }
 
 /// Something that would have been needed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Missing {
     /// Who would have seen it; `null`: nothing of ours could.
-    pub sensor: Option<&'static str>,
+    pub sensor: Option<Word>,
     /// What.
     pub what: String,
 }
 
 /// A piece of evidence.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EvidenceLine {
     /// Microseconds after the decision (negative: before).
     pub t_us: i64,
     /// Where it was seen.
-    pub source: &'static str,
+    pub source: Word,
     /// What happened.
     pub text: String,
     /// Where the raw thing is kept.
@@ -251,13 +264,16 @@ pub struct EvidenceLine {
     /// How uncertain its time is, microseconds.
     pub uncertain_us: u64,
     /// How much it proves: `direct`, `symptom`, `fits`; `null`: context.
-    pub weight: Option<&'static str>,
+    pub weight: Option<Word>,
     /// It speaks against the verdict.
     pub against: bool,
+    /// Where it happened; `null`: nowhere in particular.
+    pub place: Option<Place>,
 }
 
 /// What was lost.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Losses {
     /// Kernel records.
     pub events_lost: u64,
@@ -272,10 +288,10 @@ pub fn incident(case: &Case, verdict: &Verdict, clock: WallClock) -> Incident {
     let clean = |text: &Option<String>| text.as_deref().map(redact::text);
     Incident {
         kind: match case.kind {
-            CaseKind::Incident => "incident",
-            CaseKind::NearMiss => "near_miss",
+            CaseKind::Incident => "incident".into(),
+            CaseKind::NearMiss => "near_miss".into(),
         },
-        schema: 1,
+        schema: SCHEMA,
         id: case.id.0.clone(),
         time: rfc3339(clock, timeline::origin(case)),
         status: case.status,
@@ -291,17 +307,18 @@ pub fn incident(case: &Case, verdict: &Verdict, clock: WallClock) -> Incident {
         nginx: Nginx { pid: case.worker.map(|worker| worker.0), version: clean(&case.nginx_version) },
         attempts: case.attempts.iter().map(|attempt| attempt_line(attempt, clock)).collect(),
         verdict: verdict_line(verdict),
-        link: case.link.name(),
+        link: case.link.name().into(),
         evidence: timeline::rows(case, verdict)
             .into_iter()
             .map(|row| EvidenceLine {
                 t_us: row.t_us,
-                source: row.source,
+                source: row.source.into(),
                 text: row.text,
                 reference: row.reference,
                 uncertain_us: row.uncertain_us,
-                weight: row.weight.map(weight),
+                weight: row.weight.map(|of| weight(of).into()),
                 against: row.against,
+                place: row.place,
             })
             .collect(),
         losses: Losses { events_lost: case.coverage.events_lost, packets_dropped: case.coverage.packets_dropped },
@@ -324,7 +341,7 @@ fn attempt_line(attempt: &Attempt, clock: WallClock) -> AttemptLine {
         idle_ms: attempt.idle_us.map(milliseconds),
         started: attempt.started.and_then(|started| rfc3339(clock, started)),
         duration_us: attempt.duration_us,
-        outcome: attempt.outcome.name(),
+        outcome: attempt.outcome.name().into(),
         errno: attempt.errno.map(|errno| errno.to_string()),
         bytes_sent: attempt.bytes_sent,
         bytes_received: attempt.bytes_received,
@@ -349,28 +366,28 @@ const fn weight(weight: Weight) -> &'static str {
 fn verdict_line(verdict: &Verdict) -> VerdictLine {
     match verdict {
         Verdict::Explained(explanation) => VerdictLine {
-            cause: explanation.cause,
-            confidence: explanation.confidence.name(),
+            cause: explanation.cause.into(),
+            confidence: explanation.confidence.name().into(),
             summary: redact::text(&explanation.summary),
             fix: clean(&explanation.fix),
-            rivals: explanation.rivals.clone(),
+            rivals: explanation.rivals.iter().copied().map(Word::from).collect(),
             missing: missing(&explanation.blind),
             blamed: blamed(explanation),
             contested: false,
         },
         Verdict::Contested(explanations) => VerdictLine {
-            cause: super::UNKNOWN,
-            confidence: Confidence::Possible.name(),
+            cause: super::UNKNOWN.into(),
+            confidence: Confidence::Possible.name().into(),
             summary: redact::text(&super::contested_summary(explanations)),
             fix: explanations.iter().flat_map(|explanation| clean(&explanation.fix)).collect(),
-            rivals: explanations.iter().map(|explanation| explanation.cause).collect(),
+            rivals: explanations.iter().map(|explanation| explanation.cause.into()).collect(),
             missing: explanations.iter().flat_map(|explanation| missing(&explanation.blind)).collect(),
             blamed: explanations.iter().flat_map(blamed).collect(),
             contested: true,
         },
         Verdict::Unexplained { needed, summary, fix, .. } => VerdictLine {
-            cause: super::UNKNOWN,
-            confidence: Confidence::Possible.name(),
+            cause: super::UNKNOWN.into(),
+            confidence: Confidence::Possible.name().into(),
             summary: redact::text(summary),
             fix: clean(fix),
             rivals: Vec::new(),
@@ -386,7 +403,10 @@ fn clean(texts: &[String]) -> Vec<String> {
 }
 
 fn missing(needs: &[Need]) -> Vec<Missing> {
-    needs.iter().map(|need| Missing { sensor: need.sensor.map(Sensor::name), what: redact::text(&need.what) }).collect()
+    needs
+        .iter()
+        .map(|need| Missing { sensor: need.sensor.map(|sensor| sensor.name().into()), what: redact::text(&need.what) })
+        .collect()
 }
 
 fn blamed(explanation: &Explanation) -> Vec<String> {
@@ -402,79 +422,4 @@ fn blamed(explanation: &Explanation) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        diagnose::testing::World,
-        model::complaint::{Message, Phase},
-        model::net::Errno,
-    };
-
-    const CLOCK: WallClock = WallClock { offset_ns: 1_795_000_000_000_000_000 };
-
-    #[test]
-    fn every_documented_field_is_there() {
-        let mut world = World::new(502);
-        world.packet_from_upstream(-85, 0x14, 0);
-        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ECONNREFUSED), "connect() failed");
-        let line = line(&incident(&world.case, &world.judge(), CLOCK));
-        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let has = |value: &serde_json::Value, keys: &[&str]| {
-            for key in keys {
-                assert!(value.get(key).is_some(), "{key} is missing in {value}");
-            }
-        };
-        has(
-            &value,
-            &[
-                "type", "schema", "id", "time", "status", "request", "nginx", "attempts", "verdict", "link",
-                "evidence", "losses",
-            ],
-        );
-        has(&value["request"], &["method", "uri", "host", "protocol", "client", "connection"]);
-        has(&value["nginx"], &["pid", "version"]);
-        has(
-            &value["attempts"][0],
-            &[
-                "upstream",
-                "local",
-                "reused",
-                "requests_before",
-                "idle_ms",
-                "started",
-                "duration_us",
-                "outcome",
-                "errno",
-                "bytes_sent",
-                "bytes_received",
-            ],
-        );
-        has(&value["verdict"], &["cause", "confidence", "summary", "fix"]);
-        has(&value["evidence"][0], &["t_us", "source", "text", "ref"]);
-        has(&value["losses"], &["events_lost", "packets_dropped"]);
-        assert_eq!(value["type"], "incident");
-        assert_eq!(value["time"], "2026-11-18T10:28:20.000000000Z".replace("10:28:20", &expected_clock()));
-        assert_eq!(value["request"]["uri"], "/cart?token=…");
-        assert_eq!(value["evidence"][0]["t_us"], -85);
-        assert_eq!(value["evidence"][0]["ref"], "packets.pcapng#1");
-        assert_eq!(value["attempts"][0]["errno"], "ECONNREFUSED");
-    }
-
-    fn expected_clock() -> String {
-        // 1_795_000_100 s after 1970-01-01 is so many seconds into its day.
-        let seconds = 1_795_000_100 % 86_400;
-        format!("{:02}:{:02}:{:02}", seconds / 3_600, seconds % 3_600 / 60, seconds % 60)
-    }
-
-    #[test]
-    fn the_other_lines_carry_their_type() {
-        for (line, kind) in [
-            (line(&Ready { version: "0".to_owned(), nginx: Vec::new(), sources: Vec::new() }), "ready"),
-            (line(&Notice { what: "lost".to_owned(), count: 1, text: String::new() }), "notice"),
-            (line(&Summary::default()), "summary"),
-        ] {
-            let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-            assert_eq!(value["type"], kind);
-        }
-    }
-}
+mod tests;

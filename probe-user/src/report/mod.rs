@@ -1,9 +1,11 @@
 //! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
+pub mod connection;
 pub mod explain;
 pub mod findings;
 pub mod json;
 pub mod pcapng;
+pub mod place;
 pub mod redact;
 pub mod text;
 pub mod timeline;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::wording;
+use super::{place::Place, wording};
 use crate::model::{
     case::Case,
     event::{Body, Event, EventId},
@@ -35,6 +35,8 @@ pub struct Row {
     pub weight: Option<Weight>,
     /// It speaks against the verdict.
     pub against: bool,
+    /// Where it happened.
+    pub place: Option<Place>,
 }
 
 /// The moment nginx decided: where offsets count from.
@@ -55,7 +57,7 @@ pub fn rows(case: &Case, verdict: &Verdict) -> Vec<Row> {
         if of_event.is_empty() && !event.is_some_and(|event| matters(event, case)) && *id != case.decided_by {
             continue;
         }
-        let Some((source, mut text)) = described(case, *id, *event) else { continue };
+        let Some(Told { source, mut text, place }) = described(case, *id, *event) else { continue };
         for (claim, _) in of_event.iter().filter(|(claim, _)| claim.events.first() == Some(id)) {
             if let Some(note) = wording::note(&claim.fact) {
                 text.push_str(" - ");
@@ -72,6 +74,7 @@ pub fn rows(case: &Case, verdict: &Verdict) -> Vec<Row> {
                 reference: event.and_then(reference),
                 weight: of_event.iter().map(|(claim, _)| claim.weight).max(),
                 against: !of_event.is_empty() && of_event.iter().all(|(_, against)| *against),
+                place,
             },
         ));
     }
@@ -117,17 +120,29 @@ fn claims(verdict: &Verdict) -> Vec<(&Evidence, bool)> {
     }
 }
 
+/// An event in words.
+struct Told {
+    source: &'static str,
+    text: String,
+    place: Option<Place>,
+}
+
 /// An event or a host fact in words.
-fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<(&'static str, String)> {
+fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<Told> {
+    let told = |event: &Event| {
+        let (source, text) = wording::event(event, case)?;
+        Some(Told { source, text, place: Place::of(event, case) })
+    };
     if let Some(event) = event {
-        return wording::event(event, case);
+        return told(event);
     }
     if let Some((_, at, fact)) = case.host.iter().find(|(host, ..)| *host == id) {
         let event = Event { id, at: *at, source: crate::model::event::Source::Probe, body: Body::Host(fact.clone()) };
-        return wording::event(&event, case);
+        return told(&event);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());
-    Some(("nginx", format!("nginx decides {status}")))
+    let text = format!("nginx decides {status}");
+    Some(Told { source: "nginx", text, place: Some(Place::decision(case, &status)) })
 }
 
 /// Whether an event is worth a row although the verdict does not rest on it.
@@ -142,7 +157,10 @@ fn matters(event: &Event, case: &Case) -> bool {
                     flags.syn()
                         || flags.fin()
                         || flags.rst()
-                        || matches!(tcp.content, Content::HttpStatus { .. } | Content::HttpRequest { .. })
+                        || matches!(
+                            tcp.content,
+                            Content::HttpStatus { .. } | Content::HttpRequest { .. } | Content::Foreign(_)
+                        )
                         || matches!(tcp.content, Content::Tls { alert: Some(_), .. })
                 }
                 PacketBody::Icmp(_) => true,
@@ -156,11 +174,13 @@ fn matters(event: &Event, case: &Case) -> bool {
 /// The row of a fact that rests on no event of the case.
 fn homeless(claim: &Evidence, against: bool) -> Row {
     let (source, t_us) = match &claim.fact {
-        Fact::PeerDisabled { before_us, .. } => ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX)),
+        Fact::PeerDisabled { before_us, .. } | Fact::StoredBefore { before_us, .. } => {
+            ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX))
+        }
         Fact::OpenFiles { .. } | Fact::ListensNearby { .. } | Fact::ListensThere { .. } | Fact::AcceptQueue { .. } => {
             ("host", 0)
         }
-        Fact::NginxTimer { .. } => ("config", 0),
+        Fact::NginxTimer { .. } | Fact::Configured { .. } => ("config", 0),
         _ => ("nginx", 0),
     };
     Row {
@@ -171,6 +191,7 @@ fn homeless(claim: &Evidence, against: bool) -> Row {
         reference: None,
         weight: Some(claim.weight),
         against,
+        place: None,
     }
 }
 

@@ -46,7 +46,7 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
     })
 }
 
-fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
+pub(super) fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
     let mut flows = case.attempts.iter().filter_map(|attempt| attempt.flow.one());
     flows.find(|flow| flow.events.iter().any(|e| e.id == event.id))
 }
@@ -87,7 +87,7 @@ fn ends(local: Option<SocketAddr>, remote: Option<SocketAddr>) -> String {
 }
 
 /// A state as netstat writes it.
-fn state(state: TcpState) -> String {
+pub(super) fn state(state: TcpState) -> String {
     let name = match state {
         TcpState::Established => "ESTABLISHED",
         TcpState::SynSent => "SYN_SENT",
@@ -153,7 +153,7 @@ fn sent_by(sender: Option<&Sender>) -> String {
 }
 
 /// How a process ended.
-fn ending(how: Ending) -> String {
+pub(super) fn ending(how: Ending) -> String {
     match how {
         Ending::Exit(code) => format!("exit status {code}"),
         Ending::Signal { signal, core } => format!("signal {signal}{}", if core { ", core dumped" } else { "" }),
@@ -209,6 +209,7 @@ fn tcp_packet(packet: &TcpPacket) -> String {
         Content::HttpRequest { line, .. } => redact::request_line(line),
         Content::Tls { alert: Some((level, description)), .. } => format!("TLS alert {description} (level {level})"),
         Content::Tls { .. } => "TLS".to_owned(),
+        Content::Foreign(foreign) => foreign.name().to_owned(),
         Content::Empty | Content::Other | Content::NotCaptured => return out,
     };
     out + ": " + &content
@@ -392,6 +393,8 @@ pub fn fact(of: &Fact) -> String {
             let cause = cause.unwrap_or("not yet judged");
             format!("{} had failed {} before: {cause}, case {case}", redact::text(peer), micros(*before_us))
         }
+        Fact::Configured { .. } | Fact::FromCache | Fact::StoredBefore { .. } => origin(of),
+        Fact::LooksLike { .. } | Fact::ForeignTtl { .. } | Fact::AnswerNotTaken { .. } => on_the_wire(of),
         Fact::NothingTried => "no connection was tried for this request".to_owned(),
         Fact::Dropped { reason } => {
             format!(
@@ -406,6 +409,36 @@ pub fn fact(of: &Fact) -> String {
         Fact::ProcessState { process: (pid, command), state, wait_channel } => {
             process_state(*pid, command, *state, wait_channel.as_deref())
         }
+    }
+}
+
+/// Where an answer came from that no upstream gave.
+fn origin(of: &Fact) -> String {
+    match of {
+        Fact::Configured { directive, place } => {
+            format!("the configuration says `{}` in {}", redact::text(directive), redact::text(place))
+        }
+        Fact::FromCache => "nginx's upstream module answered before it looked for a server: from its cache".to_owned(),
+        Fact::StoredBefore { case, before_us } => {
+            format!("the same request had failed {} before: case {case}", micros(*before_us))
+        }
+        _ => String::new(),
+    }
+}
+
+/// What packets and their repetition tell.
+fn on_the_wire(of: &Fact) -> String {
+    match of {
+        Fact::LooksLike { what } => format!("it looks like {what}"),
+        Fact::ForeignTtl { reset, peer } => {
+            format!("that RST came with TTL {reset}, the upstream's other packets with TTL {peer}")
+        }
+        Fact::AnswerNotTaken { bytes, times } => {
+            format!(
+                "the upstream sent {bytes} bytes of its answer {times} more times, and nginx's side took none of them"
+            )
+        }
+        _ => String::new(),
     }
 }
 

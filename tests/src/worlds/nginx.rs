@@ -218,6 +218,7 @@ impl Inner {
             client_requests: Some(self.client_requests),
             status,
             overriding: None,
+            upstream_begun: None,
             request_line: Some(self.line.clone()),
             host: Some(HOST.to_owned()),
             client: Some(self.client),

@@ -3,6 +3,8 @@
 mod directives;
 mod groups;
 mod locations;
+#[cfg(test)]
+mod tests;
 
 use super::{
     finding::{Area, Finding, Weight},

@@ -202,6 +202,7 @@ impl World {
             client_requests: Some(1),
             status,
             overriding: None,
+            upstream_begun: None,
             request_line: Some("GET /cart?x=1 HTTP/1.1".into()),
             host: Some("shop.example".into()),
             client: Some(address("10.0.0.7:51234")),

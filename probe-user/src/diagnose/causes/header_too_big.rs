@@ -39,8 +39,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         .unwrap_or_default();
     finding.summary =
         format!("{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer.");
-    let now = reading.directive("proxy_buffer_size").unwrap_or("one page, 4k or 8k, by default");
-    finding.fix.push(format!("proxy_buffer_size 16k (now {now}) for this location, with proxy_busy_buffers_size at least as large; for FastCGI and others its twin."));
+    if reading.cache().is_some() {
+        finding.say(format_args!(" With a cache, nginx's own entry takes part of that buffer."));
+    }
+    let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
+    let now = reading.directive(&size).unwrap_or("one page, 4k or 8k, by default");
+    let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
+    finding.fix.push(format!("{size} 16k; (now {now}) for this location, with {busy} at least as large{twin}."));
     finding.fix.push(
         "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
     );

@@ -2,10 +2,15 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence},
     said::nginx_said,
 };
-use crate::model::complaint::Message;
+use crate::model::{
+    complaint::Message,
+    event::EventId,
+    evidence::{Fact, Weight},
+    packet::Content,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -35,9 +40,35 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (mut finding, complaint) = nginx_said(reading, &[Message::InvalidHeader])?;
     let upstream = reading.upstream_name();
-    finding.summary = format!("What {upstream} sent is not a response that nginx can take (\"{}\").", complaint.text);
+    let looks = looks_like(reading);
+    if let Some((event, what)) = looks {
+        finding.support(Some(evidence(Fact::LooksLike { what }, &[event], Weight::Direct)));
+    }
+    let looks = looks.map(|(_, what)| format!(": it looks like {what}")).unwrap_or_default();
+    finding.summary = if complaint.text.contains("no valid HTTP") {
+        format!(
+            "What {upstream} sent does not begin like HTTP{looks}. nginx passed it on as it was: the client got it without status or \
+             header."
+        )
+    } else {
+        format!("What {upstream} sent is not a response that nginx can take{looks} (\"{}\").", complaint.text)
+    };
+    if looks.contains("TLS") {
+        finding.fix.push("The port speaks TLS: https:// in proxy_pass (grpcs:// in grpc_pass).".to_owned());
+    }
     finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines; check that the directive (proxy_pass, fastcgi_pass, ...) fits its protocol."));
     Some(finding)
+}
+
+/// What the answer's first packet looks like.
+fn looks_like(reading: &Reading<'_>) -> Option<(EventId, &'static str)> {
+    let until = reading.failed_at();
+    let mut packets = reading.flow()?.packets_from_upstream().filter(|(event, _)| event.at.earliest <= until);
+    packets.find_map(|(event, packet)| match packet.content {
+        Content::Foreign(foreign) => Some((event.id, foreign.name())),
+        Content::Tls { .. } => Some((event.id, "TLS")),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -46,6 +77,7 @@ pub(crate) mod tests {
         diagnose::testing::World,
         model::{
             complaint::{Message, Phase},
+            packet::{Content, Foreign},
             verdict::Confidence,
         },
     };
@@ -60,6 +92,18 @@ pub(crate) mod tests {
     #[test]
     fn the_plain_case() {
         world().expect("invalid-response", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn what_it_looks_like_is_named() {
+        let mut world = world();
+        let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        world.packet(-100, ends, 0x18, (0, 0), (21, Content::Foreign(Foreign::Ssh)));
+        let text = "upstream sent no valid HTTP/1.0 header";
+        world.complain(Message::InvalidHeader, Phase::ReadingHeader, None, text);
+        let explanation = world.expect("invalid-response", Confidence::Confirmed);
+        assert!(explanation.summary.contains("looks like SSH"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("passed it on"), "{}", explanation.summary);
     }
 
     #[test]

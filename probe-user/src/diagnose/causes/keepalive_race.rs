@@ -12,7 +12,7 @@ use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
 /// nginx's own default for idle connections to upstreams (`keepalive_timeout` in an upstream block), milliseconds.
 const NGINX_KEEPS_MS: u64 = 60_000;
 /// Idle timeouts that servers and middleboxes have by default or are commonly given, seconds.
-const USUAL_TIMEOUTS: [u64; 18] = [1, 2, 3, 4, 5, 10, 15, 20, 30, 60, 65, 75, 90, 120, 180, 300, 350, 900];
+const USUAL_TIMEOUTS: [u64; 19] = [1, 2, 3, 4, 5, 6, 10, 15, 20, 30, 60, 65, 75, 90, 120, 180, 300, 350, 900];
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -48,7 +48,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("uvicorn", "--timeout-keep-alive 75 (default 5 s)."),
             (
                 "Node.js",
-                "server.keepAliveTimeout = 75000 (default 5000 ms; 65000 ms in the newest versions); server.headersTimeout (default 60000 ms) longer than that.",
+                "server.keepAliveTimeout = 75000 (default 5000 ms; 65000 ms in the newest versions; 20.20 closes 1000 ms later than it is set, which 22.19 and 24.6 call keepAliveTimeoutBuffer); server.headersTimeout (default 60000 ms) longer than that.",
             ),
             ("Puma", "persistent_timeout 75 in config/puma.rb (default 65 s in current versions, 20 s in older ones)."),
             (
@@ -109,6 +109,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         || reset.as_ref().is_some_and(|reset| reset.sent_here.is_some())
         || reading.aborted_here().is_some();
     if reset.is_some() && !upstreams_own {
+        finding.oppose(reading.foreign_ttl());
         finding.missing.push(need(Sensor::ResetsSent, "whether the upstream itself sent the reset"));
         finding.not_excluded(&["network-reset"]);
     }

@@ -1,6 +1,7 @@
 //! One file per row of the catalogue.
 
 pub(crate) mod accept_queue_overflow;
+pub(crate) mod cached_502;
 pub(crate) mod configured_502;
 pub(crate) mod connect_denied;
 pub(crate) mod dns_failure;
@@ -86,6 +87,7 @@ pub(super) const ALL: &[&Cause] = &[
     &fastcgi_error::CAUSE,
     &grpc_error::CAUSE,
     &upstream_sent_502::CAUSE,
+    &cached_502::CAUSE,
     &configured_502::CAUSE,
     &unknown::CAUSE,
 ];

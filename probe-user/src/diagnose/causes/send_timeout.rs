@@ -2,7 +2,7 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
+    reading::{Reading, Timer, evidence, need},
 };
 use crate::model::{
     attempt::Outcome,
@@ -67,8 +67,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.not_excluded(&["path-stall"]);
     }
     let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
-    let configured = reading.directive("proxy_send_timeout").map(str::to_owned);
-    let timer = Fact::NginxTimer { directive: "proxy_send_timeout", configured };
+    let directive = reading.timer(Timer::Send);
+    let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
     finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     let upstream = reading.upstream_name();

@@ -104,6 +104,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let sent_here = sent_here.or_else(|| reading.aborted_here());
     let origin_seen = finding.support(sent_here);
     if !origin_seen {
+        finding.oppose(reading.foreign_ttl());
         finding.not_excluded(&["network-reset"]);
         finding.missing.push(match reading.locality() {
             Locality::Elsewhere => {

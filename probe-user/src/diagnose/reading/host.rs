@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Reading, evidence};
 use crate::model::{
+    coverage::Sensor,
     event::Body,
     event::EventId,
     evidence::{Evidence, Fact, Weight},
@@ -55,6 +56,9 @@ impl<'a> Reading<'a> {
 
     /// Where the upstream is.
     pub(crate) fn locality(&self) -> Locality {
+        if self.case.coverage.left_out(Sensor::UpstreamSide) {
+            return Locality::Elsewhere;
+        }
         if self.unix_path().is_some() {
             return Locality::Here;
         }

@@ -26,6 +26,19 @@ pub(crate) struct Span {
     pub(crate) end: u32,
 }
 
+/// An answer that was sent and never arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LostAnswer {
+    /// Bytes of it that were not acknowledged.
+    pub(crate) bytes: u32,
+    /// How often segments were sent again.
+    pub(crate) times: u32,
+    /// Payload of the largest of them.
+    pub(crate) largest: u32,
+    /// The records of sending them again.
+    pub(crate) events: Vec<EventId>,
+}
+
 /// Whether `a` is at or before `b` on the sequence circle.
 pub(crate) const fn at_or_before(a: u32, b: u32) -> bool {
     b.wrapping_sub(a) < 1 << 31
@@ -114,6 +127,30 @@ impl Reading<'_> {
                 }
                 _ => None,
             }
+        })
+    }
+
+    /// The upstream's kernel, this host's own, sent bytes of an answer again and again of which nginx's side had none when it gave up: how
+    /// many, how often, the largest segment, and the records.
+    pub(crate) fn answer_lost(&self) -> Option<LostAnswer> {
+        let (nginx, _) = self.counters_at_failure()?;
+        let (since, until) = (self.started(), self.failed_at());
+        let repeated: Vec<_> = self
+            .flow()?
+            .sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= until && since.is_none_or(|since| event.at.latest >= since))
+            .filter_map(|(event, e)| match e.change {
+                SocketChange::Retransmitted { payload } if payload > 0 => Some((event.id, payload, e.socket.tcp?)),
+                _ => None,
+            })
+            .collect();
+        let (_, _, last) = repeated.last()?;
+        let bytes = last.write_seq.wrapping_sub(last.snd_una);
+        (last.snd_una == nginx.rcv_nxt && bytes > 0).then(|| LostAnswer {
+            bytes,
+            times: u32::try_from(repeated.len()).unwrap_or(u32::MAX),
+            largest: repeated.iter().map(|(_, payload, _)| *payload).max().unwrap_or(0),
+            events: repeated.iter().map(|(event, ..)| *event).collect(),
         })
     }
 

@@ -2,7 +2,7 @@
 
 mod exits;
 
-pub(crate) use exits::broken_by_exit;
+pub(crate) use exits::{broken_by_exit, closed_by_handler};
 use std::net::SocketAddr;
 
 use super::judge;
@@ -117,6 +117,8 @@ impl World {
             processes: Vec::new(),
             host: Vec::new(),
             earlier: Vec::new(),
+            upstream_begun: Some(true),
+            stored: None,
             coverage: CaseCoverage { sensors, ..CaseCoverage::default() },
         };
         Self { case, next: 1, upstream, local }
