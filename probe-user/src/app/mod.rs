@@ -2,6 +2,7 @@
 
 pub mod analyze;
 #[cfg(feature = "live")]
+#[cfg(feature = "live")]
 pub mod check;
 #[cfg(feature = "live")]
 pub mod doctor;

@@ -10,7 +10,7 @@ use crate::model::{
     coverage::{CaseCoverage, Sensor, Sight},
     event::{Body, Event},
     host::{Configuration, HostFact},
-    net::Address,
+    net::{Address, Errno},
     nginx::NginxStatus,
     process::Pid,
     socket::Syscall,
@@ -51,7 +51,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         .map(|(pid, _)| *pid)
         .collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
-    processes.retain(|event| accepts_for(event, &list));
+    processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
     let attempts_complete = match &decided.from_lines {
@@ -60,7 +60,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let complaints = complaints(decided);
     let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
-    let host = host(correlator, &list, &processes, worker);
+    let host = host(correlator, &list, &processes, worker, begin);
     let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
         Link::Inferred
     } else {
@@ -100,6 +100,13 @@ fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
     let Some(listener) = socket.as_ref().and_then(|socket| socket.local) else { return true };
     let ports = attempts.iter().filter_map(|attempt| attempt.upstream.as_ref()?.ip()).map(|upstream| upstream.port());
     ports.into_iter().any(|port| port == listener.port())
+}
+
+/// A failed `connect()` concerns the case only where it was towards one of its attempts' peers.
+fn connects_for(event: &Event, attempts: &[Attempt]) -> bool {
+    let Body::Syscall(call) = &event.body else { return true };
+    let Syscall::Connect { address: Some(address), .. } = &call.call else { return true };
+    attempts.iter().any(|attempt| attempt.upstream.as_ref() == Some(address))
 }
 
 fn request(decided: &Decided) -> Request {
@@ -195,23 +202,38 @@ fn host(
     list: &[Attempt],
     processes: &[Event],
     worker: Option<Pid>,
+    began: Moment,
 ) -> Vec<(crate::model::event::EventId, At, HostFact)> {
     let mut questions = BTreeSet::new();
     questions.extend(worker.map(Question::OpenFiles));
     for attempt in list {
         let upstream = attempt.upstream.as_ref().and_then(Address::ip);
-        questions.extend(upstream.map(|upstream| correlator.host.listeners(upstream, worker)));
+        if let Some(upstream) = upstream {
+            let netns = worker.and_then(|worker| correlator.host.netns(worker));
+            questions.insert(correlator.host.listeners(upstream, worker));
+            questions.extend(correlator.host.stopped_listening(upstream).map(Question::OtherListeners));
+            questions.insert(Question::Route { upstream, netns });
+            questions.insert(Question::LocalPorts { upstream, netns });
+            questions.extend(worker.into_iter().flat_map(|worker| correlator.host.names(upstream, worker)));
+        }
+        if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
+            questions.insert(Question::UnixSocket { path: path.clone(), worker });
+        }
         let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
     }
     for event in processes {
-        if let Body::Syscall(call) = &event.body
-            && matches!(call.call, Syscall::Accept { .. })
-        {
-            questions.insert(Question::OpenFiles(call.pid));
+        match &event.body {
+            Body::Syscall(call) if matches!(call.call, Syscall::Accept { .. }) => {
+                questions.insert(Question::OpenFiles(call.pid));
+            }
+            Body::Syscall(call) if matches!(call.call, Syscall::Socket { error: Errno::ENFILE, .. }) => {
+                questions.insert(Question::SystemFiles);
+            }
+            _ => {}
         }
     }
-    correlator.host.about(&questions)
+    correlator.host.about(&questions, began)
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {

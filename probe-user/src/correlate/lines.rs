@@ -206,7 +206,8 @@ impl Lines {
             number: last.line.number,
             kind,
             origin: Origin::Nginx,
-            status,
+            // What does not begin like HTTP is relayed as it is, and logged with status 009: the client gets none then.
+            status: status.filter(|status| *status >= 100),
             client: answer.map(|(.., client)| client).or(client),
             logged: access.as_ref().map(|(_, line)| logged_attempts(line)).unwrap_or_default(),
             at,

@@ -5,6 +5,8 @@
 mod answered;
 pub mod attempts;
 mod build;
+mod due;
+mod failures;
 pub mod flows;
 mod host;
 pub mod limits;
@@ -13,6 +15,8 @@ pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod sensors;
+mod served;
 mod telling;
 mod tuple;
 mod written;
@@ -31,16 +35,14 @@ use written::Written;
 pub use host::Question;
 
 use crate::model::{
-    attempt::Outcome,
-    case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
+    case::{Case, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
-    coverage::{Coverage, Sensor, Sight},
+    coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
-    net::{Address, Errno},
+    net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
-    socket::Syscall,
     time::{At, Moment, WallClock},
 };
 
@@ -98,6 +100,7 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    put_off: Option<EventId>,
     /// What was decided before this moment was told by the run that this one takes up.
     told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
@@ -130,6 +133,7 @@ impl Correlator {
             answered: Answered::default(),
             telling: None,
             last_case: 0,
+            put_off: None,
             told_before: Moment(0),
             swept: Moment(0),
             finished: false,
@@ -147,6 +151,8 @@ impl Correlator {
         self.now = self.now.max(event.at.latest);
         self.flows.handle(event);
         self.notable.handle(event);
+        self.host.handle(event);
+        self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
@@ -160,11 +166,6 @@ impl Correlator {
                 }
             }
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
-            Body::Syscall(call) => {
-                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
-                    self.host.ask(Question::OpenFiles(call.pid), self.now);
-                }
-            }
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -178,7 +179,7 @@ impl Correlator {
                     }
                 }
             }
-            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
 
@@ -219,18 +220,6 @@ impl Correlator {
         self.finished = true;
     }
 
-    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
-    /// that may be blamed on it is put together.
-    pub fn poll_case(&mut self) -> Option<Case> {
-        loop {
-            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            let decided = if due { self.decided.pop_front()? } else { return None };
-            if let Some(case) = self.close(decided) {
-                return Some(case);
-            }
-        }
-    }
-
     /// The next thing somebody should look up on the host; its answer comes back as an event.
     pub fn poll_question(&mut self) -> Option<Question> {
         self.host.poll()
@@ -244,13 +233,6 @@ impl Correlator {
         decided.into_iter().chain(lines).min()
     }
 
-    /// The cause found for an attempt of a case: blackouts are blamed on it.
-    pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
-        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
-            failure.cause = Some(cause);
-        }
-    }
-
     /// Connections remembered.
     #[must_use]
     pub fn flows_known(&self) -> usize {
@@ -259,18 +241,6 @@ impl Correlator {
 
     fn sight(&self, sensor: Sensor) -> Sight {
         self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
-    }
-
-    fn coverage(&mut self, at: At, coverage: &Coverage) {
-        match coverage {
-            Coverage::Sensor { sensor, sight, why } => {
-                self.sensors.insert(*sensor, (*sight, why.clone()));
-                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
-            }
-            Coverage::Lost { sensor, count, why } => {
-                self.losses.push_back((at, *sensor, *count, why.clone()));
-            }
-        }
     }
 
     /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.
@@ -378,7 +348,9 @@ impl Correlator {
                 None => return,
             }
         };
-        if status.attempts.is_some() {
+        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
+        let by_subrequest = request.subrequest && status.attempts == Some(0);
+        if status.attempts.is_some() && !by_subrequest {
             request.attempts.clear();
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);
@@ -483,24 +455,7 @@ impl Correlator {
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
-        self.answered.keep(&case, &self.settings.limits);
-        let failed = |outcome| outcome != Outcome::Ok;
-        for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
-            // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
-            let Some(peer) = attempt.peer_name.as_ref().filter(|peer| Address::parse(peer).is_some()) else { continue };
-            if self.failures.len() >= self.settings.limits.failures {
-                self.failures.pop_front();
-            }
-            let at = attempt.complaint.as_ref().map_or(case.decided.latest, |(event, _)| event.at.latest);
-            self.failures.push_back(EarlierFailure {
-                case: case.id.clone(),
-                at,
-                peer: peer.clone(),
-                cause: None,
-                worker: case.worker,
-                client: case.request.client,
-            });
-        }
+        self.remember(&case);
         Some(case)
     }
 }

@@ -180,7 +180,8 @@ fn homeless(claim: &Evidence, against: bool) -> Row {
         Fact::OpenFiles { .. } | Fact::ListensNearby { .. } | Fact::ListensThere { .. } | Fact::AcceptQueue { .. } => {
             ("host", 0)
         }
-        Fact::NginxTimer { .. } | Fact::Configured { .. } => ("config", 0),
+        Fact::FormerListener { ago_us, .. } => ("process", -i64::try_from(ago_us.unwrap_or(0)).unwrap_or(i64::MAX)),
+        Fact::NginxTimer { .. } | Fact::NameMoved { .. } | Fact::Configured { .. } => ("config", 0),
         _ => ("nginx", 0),
     };
     Row {

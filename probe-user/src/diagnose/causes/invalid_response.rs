@@ -32,6 +32,23 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "`curl -v` straight to it; look for header lines with control characters, spaces in names, two Content-Length lines.",
             ),
+            (
+                "gunicorn",
+                "An application that sets Transfer-Encoding, or Content-Length twice, by itself: leave both to the server.",
+            ),
+            ("uvicorn", "Likewise: header lists of ASGI are sent as they are."),
+            ("Node.js", "Headers are checked (ERR_INVALID_CHAR) unless one writes to the socket itself."),
+            ("Puma", "A Rack application with a line break in a header's value, or Transfer-Encoding of its own."),
+            ("php-fpm", "Speaks FastCGI only: fastcgi_pass. header('Status: ...') needs a number."),
+            (
+                "uWSGI",
+                "--http-socket for proxy_pass, --socket for uwsgi_pass: one does not speak the other's protocol.",
+            ),
+            ("Go", "net/http checks headers; what is written after Hijack() is unchecked."),
+            (
+                "Java",
+                "A filter that sets Content-Length beside Transfer-Encoding, or copies both from a response of its own client.",
+            ),
         ],
     },
     rule,

@@ -2,6 +2,7 @@
 
 use super::{Reading, evidence};
 use crate::model::{
+    complaint::{Message, Phase},
     event::{Event, EventId},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
@@ -112,6 +113,11 @@ impl Reading<'_> {
 
     /// Whether something of the request was handed to the kernel; `None`: not known.
     pub(crate) fn request_sent(&self) -> Option<bool> {
+        // Before it writes, nginx asks the socket how connecting went, of a kept connection too.
+        let before_writing = self.complains_of(&[Message::ConnectFailed]) && self.phase() == Some(Phase::Connecting);
+        if before_writing {
+            return Some(false);
+        }
         self.attempt?.bytes_sent.map(|bytes| bytes > 0)
     }
 
