@@ -8,7 +8,6 @@ mod build;
 mod due;
 mod failures;
 pub mod flows;
-mod heard_late;
 mod host;
 pub mod limits;
 pub mod lines;
