@@ -32,6 +32,10 @@ fn run(command: Command) -> Result<(), AppError> {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan)
         }
+        Command::Report(typed) => {
+            let plan = plan::Report::try_from(typed).map_err(AppError::usage)?;
+            app::report::run(&plan)
+        }
         Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)),
         Command::Explain(typed) => app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)),
     }

@@ -15,6 +15,7 @@
 //! ```
 
 pub mod attached;
+pub mod browser;
 pub mod client;
 pub mod config;
 pub mod expect;

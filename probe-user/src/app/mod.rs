@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod explain;
 #[cfg(feature = "live")]
 pub mod output;
+pub mod report;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

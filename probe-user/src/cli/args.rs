@@ -22,6 +22,8 @@ pub struct Arguments {
 pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
     Watch(Watch),
+    /// Make one page of what was caught, for the postmortem
+    Report(Report),
     /// Say what this host lets the probe see, and what to do about what is missing
     Doctor(Doctor),
     /// Print the catalogue of causes, or the page of one of them
@@ -129,4 +131,33 @@ pub struct Explain {
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `probe502 report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// Write here; - is stdout (default for markdown)
+    #[arg(short, long = "out", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// What to make: a page that needs nothing else, or text for an issue (default: html, or markdown for FILE.md)
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ReportFormat>,
+    /// Call it so
+    #[arg(long, value_name = "TITLE")]
+    pub title: Option<String>,
+    /// Say nothing on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What a report can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One self-contained HTML file
+    Html,
+    /// Text for an issue
+    Markdown,
 }

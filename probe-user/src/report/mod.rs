@@ -1,7 +1,11 @@
 //! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
+pub mod collection;
+pub mod digest;
 pub mod explain;
+pub mod html;
 pub mod json;
+pub mod markdown;
 pub mod pcapng;
 pub mod place;
 pub mod redact;
