@@ -225,6 +225,8 @@ impl Browser {
         let scale = if phone { 2 } else { 1 };
         let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": phone });
         self.call("Emulation.setDeviceMetricsOverride", &metrics)?;
+        // Two frames later what came into view is laid out.
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")?;
         Ok(())
     }
 

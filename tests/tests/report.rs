@@ -65,13 +65,14 @@ fn check_page(browser: &mut Browser, cases: &[Value]) -> Result<()> {
 /// The page as seen on a desktop, on a phone, in the dark and on paper.
 fn portraits(browser: &mut Browser, name: &str) -> Result<()> {
     let gallery = gallery()?;
-    for (view, width, height, phone, scheme) in [
-        ("desktop", 1360, 2400, false, "light"),
-        ("dark", 1360, 2400, false, "dark"),
-        ("phone", 390, 2600, true, "light"),
+    for (view, width, height, phone, media, scheme) in [
+        ("desktop", 1360, 2400, false, "screen", "light"),
+        ("dark", 1360, 2400, false, "screen", "dark"),
+        ("phone", 390, 2600, true, "screen", "light"),
+        ("paper", 720, 2600, false, "print", "light"),
     ] {
+        browser.media(media, scheme)?;
         browser.view(width, height, phone)?;
-        browser.media("screen", scheme)?;
         let over = browser.number("Math.max(0, document.documentElement.scrollWidth - innerWidth)")?;
         ensure!(over == 0, "{name} is {over} pixels too wide for the view of {width}");
         browser.screenshot(&gallery.join(format!("{name}-{view}.png")))?;

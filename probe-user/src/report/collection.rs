@@ -265,8 +265,8 @@ mod tests {
             r#"{"type":"ready","sources":[{"name":"packets","state":"off","why":"no"},{"name":"x","state":"on"}]}"#,
         );
         assert_eq!(all.blind(), [("packets", "off", "no")]);
-        all.read("x", &r#"{"type":"notice","what":"lost","count":2,"text":"t"}"#.to_owned());
-        all.read("x", &r#"{"type":"notice","what":"lost","count":3,"text":"t"}"#.to_owned());
+        all.read("x", r#"{"type":"notice","what":"lost","count":2,"text":"t"}"#);
+        all.read("x", r#"{"type":"notice","what":"lost","count":3,"text":"t"}"#);
         assert_eq!(all.notices(), [("lost", "t", 2, 5)]);
     }
 }

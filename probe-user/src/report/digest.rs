@@ -41,8 +41,8 @@ pub struct Count {
     pub confidence: [usize; 3],
     /// The first and the last.
     pub span: Span,
-    /// The causes (of an upstream).
-    pub causes: BTreeSet<String>,
+    /// The causes and how often (of an upstream).
+    pub causes: BTreeMap<String, usize>,
 }
 
 impl Count {
@@ -50,6 +50,15 @@ impl Count {
     #[must_use]
     pub const fn all(&self) -> usize {
         self.incidents + self.near_misses
+    }
+
+    /// The causes, the most frequent first.
+    #[must_use]
+    pub fn ranked_causes(&self) -> Vec<(&str, usize)> {
+        let mut causes: Vec<(&str, usize)> =
+            self.causes.iter().map(|(cause, count)| (cause.as_str(), *count)).collect();
+        causes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        causes
     }
 
     fn add(&mut self, seen: &Seen<'_>) {
@@ -62,7 +71,7 @@ impl Count {
             self.confidence[place] += 1;
         }
         self.span = widen(self.span, seen.time);
-        self.causes.insert(seen.incident.verdict.cause.clone().into_owned());
+        *self.causes.entry(seen.incident.verdict.cause.clone().into_owned()).or_default() += 1;
     }
 }
 
@@ -224,12 +233,13 @@ fn widen(span: Span, time: Option<Timestamp>) -> Span {
     }
 }
 
-/// A length of time as people say it: `350 µs`, `42 ms`, `3.5 s`, `4 min 2 s`, `2 h 5 min`, `3 d 4 h`.
+/// A length of time as people say it: `350 µs`, `6.2 ms`, `42 ms`, `3.5 s`, `4 min 2 s`, `2 h 5 min`, `3 d 4 h`.
 #[must_use]
 pub fn length(ns: i128) -> String {
     let (us, s) = (ns / 1_000, ns / 1_000_000_000);
     match us.unsigned_abs() {
-        0..10_000 => format!("{us} µs"),
+        0..1_000 => format!("{us} µs"),
+        1_000..10_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
         10_000..1_000_000 => format!("{} ms", us / 1_000),
         1_000_000..60_000_000 => format!("{}.{} s", s, (us % 1_000_000) / 100_000),
         60_000_000..3_600_000_000 => format!("{} min {} s", s / 60, s % 60),

@@ -302,7 +302,7 @@ mod tests {
         page(&all, Some(raw))
     }
 
-    /// As CommonMark reads it: a run of backticks opens code that the next run of the same length closes.
+    /// As `CommonMark` reads it: a run of backticks opens code that the next run of the same length closes.
     fn without_code(text: &str) -> String {
         let mut out = String::new();
         let mut left = text;

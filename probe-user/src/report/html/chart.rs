@@ -40,7 +40,11 @@ pub(super) fn over_time(html: &mut Html, digest: &Digest<'_>) {
     let highest = counts.iter().map(|bar| bar.iter().sum::<usize>()).max().unwrap_or(1).max(1);
     let room = bars.max(12);
     html.raw("<figure class=chart>\n<figcaption>Failures over time <span class=dim>one bar is ").text(&length(width));
-    html.raw("</span></figcaption>\n<div class=plot><div class=axis aria-hidden=true><span>").count(highest);
+    html.raw("</span>");
+    if digest.count.near_misses > 0 {
+        html.raw(" <span class=dim><span class=\"key k8\"></span>near misses</span>");
+    }
+    html.raw("</figcaption>\n<div class=plot><div class=axis aria-hidden=true><span>").count(highest);
     html.raw("</span><span>0</span></div>\n<svg viewBox=\"0 0 ")
         .count_plain(room * 10)
         .raw(" 100\" preserveAspectRatio=none role=img");

@@ -6,9 +6,9 @@
 use jiff::Timestamp;
 
 use super::{
-    incident::{moment, proves, source_class},
+    incident::{duration, moment, proves, source_class},
     lanes::{CLIENT, Lanes, NGINX, Position},
-    markup::{Html, cut},
+    markup::{Html, grouped},
 };
 use crate::report::{
     digest::length,
@@ -17,7 +17,7 @@ use crate::report::{
 };
 
 /// Width of a lane, and of the column of times, in the picture's units (pixels where it is shown unscaled).
-const LANE: i64 = 108;
+const LANE: i64 = 114;
 const GUTTER: i64 = 94;
 /// Room for labels beside the last lane.
 const MARGIN: i64 = 56;
@@ -27,14 +27,16 @@ const ROW: i64 = 27;
 const GAP: i64 = 22;
 /// A gap this long is drawn, microseconds.
 const GAP_US: i64 = 1_000;
+/// nginx's clock of attempts on kept connections.
+const NGINX_TICK_US: i64 = 1_000;
 /// Width of a letter of an address, tenths of a unit.
 const LETTER_MONO: i64 = 66;
 
 /// A row of the picture.
 enum Row<'a> {
     Evidence(usize, &'a EvidenceLine),
-    /// The client's request: it came before nginx began the first attempt.
-    Request(i64),
+    /// The client's request: it came before nginx began the first attempt; `None`: at about this time.
+    Request(Option<i64>),
     /// The client is answered, once nginx has decided.
     Answer(u16),
 }
@@ -54,7 +56,7 @@ pub(super) fn figure(html: &mut Html, of: &Incident) {
     let lanes = Lanes::of(of);
     let mut rows = rows(of);
     let gaps = lay_out(&mut rows);
-    let width = GUTTER + LANE * i64::try_from(lanes.lanes.len()).unwrap_or(2) + MARGIN;
+    let width = GUTTER + LANE * i64::try_from(lanes.all.len()).unwrap_or(2) + MARGIN;
     let height = rows.last().map_or(HEAD, |row| row.y) + ROW;
     html.raw("<figure class=diagram><div class=scroll tabindex=0 role=region aria-label=Diagram>\n<svg viewBox=\"0 0 ");
     html.number(width).raw(" ").number(height).raw("\" width=").number(width).raw(" height=").number(height);
@@ -77,7 +79,7 @@ pub(super) fn figure(html: &mut Html, of: &Incident) {
 }
 
 fn in_words(of: &Incident, lanes: &Lanes) -> String {
-    let names: Vec<String> = lanes.lanes.iter().map(|lane| format!("{} {}", lane.name, lane.detail)).collect();
+    let names: Vec<String> = lanes.all.iter().map(|lane| format!("{} {}", lane.name, lane.detail)).collect();
     format!(
         "Sequence diagram of {} events between {}; the table of evidence says the same",
         of.evidence.len(),
@@ -95,9 +97,13 @@ fn rows(of: &Incident) -> Vec<Placed<'_>> {
         let t_us = of.evidence.get(decided).map_or(0, |line| line.t_us);
         rows.insert(decided + 1, placed(Row::Answer(status), t_us));
     }
-    if let Some(began) = of.attempts.iter().filter_map(|attempt| began_us(of, attempt)).min() {
+    let first =
+        of.attempts.iter().filter_map(|attempt| Some((earliest_us(of, attempt)?, attempt))).min_by_key(|first| first.0);
+    if let Some((began, attempt)) = first {
         let before = rows.iter().position(|row| row.t_us >= began).unwrap_or(rows.len());
-        rows.insert(before, placed(Row::Request(began), began));
+        // Where the moment is known to the millisecond only, its neighbours say when: they are those it cannot have come after.
+        let t_us = if is_rough(attempt) { rows.get(before).map_or(began, |row| row.t_us) } else { began };
+        rows.insert(before, placed(Row::Request((!is_rough(attempt)).then_some(began)), t_us));
     }
     rows
 }
@@ -107,6 +113,11 @@ fn began_us(of: &Incident, attempt: &AttemptLine) -> Option<i64> {
     let ns = |text: Option<&str>| text?.parse::<Timestamp>().ok().map(Timestamp::as_nanosecond);
     let after = ns(attempt.started.as_deref())? - ns(of.time.as_deref())?;
     i64::try_from(after.div_euclid(1_000)).ok()
+}
+
+/// No later than this it began.
+fn earliest_us(of: &Incident, attempt: &AttemptLine) -> Option<i64> {
+    began_us(of, attempt).map(|began| if is_rough(attempt) { began.saturating_sub(NGINX_TICK_US) } else { began })
 }
 
 /// nginx's own clock of the time an attempt took counts milliseconds.
@@ -156,7 +167,7 @@ impl Picture<'_> {
     }
 
     fn heads(&mut self, height: i64) {
-        for (index, lane) in self.lanes.lanes.iter().enumerate() {
+        for (index, lane) in self.lanes.all.iter().enumerate() {
             let x = Self::x(index);
             let most = usize::try_from((LANE - 4) * 10 / LETTER_MONO).unwrap_or(0);
             self.html
@@ -164,7 +175,7 @@ impl Picture<'_> {
                 .text(&format!("{} {}", lane.name, lane.detail))
                 .raw("</title><line x1=");
             self.html.number(x).raw(" y1=").number(HEAD - 8).raw(" x2=").number(x).raw(" y2=").number(height - 6);
-            self.html.raw(" /><text class=who x=").number(x).raw(" y=14>").text(&cut(&lane.name, most - 2));
+            self.html.raw(" /><text class=who x=").number(x).raw(" y=14>").text(&fit(&lane.name, LANE * 10));
             self.html.raw("</text><text class=id x=").number(x).raw(" y=29>").text(&cut_front(&lane.detail, most));
             self.html.raw("</text></g>\n");
         }
@@ -178,15 +189,14 @@ impl Picture<'_> {
 
     /// nginx is busy with an attempt: a bar on its lane.
     fn attempt(&mut self, of: &Incident, number: usize, attempt: &AttemptLine, rows: &[Placed<'_>]) {
-        let (Some(began), Some(took)) = (began_us(of, attempt), attempt.duration_us) else { return };
-        let ended = began.saturating_add(i64::try_from(took).unwrap_or(i64::MAX));
+        let (Some(began), Some(took)) = (earliest_us(of, attempt), attempt.duration_us) else { return };
+        let slack = if is_rough(attempt) { NGINX_TICK_US } else { 0 };
+        let ended = began.saturating_add(slack).saturating_add(i64::try_from(took).unwrap_or(i64::MAX));
         let of_it = |row: &&Placed<'_>| matches!(row.row, Row::Evidence(..)) && row.t_us >= began;
         let Some(top) = rows.iter().find(of_it).map(|row| row.y - 10) else { return };
         let bottom = rows.iter().rev().find(|row| row.t_us <= ended.saturating_add(1)).map_or(top, |row| row.y + 10);
         self.html.raw("<g class=\"attempt ").raw(if attempt.outcome == "ok" { "ok" } else { "bad" }).raw("\"><title>");
-        let about = if is_rough(attempt) { "about " } else { "" };
-        let text =
-            format!("attempt {}: {}, took {about}{}", number + 1, attempt.outcome, length(i128::from(took) * 1_000));
+        let text = format!("attempt {}: {}, took {}", number + 1, attempt.outcome, duration(attempt));
         self.html
             .text(&text)
             .raw("</title><rect x=")
@@ -201,16 +211,13 @@ impl Picture<'_> {
         let y = placed.y;
         match placed.row {
             Row::Request(began) => {
-                let rough = of.attempts.iter().any(|attempt| began_us(of, attempt) == Some(began) && is_rough(attempt));
                 let method = of.request.method.as_deref().unwrap_or("request");
                 let text = format!("{method} {}", of.request.uri.as_deref().unwrap_or_default());
+                let time =
+                    began.map_or_else(|| "±1 ms".to_owned(), |began| format!("≤ {}", grouped(i128::from(began))));
                 self.html
                     .raw("<g class=\"r derived\"><title>The request came before nginx began the first attempt</title>");
-                self.time(
-                    y,
-                    &format!("≤ {}{}", if rough { "~" } else { "" }, super::markup::grouped(i128::from(began))),
-                    None,
-                );
+                self.time(y, &time, None);
                 self.arrow(y, Self::x(CLIENT), Self::x(NGINX), false);
                 self.over(y, Self::x(CLIENT), Self::x(NGINX), &text);
                 self.html.raw("</g>\n");
@@ -224,7 +231,7 @@ impl Picture<'_> {
             Row::Evidence(number, line) => {
                 let (class, _) = proves(line);
                 self.html.raw("<g class=\"r ").raw(source_class(&line.source)).raw(" ").raw(class).raw("\" data-e=");
-                self.html.count_plain(number).raw("><title>").text(&cut(&line.text, 300)).raw("</title>");
+                self.html.count_plain(number).raw(">");
                 self.time(y, &moment(line), Some(number));
                 self.evidence(y, line);
                 self.html.raw("</g>\n");

@@ -4,6 +4,7 @@ use super::{
     chart::ms,
     diagram, group,
     markup::{Html, grouped},
+    overview::plural,
 };
 use crate::{
     diagnose,
@@ -47,8 +48,9 @@ fn verdict(html: &mut Html, of: &Incident) {
     html.text(&of.verdict.cause).raw(", ").text(&of.verdict.confidence).raw("</span> ");
     html.prose(&of.verdict.summary).raw("</p>\n");
     if of.losses.events_lost > 0 || of.losses.packets_dropped > 0 {
-        html.raw("<p class=lost>Lost while it happened: ").number(of.losses.events_lost).raw(" kernel records, ");
-        html.number(of.losses.packets_dropped).raw(" packets.</p>\n");
+        let (records, packets) = (of.losses.events_lost, of.losses.packets_dropped);
+        html.raw("<p class=lost>Lost while it happened: ").text(&plural(records, "kernel record")).raw(", ");
+        html.text(&plural(packets, "packet")).raw(".</p>\n");
     }
 }
 
@@ -99,8 +101,7 @@ fn attempts(html: &mut Html, of: &Incident) {
         if let Some(errno) = &attempt.errno {
             html.raw(" ").text(errno);
         }
-        html.raw("<td class=n>")
-            .text(&attempt.duration_us.map_or_else(|| "?".to_owned(), |us| length(i128::from(us) * 1_000)));
+        html.raw("<td class=n>").text(&duration(attempt));
         html.raw("<td>").text(&kept(attempt));
         for bytes in [attempt.bytes_sent, attempt.bytes_received] {
             html.raw("<td class=n>").text(&bytes.map_or_else(|| "?".to_owned(), |bytes| grouped(i128::from(bytes))));
@@ -108,6 +109,15 @@ fn attempts(html: &mut Html, of: &Incident) {
         html.raw("\n");
     }
     html.raw("</tbody></table></div>\n");
+}
+
+/// How long an attempt took. On a kept connection that is nginx's own count, in whole milliseconds.
+pub(super) fn duration(attempt: &AttemptLine) -> String {
+    match attempt.duration_us {
+        None => "?".to_owned(),
+        Some(0) => "< 1 ms".to_owned(),
+        Some(us) => length(i128::from(us) * 1_000),
+    }
 }
 
 fn kept(attempt: &AttemptLine) -> String {

@@ -46,7 +46,7 @@ pub(super) enum Position {
 /// The participants.
 #[derive(Clone, Debug)]
 pub(super) struct Lanes {
-    pub(super) lanes: Vec<Lane>,
+    pub(super) all: Vec<Lane>,
     ends: BTreeMap<String, usize>,
     processes: BTreeMap<u32, usize>,
     nginx_pid: Option<u32>,
@@ -86,7 +86,7 @@ impl Lanes {
             add_processes(&mut lanes, &mut processes, known);
         }
         add_processes(&mut lanes, &mut processes, left.into_iter().map(|(pid, of)| (pid, of.name)).collect());
-        Self { lanes, ends, processes, nginx_pid: incident.nginx.pid }
+        Self { all: lanes, ends, processes, nginx_pid: incident.nginx.pid }
     }
 
     /// Where a piece of evidence stands.
@@ -126,11 +126,11 @@ impl Lanes {
     }
 
     fn is_upstream(&self, lane: usize) -> bool {
-        self.lanes.get(lane).is_some_and(|lane| lane.kind == Kind::Upstream)
+        self.all.get(lane).is_some_and(|lane| lane.kind == Kind::Upstream)
     }
 
     fn only_upstream(&self) -> Option<usize> {
-        let mut upstreams = (0..self.lanes.len()).filter(|lane| self.is_upstream(*lane));
+        let mut upstreams = (0..self.all.len()).filter(|lane| self.is_upstream(*lane));
         upstreams.next().filter(|_| upstreams.next().is_none())
     }
 }
@@ -231,7 +231,7 @@ mod tests {
     fn everybody_has_a_lane_and_a_process_stands_beside_its_upstream() {
         let lanes = Lanes::of(&incident());
         let names: Vec<(&str, &str)> =
-            lanes.lanes.iter().map(|lane| (lane.name.as_str(), lane.detail.as_str())).collect();
+            lanes.all.iter().map(|lane| (lane.name.as_str(), lane.detail.as_str())).collect();
         assert_eq!(
             names,
             [
@@ -266,8 +266,8 @@ mod tests {
         let mut incident = incident();
         incident.evidence = (1..=4).map(|pid| at_upstream("process", Some("10.0.0.2:80"), Some(pid))).collect();
         let lanes = Lanes::of(&incident);
-        assert_eq!(lanes.lanes.len(), 5);
-        assert_eq!(lanes.lanes[4].detail, "4 of them");
+        assert_eq!(lanes.all.len(), 5);
+        assert_eq!(lanes.all[4].detail, "4 of them");
         assert_eq!(lanes.position(&incident.evidence[2]), Position::At(4));
     }
 }

@@ -61,8 +61,9 @@ impl Html {
 
     /// Tenths as a decimal for an attribute.
     pub(super) fn tenths(&mut self, tenths: usize) -> &mut Self {
-        self.out.push_str(&format!("{}.{}", tenths / 10, tenths % 10));
-        self
+        self.count_plain(tenths / 10);
+        self.out.push('.');
+        self.count_plain(tenths % 10)
     }
 
     /// Markup made elsewhere.

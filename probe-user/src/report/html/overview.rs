@@ -14,7 +14,9 @@ use crate::{
 };
 
 /// Rows of a table that are shown at once.
-const MOST_ROWS: usize = 12;
+const MOST_ROWS: usize = 10;
+/// Causes of an upstream that are named.
+const MOST_CAUSES: usize = 4;
 /// An upstream's name in a table, characters.
 const NAME: usize = 72;
 
@@ -60,16 +62,19 @@ pub(super) fn many(number: usize, noun: &str) -> String {
     }
 }
 
+/// The same for what is counted as `u64`.
+pub(super) fn plural(number: u64, noun: &str) -> String {
+    many(usize::try_from(number).unwrap_or(usize::MAX), noun)
+}
+
 /// The summary's sections.
 pub(super) fn sections(html: &mut Html, collection: &Collection, digest: &Digest<'_>) {
     html.raw("<section id=summary aria-labelledby=summary-h>\n<h2 id=summary-h class=sr>Summary</h2>\n");
     tiles(html, collection, digest);
     if !digest.all.is_empty() {
         chart::over_time(html, digest);
-        html.raw("<div class=pair>\n");
         causes(html, digest);
         upstreams(html, digest);
-        html.raw("</div>\n");
     }
     html.raw("</section>\n");
     sight(html, collection, digest);
@@ -93,7 +98,12 @@ fn tiles(html: &mut Html, collection: &Collection, digest: &Digest<'_>) {
     );
     tile(html, "Confirmed", confirmed, &format!("of {}; {likely} likely, {possible} possible", digest.all.len()));
     let lost = usize::try_from(records.saturating_add(packets)).unwrap_or(usize::MAX);
-    tile(html, "Lost while watching", lost, &format!("{records} kernel records, {packets} packets"));
+    tile(
+        html,
+        "Lost while watching",
+        lost,
+        &format!("{}, {}", plural(records, "kernel record"), plural(packets, "packet")),
+    );
     html.raw("</dl>\n");
 }
 
@@ -151,20 +161,34 @@ fn times(html: &mut Html, row: &Count) {
 }
 
 fn upstreams(html: &mut Html, digest: &Digest<'_>) {
-    html.raw("<div class=scroll tabindex=0 role=region aria-label=\"By upstream\"><table class=counts>\n");
+    let most = digest.by_upstream.first().map_or(1, Count::all).max(1);
+    let (shown, folded) = digest.by_upstream.split_at(MOST_ROWS.min(digest.by_upstream.len()));
+    upstream_table(html, shown, most);
+    if !folded.is_empty() {
+        html.raw("<details><summary>").text(&many(folded.len(), "more upstream")).raw("</summary>\n");
+        upstream_table(html, folded, most);
+        html.raw("</details>\n");
+    }
+}
+
+fn upstream_table(html: &mut Html, rows: &[Count], most: usize) {
+    html.raw("<div class=scroll tabindex=0 role=region aria-label=\"By upstream\"><table class=\"counts ups\">\n");
     html.raw("<caption>By upstream whose attempt failed</caption>\n");
     html.raw("<thead><tr><th scope=col>Upstream<th scope=col class=n>Count<th scope=col>Causes<th scope=col>First<th scope=col>Last</thead>\n<tbody>\n");
-    let most = digest.by_upstream.first().map_or(1, Count::all).max(1);
-    for (place, row) in digest.by_upstream.iter().enumerate() {
-        if place == MOST_ROWS {
-            html.raw("<tr><td colspan=5 class=dim>and ")
-                .count(digest.by_upstream.len() - place)
-                .raw(" more upstreams\n");
-            break;
-        }
+    for row in rows {
         html.tag("<tr><th scope=row><code>", &cut(&row.name, NAME), "</code>").raw("<td class=n>");
         bar(html, row.all(), most);
-        html.raw("<td>").text(&row.causes.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
+        html.raw("<td>");
+        let causes = row.ranked_causes();
+        for (place, (cause, count)) in causes.iter().enumerate().take(MOST_CAUSES) {
+            html.raw(if place > 0 { ", " } else { "" }).text(cause);
+            if causes.len() > 1 {
+                html.raw(" <span class=dim>").count(*count).raw("</span>");
+            }
+        }
+        if causes.len() > MOST_CAUSES {
+            html.raw(" <span class=dim>and ").count(causes.len() - MOST_CAUSES).raw(" more causes</span>");
+        }
         times(html, row);
     }
     html.raw("</tbody></table></div>\n");
@@ -178,7 +202,9 @@ fn sight(html: &mut Html, collection: &Collection, digest: &Digest<'_>) {
     html.raw("<li>").text(&match (records, packets) {
         (0, 0) => format!("Nothing was lost, {over}."),
         _ => format!(
-            "Lost, {over}: {records} kernel records and {packets} packets; {} had losses while they happened.",
+            "Lost, {over}: {} and {}; {} had losses meanwhile.",
+            plural(records, "kernel record"),
+            plural(packets, "packet"),
             many(digest.lossy, "case")
         ),
     });
