@@ -54,5 +54,9 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
         Command::Explain(typed) => {
             app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)).map(done)
         }
+        Command::Report(typed) => {
+            let plan = plan::Report::try_from(typed).map_err(AppError::usage)?;
+            app::report::run(&plan).map(done)
+        }
     }
 }

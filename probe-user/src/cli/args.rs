@@ -31,6 +31,8 @@ pub enum Command {
     /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
     #[cfg(feature = "live")]
     Check(super::check::Typed),
+    /// Make one page of what was caught, for the postmortem
+    Report(Report),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
     Doctor(Doctor),
@@ -239,4 +241,33 @@ pub struct Explain {
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `probe502 report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// Write here; - is stdout (default for markdown)
+    #[arg(short, long = "out", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// What to make: a page that needs nothing else, or text for an issue (default: html, or markdown for FILE.md)
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ReportFormat>,
+    /// Call it so
+    #[arg(long, value_name = "TITLE")]
+    pub title: Option<String>,
+    /// Say nothing on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What a report can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One self-contained HTML file
+    Html,
+    /// Text for an issue
+    Markdown,
 }

@@ -19,6 +19,9 @@ pub enum PlanError {
     /// Too many statuses.
     #[error("--status: at most eight statuses")]
     Statuses,
+    /// A page of HTML for the terminal.
+    #[error("report: an HTML page needs a file: give --out FILE.html (or --out - for stdout), or --format markdown")]
+    ReportWithoutFile,
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
@@ -143,6 +146,53 @@ impl TryFrom<args::Analyze> for Analyze {
     }
 }
 
+/// `probe502 report`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What to read; `-` is stdin.
+    pub inputs: Vec<PathBuf>,
+    /// Where to write; `None` is stdout.
+    pub out: Option<PathBuf>,
+    /// What to make.
+    pub format: ReportFormat,
+    /// The page's title.
+    pub title: Option<String>,
+    /// Nothing on stderr.
+    pub quiet: bool,
+}
+
+/// What a report can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportFormat {
+    /// One self-contained HTML file.
+    Html,
+    /// Text for an issue.
+    Markdown,
+}
+
+impl TryFrom<args::Report> for Report {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Report) -> Result<Self, PlanError> {
+        let by_name = || typed.out.as_ref().is_some_and(|out| out.extension().is_some_and(|ending| ending == "md"));
+        let format = match typed.format {
+            Some(args::ReportFormat::Markdown) => ReportFormat::Markdown,
+            None if by_name() => ReportFormat::Markdown,
+            Some(args::ReportFormat::Html) | None => ReportFormat::Html,
+        };
+        if format == ReportFormat::Html && typed.out.is_none() {
+            return Err(PlanError::ReportWithoutFile);
+        }
+        Ok(Self {
+            inputs: typed.inputs,
+            out: typed.out.filter(|out| out.as_os_str() != "-"),
+            format,
+            title: typed.title,
+            quiet: typed.quiet,
+        })
+    }
+}
+
 /// Statuses that make an incident, each once.
 fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
     typed.sort_unstable();
@@ -259,6 +309,24 @@ mod tests {
         assert_eq!(watch("--status 502,42"), Err(PlanError::Status(42)));
         assert_eq!(watch("--count 0"), Err(PlanError::Count));
         assert!(matches!(watch("--duration soon"), Err(PlanError::Duration(_))));
+    }
+
+    fn report(line: &str) -> Result<Report, PlanError> {
+        let words = ["probe502", "report"].into_iter().chain(line.split_whitespace());
+        let args::Command::Report(typed) = args::Arguments::try_parse_from(words).unwrap().command else {
+            panic!("not report")
+        };
+        Report::try_from(typed)
+    }
+
+    #[test]
+    fn a_report_is_html_in_a_file_or_markdown_anywhere() {
+        assert_eq!(report("in"), Err(PlanError::ReportWithoutFile));
+        assert_eq!(report("in -o x.html").unwrap().format, ReportFormat::Html);
+        assert_eq!(report("in -o -").unwrap().out, None);
+        assert_eq!(report("in -o x.md").unwrap().format, ReportFormat::Markdown);
+        assert_eq!(report("in --format markdown").unwrap().out, None);
+        assert_eq!(report("in -o x.md --format html").unwrap().format, ReportFormat::Html);
     }
 
     #[test]

@@ -71,6 +71,13 @@ impl Place {
     pub fn decision(case: &Case, status: &str) -> Self {
         at_nginx(case, &format!("decides {status}"))
     }
+
+    /// nginx decides or answers a status here.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.side.as_deref() == Some("nginx")
+            && (self.brief.starts_with("decides ") || self.brief.starts_with("answers "))
+    }
 }
 
 const NGINX: Word = Cow::Borrowed("nginx");
