@@ -270,7 +270,8 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
     millis.map(Duration::from_millis).ok_or_else(bad)
 }
 
-#[cfg(all(test, feature = "live"))]
+#[cfg(test)]
+#[cfg(feature = "live")]
 mod tests {
     use clap::Parser as _;
 
