@@ -127,13 +127,18 @@ impl Confine {
             }
             _ => {}
         }
-        // What nobody has said to be nginx's is not.
+        // What nobody has said to be nginx's is not. A unix socket is a file of nginx's own namespace.
         matches!(
             fact,
             HostFact::Nginx(_)
                 | HostFact::NginxGone { .. }
                 | HostFact::OpenConnection { .. }
                 | HostFact::Listeners { .. }
+                | HostFact::Route { .. }
+                | HostFact::LocalPorts { .. }
+                | HostFact::SystemFiles { .. }
+                | HostFact::Name { .. }
+                | HostFact::UnixSocket(_)
         )
     }
 
