@@ -318,7 +318,7 @@ impl Player {
         let (Some(redactor), Ok(Some((_, _, Body::Host(HostFact::Nginx(instance)))))) = (&self.redactor, event) else {
             return;
         };
-        for configuration in &instance.configuration {
+        if let Some(configuration) = &instance.configuration {
             let upstreams = configuration.upstreams.iter().filter_map(Address::ip);
             redactor.learn(configuration.listen.iter().copied(), upstreams);
         }

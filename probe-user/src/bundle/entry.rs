@@ -288,7 +288,9 @@ mod tests {
     #[test]
     fn entries_are_read_back() {
         let mut bytes = Vec::new();
-        samples().iter().for_each(|entry| entry.write(&mut bytes));
+        for entry in samples() {
+            entry.write(&mut bytes);
+        }
         // A kind from the future is skipped.
         bytes.splice(0..0, [99, 2, 0, 0, 0, 1, 2]);
         let read: Vec<Option<Entry<'_>>> = entries(&bytes).collect();
@@ -312,7 +314,9 @@ mod tests {
     #[test]
     fn a_cut_row_ends() {
         let mut bytes = Vec::new();
-        samples().iter().for_each(|entry| entry.write(&mut bytes));
+        for entry in samples() {
+            entry.write(&mut bytes);
+        }
         for cut in 0..bytes.len() {
             assert!(entries(&bytes[..cut]).count() < samples().len());
         }

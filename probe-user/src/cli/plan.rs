@@ -261,6 +261,7 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "live")]
 mod tests {
     use clap::Parser as _;
 

@@ -125,7 +125,9 @@ fn write(mut recording: Recording, pieces: &Receiver<Piece>, trouble: &Trouble) 
             Ok(piece) => {
                 recording.take(&piece);
                 // Everything that is there belongs together.
-                pieces.try_iter().for_each(|piece| recording.take(&piece));
+                for piece in pieces.try_iter() {
+                    recording.take(&piece);
+                }
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,

@@ -50,7 +50,9 @@ impl Confine {
 
     /// These are upstreams.
     pub(super) fn know(&mut self, upstreams: &[SocketAddr]) {
-        upstreams.iter().for_each(|upstream| self.add_upstream(*upstream));
+        for upstream in upstreams {
+            self.add_upstream(*upstream);
+        }
     }
 
     /// Whom nginx connects to is an upstream, also where no configuration says so.

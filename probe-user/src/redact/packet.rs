@@ -33,10 +33,10 @@ pub(super) fn blank(link: LinkType, bytes: &mut [u8], key: &Key) {
         return blank_all(link, bytes);
     };
     match place.protocol {
-        TCP => match tcp_payload(bytes, place.transport) {
-            Some(at) => payload(bytes.get_mut(at..).unwrap_or_default(), key),
-            None => {}
-        },
+        TCP => {
+            let at = tcp_payload(bytes, place.transport).unwrap_or(bytes.len());
+            payload(bytes.get_mut(at..).unwrap_or_default(), key);
+        }
         // An error quotes a packet after eight bytes: its IP header, and as much of TCP's as was sent along.
         ICMP | ICMP_V6 => {
             let quoted = locate(bytes, place.transport + 8);
