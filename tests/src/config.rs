@@ -13,6 +13,12 @@ pub const TLS_PORT: u16 = 8443;
 pub struct Config {
     /// `worker_processes`.
     pub workers: u32,
+    /// `user`, with its group where that has another name.
+    pub user: &'static str,
+    /// `worker_connections`.
+    pub connections: u32,
+    /// What `/etc/hosts` says to this nginx alone; the host's own file when `None`. The file lies as `hosts` in its directory.
+    pub hosts: Option<String>,
     /// `worker_rlimit_nofile`.
     pub open_files: Option<u64>,
     /// The port, on every IPv4 and IPv6 address.
@@ -36,6 +42,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             workers: 2,
+            user: "root",
+            connections: 1024,
+            hosts: None,
             open_files: None,
             port: PORT,
             error_level: "error",
@@ -59,7 +68,7 @@ impl Config {
         let _ = writeln!(self.server, "        location {prefix} {{ {} }}", lines.join(" "));
     }
 
-    /// The text of `nginx.conf`; everything it names lies in `directory`.
+    /// The text of `nginx.conf`; everything it names lies in `directory`, which pieces may call `@DIR@`.
     #[must_use]
     pub fn render(&self, directory: &Path) -> String {
         let dir = directory.display();
@@ -79,16 +88,16 @@ impl Config {
         } else {
             String::new()
         };
-        let Self { workers, port, error_level, main, http, server, .. } = self;
-        format!(
-            "user root;\n\
+        let Self { workers, user, connections, port, error_level, main, http, server, .. } = self;
+        let text = format!(
+            "user {user};\n\
              daemon off;\n\
              pid {dir}/nginx.pid;\n\
              worker_processes {workers};\n\
              {limit}\
              error_log {errors} {error_level};\n\
              {main}\
-             events {{ worker_connections 1024; }}\n\
+             events {{ worker_connections {connections}; }}\n\
              http {{\n\
              \x20   log_format lab '$status \"$upstream_status\" \"$upstream_addr\" $remote_addr $remote_port $pid $connection \"$request\"';\n\
              \x20   access_log {accesses} lab;\n\
@@ -107,6 +116,7 @@ impl Config {
              {server}\
              \x20   }}\n\
              }}\n"
-        )
+        );
+        text.replace("@DIR@", &dir.to_string())
     }
 }

@@ -49,6 +49,8 @@ pub struct Expectation {
     pub blames: Option<usize>,
     /// Pieces that must stand in the summary, the fixes or the evidence.
     pub says: Vec<String>,
+    /// Pieces that must not stand there.
+    pub silent: &'static [&'static str],
 }
 
 /// What must be said about one attempt.
@@ -96,6 +98,7 @@ impl Expectation {
             reused_may_be_null: false,
             blames: None,
             says: Vec::new(),
+            silent: &[],
         }
     }
 
@@ -123,6 +126,12 @@ impl Expectation {
         Self { says: pieces.iter().map(|piece| (*piece).to_owned()).collect(), ..self }
     }
 
+    /// What must not be told beside the verdict.
+    #[must_use]
+    pub fn silent(self, pieces: &'static [&'static str]) -> Self {
+        Self { silent: pieces, ..self }
+    }
+
     /// What must not be said.
     #[must_use]
     pub fn never(self, causes: &'static [&'static str]) -> Self {
@@ -146,12 +155,15 @@ impl Expectation {
     #[must_use]
     pub fn of_nginxs_side(mut self) -> Self {
         self.permitted = Some(generalisation::permitted(self.cause));
+        // Of what the words tell, much is about the upstream's side.
+        self.says.clear();
         self
     }
 
     /// The same where so much is left out that only one thing is sure: nothing else may be `confirmed`.
     #[must_use]
-    pub fn less_is_seen(self) -> Self {
+    pub fn less_is_seen(mut self) -> Self {
+        self.says.clear();
         self.without_uprobes()
     }
 
@@ -251,6 +263,8 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
         .collect();
     let missing: Vec<_> = expected.says.iter().filter(|piece| !told.iter().any(|text| text.contains(*piece))).collect();
     differ("what must be told", missing.is_empty(), &told, &missing);
+    let said: Vec<_> = expected.silent.iter().filter(|piece| told.iter().any(|text| text.contains(*piece))).collect();
+    differ("what must not be told", said.is_empty(), &told, &said);
     let (is, should) = (incident.attempts.len(), expected.attempts.len());
     differ("number of attempts", is == should, &is, &should);
     for (number, (attempt, expected)) in incident.attempts.iter().zip(&expected.attempts).enumerate() {

@@ -213,7 +213,16 @@ pub(crate) fn command(directory: &Path, config: &Config) -> Result<Command> {
         command.arg("mount --bind \"$0\" /etc/nginx && exec nginx -e stderr").arg(directory);
         return Ok(command);
     }
-    let mut command = Command::new("nginx");
+    let mut command = match &config.hosts {
+        None => Command::new("nginx"),
+        Some(hosts) => {
+            let path = directory.join("hosts");
+            fs::write(&path, hosts).with_context(|| format!("write {}", path.display()))?;
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec nginx \"$@\""]).arg(path);
+            command
+        }
+    };
     command.arg("-c").arg(&path).arg("-p").arg(directory).arg("-e").arg(directory.join("error.log"));
     Ok(command)
 }

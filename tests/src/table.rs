@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::expect::{Expectation, Report, Witness};
-use crate::fault::Fault;
-use crate::lab::Lab;
+use crate::fault::{Fault, Party};
 use crate::line::{Confidence, Incident, Line, Link};
 use crate::probe::{Ended, Probe};
 use crate::site::Site;
@@ -111,8 +110,9 @@ fn lies(fault: &Fault, view: &View, witness: &Witness, incidents: &[&Incident]) 
 pub type Looked = Vec<(Fault, String, Cell)>;
 
 /// One site, one run of the probe in this view. A wrong thing said for certain is an error.
-pub fn look(faults: &[Fault], view: &View) -> Result<Looked> {
-    let lab = Lab::new()?;
+pub fn look(party: &Party, view: &View) -> Result<Looked> {
+    let Party { faults, lab } = party;
+    let lab = lab()?;
     let site = Site::start(&lab, faults)?;
     let healthy = faults.first().map_or("/ok", |fault| fault.healthy);
     let load = site.healthy(healthy, 60, 3)?;
@@ -152,20 +152,17 @@ fn about<'a>(witness: &Witness, ended: &'a Ended) -> Vec<&'a Incident> {
 
 /// Every fault in every view. `say` is told how far it is.
 pub fn make(say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
-    let sharing = Fault::sharing();
-    let alone: Vec<[Fault; 1]> = Fault::all().into_iter().filter(|fault| fault.alone).map(|fault| [fault]).collect();
-    let sites: Vec<&[Fault]> =
-        std::iter::once(sharing.as_slice()).chain(alone.iter().map(<[_; 1]>::as_slice)).collect();
+    let parties = Fault::parties();
     let mut rows: Vec<Row> =
-        Fault::all().iter().map(|fault| Row { fault: fault.name, truth: String::new(), cells: Vec::new() }).collect();
+        Fault::every().iter().map(|fault| Row { fault: fault.name, truth: String::new(), cells: Vec::new() }).collect();
     for view in &view::ALL {
-        for faults in &sites {
-            let names: Vec<&str> = faults.iter().map(|fault| fault.name).collect();
+        for party in &parties {
+            let names: Vec<&str> = party.faults.iter().map(|fault| fault.name).collect();
             say(&format!("{}: {}", view.name, names.join(" ")));
             // A crowded machine can keep a fault from coming about; the second time counts.
-            let looked = look(faults, view).or_else(|first| {
+            let looked = look(party, view).or_else(|first| {
                 say(&format!("once more, because: {first:#}"));
-                look(faults, view)
+                look(party, view)
             })?;
             for (fault, truth, cell) in looked {
                 if let Some(row) = rows.iter_mut().find(|row| row.fault == fault.name) {

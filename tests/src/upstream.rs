@@ -196,7 +196,7 @@ fn log_of(lab: &Lab, name: &str) -> PathBuf {
 }
 
 /// The program that runs `crate::server`: the `upstream` binary beside this one, or this one under that name.
-fn own_binary(lab: &Lab) -> Result<PathBuf> {
+pub(crate) fn own_binary(lab: &Lab) -> Result<PathBuf> {
     let me = std::env::current_exe().context("find the running program")?;
     if me.file_name().is_some_and(|name| name == "demo") {
         // `cargo run --bin demo` builds no other program; the demo is a server too when it is called `upstream`.

@@ -34,3 +34,10 @@ fn every_fault_belongs_to_a_server() {
         assert!(SERVERS.iter().any(|server| fault.name.split('-').next() == Some(server)), "{}", fault.name);
     }
 }
+
+/// All servers on one site, everything on the host's own loopback. (About 40 s.)
+#[test]
+fn on_the_loopback_all_together() -> Result<()> {
+    Trial::WHOLE.hold(&Lab::on_host_loopback()?, &Fault::of_servers())?;
+    Ok(())
+}

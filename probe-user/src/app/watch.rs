@@ -29,18 +29,14 @@ use crate::{
         self, clock,
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
-        host::Lookup,
+        host::answer_questions,
         memory, nginx,
         scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
     },
-    model::{
-        case::CaseKind,
-        event::{Body, Source},
-        time::At,
-    },
-    pipeline::{Arrival, Limits, Question, Settings},
+    model::case::CaseKind,
+    pipeline::{Limits, Settings},
     redact::{Level, Redactor},
     report::json,
 };
@@ -313,24 +309,4 @@ fn listen(
         .context("cannot start the thread that reads the kernel's ring")
         .map_err(AppError::host)?;
     Ok((Some(kernel), Some(reader)))
-}
-
-/// A thread that looks things up on the host: reading `/proc` may take milliseconds and must not hold anything else up.
-fn answer_questions(intake: Intake) -> std::sync::mpsc::Sender<Question> {
-    let (sender, receiver) = std::sync::mpsc::channel::<Question>();
-    let started = std::thread::Builder::new().name("lookup".into()).spawn(move || {
-        let mut lookup = Lookup::default();
-        while let Ok(question) = receiver.recv() {
-            let before = clock::now();
-            if let Some(fact) = lookup.answer(question) {
-                let at = At::between(before, clock::now());
-                let arrival = Arrival { at, source: Source::Probe, body: Body::Host(fact) };
-                intake.deliver(Delivery::Arrivals(vec![arrival]));
-            }
-        }
-    });
-    if let Err(error) = started {
-        tracing::warn!("nothing can be looked up on this host: {error}");
-    }
-    sender
 }

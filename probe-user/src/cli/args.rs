@@ -30,7 +30,7 @@ pub enum Command {
     Analyze(Analyze),
     /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
     #[cfg(feature = "live")]
-    Check(Check),
+    Check(super::check::Typed),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
     Doctor(Doctor),
@@ -177,7 +177,6 @@ pub struct Record {
 
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
@@ -188,7 +187,7 @@ pub struct Analyze {
     /// nginx's access log of that time
     #[arg(long = "access-log", value_name = "FILE")]
     pub access_logs: Vec<PathBuf>,
-    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    /// The format of the access logs, as nginx's directive has it (default: combined, or what --conf says)
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// nginx's configuration of that time: what `nginx -T` prints, or the file
@@ -200,7 +199,7 @@ pub struct Analyze {
     /// Statuses that make an incident
     #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
     pub statuses: Vec<u16>,
-    /// Also print every TCP connection, with Zeek's conn_state and history
+    /// Also print every TCP connection, with Zeek's state and history
     #[arg(long)]
     pub connections: bool,
     /// Also print every HTTP/1 request with its status
@@ -215,32 +214,6 @@ pub struct Analyze {
     /// What is taken out.
     #[command(flatten)]
     pub redaction: Redaction,
-    /// How it is printed.
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `probe502 check`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 no fault found, 1 a fault was found, 2 bad usage or unreadable input, 3 this host does not allow it."
-)]
-pub struct Check {
-    /// Check this nginx, master or worker (repeatable; default: every nginx on the host)
-    #[arg(short, long = "pid", value_name = "PID")]
-    pub pids: Vec<u32>,
-    /// Check this configuration file, from here, instead of a running nginx
-    #[arg(long, value_name = "FILE", conflicts_with = "pids")]
-    pub conf: Option<PathBuf>,
-    /// What to ask the upstreams for
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    pub probe_path: String,
-    /// Ask with HEAD instead of GET
-    #[arg(long)]
-    pub head: bool,
-    /// Send no request: connections and TLS handshakes only
-    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
-    pub no_request: bool,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

@@ -5,8 +5,9 @@
 mod answered;
 pub mod attempts;
 mod build;
+mod due;
+mod failures;
 pub mod flows;
-mod heard_late;
 mod host;
 pub mod limits;
 pub mod lines;
@@ -14,8 +15,12 @@ pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod sensors;
+mod served;
 mod telling;
 mod tuple;
+mod unheard;
+pub mod wire;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,21 +32,20 @@ use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use wire::Wires;
 use written::Written;
 
 pub use host::Question;
 
 use crate::model::{
-    attempt::Outcome,
-    case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
+    case::{Case, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
-    coverage::{Coverage, Sensor, Sight},
+    coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
-    net::{Address, Errno},
+    net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
-    socket::Syscall,
     time::{At, Moment, WallClock},
 };
 
@@ -73,6 +77,8 @@ struct Decided {
     line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
+    /// Known from packets only.
+    from_wire: Option<wire::WireGroup>,
 }
 
 /// The state.
@@ -83,6 +89,7 @@ pub struct Correlator {
     flows: Flows,
     requests: Requests,
     lines: Lines,
+    wires: Wires,
     notable: Notable,
     /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
     connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
@@ -99,6 +106,7 @@ pub struct Correlator {
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    put_off: Option<EventId>,
     /// What was decided before this moment was told by the run that this one takes up.
     told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
@@ -119,6 +127,7 @@ impl Correlator {
             flows: Flows::new(limits),
             requests: Requests::new(limits),
             lines: Lines::default(),
+            wires: Wires::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
             speaking: BTreeSet::new(),
@@ -131,6 +140,7 @@ impl Correlator {
             answered: Answered::default(),
             telling: None,
             last_case: 0,
+            put_off: None,
             told_before: Moment(0),
             swept: Moment(0),
             finished: false,
@@ -146,8 +156,15 @@ impl Correlator {
     /// Takes the next event.
     pub fn handle(&mut self, event: &Event) {
         self.now = self.now.max(event.at.latest);
+        if let (true, Body::Packet(packet)) = (self.wires.is_on(), &event.body) {
+            // What it is of follows it.
+            self.wires.packet(event, packet);
+            return;
+        }
         self.flows.handle(event);
         self.notable.handle(event);
+        self.host.handle(event);
+        self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
@@ -161,11 +178,6 @@ impl Correlator {
                 }
             }
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
-            Body::Syscall(call) => {
-                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
-                    self.host.ask(Question::OpenFiles(call.pid), self.now);
-                }
-            }
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -179,7 +191,8 @@ impl Correlator {
                     }
                 }
             }
-            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+            Body::Wire(wire) => self.wires.handle(event, wire),
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
 
@@ -189,6 +202,7 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
+        self.decide_wires();
         self.flows.forget(self.now);
         // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
@@ -217,19 +231,9 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
+        self.wires.hurry();
+        self.decide_wires();
         self.finished = true;
-    }
-
-    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
-    /// that may be blamed on it is put together.
-    pub fn poll_case(&mut self) -> Option<Case> {
-        loop {
-            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            let decided = if due { self.decided.pop_front()? } else { return None };
-            if let Some(case) = self.close(decided) {
-                return Some(case);
-            }
-        }
     }
 
     /// The next thing somebody should look up on the host; its answer comes back as an event.
@@ -242,14 +246,7 @@ impl Correlator {
     pub fn next_deadline(&self) -> Option<Moment> {
         let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
-        decided.into_iter().chain(lines).min()
-    }
-
-    /// The cause found for an attempt of a case: blackouts are blamed on it.
-    pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
-        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
-            failure.cause = Some(cause);
-        }
+        decided.into_iter().chain(lines).chain(self.wires.next_due()).min()
     }
 
     /// Connections remembered.
@@ -260,18 +257,6 @@ impl Correlator {
 
     fn sight(&self, sensor: Sensor) -> Sight {
         self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
-    }
-
-    fn coverage(&mut self, at: At, coverage: &Coverage) {
-        match coverage {
-            Coverage::Sensor { sensor, sight, why } => {
-                self.sensors.insert(*sensor, (*sight, why.clone()));
-                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
-            }
-            Coverage::Lost { sensor, count, why } => {
-                self.losses.push_back((at, *sensor, *count, why.clone()));
-            }
-        }
     }
 
     /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.
@@ -379,7 +364,9 @@ impl Correlator {
                 None => return,
             }
         };
-        if status.attempts.is_some() {
+        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
+        let by_subrequest = request.subrequest && status.attempts == Some(0);
+        if status.attempts.is_some() && !by_subrequest {
             request.attempts.clear();
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);
@@ -427,6 +414,7 @@ impl Correlator {
             statuses,
             line: None,
             from_lines: None,
+            from_wire: None,
         });
     }
 
@@ -461,24 +449,7 @@ impl Correlator {
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
-        self.answered.keep(&case, &self.settings.limits);
-        let failed = |outcome| outcome != Outcome::Ok;
-        for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
-            // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
-            let Some(peer) = attempt.peer_name.as_ref().filter(|peer| Address::parse(peer).is_some()) else { continue };
-            if self.failures.len() >= self.settings.limits.failures {
-                self.failures.pop_front();
-            }
-            let at = attempt.complaint.as_ref().map_or(case.decided.latest, |(event, _)| event.at.latest);
-            self.failures.push_back(EarlierFailure {
-                case: case.id.clone(),
-                at,
-                peer: peer.clone(),
-                cause: None,
-                worker: case.worker,
-                client: case.request.client,
-            });
-        }
+        self.remember(&case);
         Some(case)
     }
 }

@@ -307,8 +307,13 @@ impl Followers {
             let open = nginx::open_connections(&master.workers, &BTreeSet::new());
             upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
         }
-        let servers =
-            if self.scope.only_nginx { Vec::new() } else { self.lookup.servers(&upstreams, found.instance.netns) };
+        let (servers, facts) = if self.scope.only_nginx {
+            Default::default()
+        } else {
+            self.lookup.servers(&upstreams, found.instance.netns)
+        };
+        // Before anything fails: afterwards nobody could tell who served.
+        self.tell(facts.into_iter().map(Body::Host).collect());
         if let Some(kernel) = &mut self.kernel {
             for address in &upstreams {
                 if let Err(error) = kernel.watch_upstream(endpoint(*address)) {

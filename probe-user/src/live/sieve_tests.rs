@@ -1,3 +1,5 @@
+//! What the sieve lets go, and what not.
+
 use zerocopy::IntoBytes;
 
 use super::*;

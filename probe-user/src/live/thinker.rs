@@ -129,7 +129,7 @@ impl Delivery {
 }
 
 /// What the thread says to the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// Somebody should look this up.
     Question(Question),

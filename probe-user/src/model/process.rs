@@ -82,7 +82,7 @@ pub enum ProcessEvent {
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// By itself, with this status.
     Exit(u8),
@@ -96,7 +96,7 @@ pub enum Ending {
 }
 
 /// Who sent a signal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sender {
     /// The process.
     pub pid: Pid,

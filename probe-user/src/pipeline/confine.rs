@@ -43,7 +43,12 @@ impl Confine {
                 true
             }
             // Packets come from nginx's own namespace, the rest from nginx itself.
-            Body::Nginx(_) | Body::Packet(_) | Body::ErrorLine(_) | Body::AccessLine(_) | Body::Coverage(_) => true,
+            Body::Nginx(_)
+            | Body::Packet(_)
+            | Body::Wire(_)
+            | Body::ErrorLine(_)
+            | Body::AccessLine(_)
+            | Body::Coverage(_) => true,
         };
         (own || !self.on).then_some(event)
     }

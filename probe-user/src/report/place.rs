@@ -62,7 +62,7 @@ impl Place {
                 Some(at_nginx(case, &format!("access log: {status}")))
             }
             Body::Host(fact) => of_host(fact, case),
-            Body::Coverage(_) => None,
+            Body::Coverage(_) | Body::Wire(_) => None,
         }
     }
 
@@ -232,6 +232,11 @@ fn of_packet(packet: &TcpPacket) -> Place {
     }
 }
 
+/// Something of nginx's own host.
+fn own_host(brief: &str) -> Place {
+    Place { side: Some(NGINX), brief: cut(brief), ..Place::default() }
+}
+
 fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
     let process = |pid: Pid, command: &str, brief: String| Place {
         side: Some(if case.worker == Some(pid) { NGINX } else { UPSTREAM }),
@@ -269,6 +274,26 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
             brief: "already open".to_owned(),
             ..Place::default()
         }),
+        HostFact::Served { upstream, pid, command, ended, .. } => {
+            let brief = if ended.is_some() { "gone" } else { "stopped listening" };
+            let at = Some(upstream.to_string());
+            Some(Place { from: at, ..process(*pid, command.as_deref().unwrap_or_default(), brief.to_owned()) })
+        }
+        HostFact::OtherListeners { listeners, .. } => {
+            let listener = listeners.first()?;
+            Some(Place {
+                from: Some(listener.address.to_string()),
+                ..process(listener.pid?, listener.command.as_deref()?, "listens elsewhere".to_owned())
+            })
+        }
+        HostFact::ListenOverflows { count, .. } => {
+            Some(Place { side: Some(UPSTREAM), brief: cut(&format!("ListenOverflows {count}")), ..Place::default() })
+        }
+        HostFact::Route { kind, .. } => Some(own_host(&format!("route: {}", kind.name()))),
+        HostFact::LocalPorts { in_use, .. } => Some(own_host(&format!("{in_use} local ports in use"))),
+        HostFact::SystemFiles { open, limit } => Some(own_host(&format!("{open} of {limit} files open in all"))),
+        HostFact::Name { name, .. } => Some(own_host(&format!("{} resolved", redact::text(name)))),
+        HostFact::UnixSocket(socket) => Some(own_host(&redact::text(&socket.path))),
         HostFact::Nginx(_) | HostFact::NginxGone { .. } => None,
     }
 }

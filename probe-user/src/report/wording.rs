@@ -1,5 +1,7 @@
 //! The words for events and facts. Every string from outside goes through [`redact`].
 
+mod host;
+
 use std::net::SocketAddr;
 
 use super::redact;
@@ -42,7 +44,7 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
             ("log", format!("access log: status {status}"))
         }
         Body::Host(fact) => host_fact(fact),
-        Body::Coverage(_) => return None,
+        Body::Coverage(_) | Body::Wire(_) => return None,
     })
 }
 
@@ -241,6 +243,7 @@ fn host_fact(fact: &HostFact) -> (&'static str, String) {
         HostFact::ProcessState { pid, command, state, wait_channel } => {
             ("host", process_state(*pid, command, *state, wait_channel.as_deref()))
         }
+        other => ("host", host::host_fact(other).unwrap_or_default()),
     }
 }
 
@@ -302,6 +305,10 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
         | Fact::ListensNearby { .. }
+        | Fact::LocalPorts { .. }
+        | Fact::SystemFiles { .. }
+        | Fact::PathMissing { .. }
+        | Fact::NoUnixListener { .. }
         | Fact::UpstreamStatus { .. }
         | Fact::FinReceived { acknowledged_request: None }
         | Fact::ResetReceived { after_request_us: None }
@@ -409,6 +416,7 @@ pub fn fact(of: &Fact) -> String {
         Fact::ProcessState { process: (pid, command), state, wait_channel } => {
             process_state(*pid, command, *state, wait_channel.as_deref())
         }
+        other => host::fact(other).unwrap_or_default(),
     }
 }
 

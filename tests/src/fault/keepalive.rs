@@ -15,14 +15,19 @@ use crate::site::{Plan, Site};
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
-        "unix-race",
+        "keepalive-race-unix",
         "the upstream closes an idle connection over a unix socket while a POST is on its way: EPIPE, no packet at all",
         unix_race,
         cross_unix,
     ),
-    Fault::new("unix-closed", "the upstream closes over a unix socket without an answer", unix_closed, close_unix),
     Fault::new(
-        "early-response",
+        "premature-close-unix",
+        "the upstream closes over a unix socket without an answer",
+        unix_closed,
+        close_unix,
+    ),
+    Fault::new(
+        "early-response-lost",
         "the upstream answers 413 without reading the body and closes; nginx's next write fails",
         early,
         answer_early,
@@ -53,26 +58,26 @@ fn unix_attempt(site: &Site<'_>, name: &str, reused: bool) -> Attempt {
 }
 
 fn unix_race(plan: &mut Plan) {
-    let path = plan.directory.join("unix-race.sock");
+    let path = plan.directory.join("keepalive-race-unix.sock");
     let listen = format!("unix:{}", path.display());
     let arguments = vec![listen.clone(), "--control".to_owned(), control(UNIX_CONTROL).to_string()];
-    plan.scripted("unix-race", Vec::new(), arguments);
+    plan.scripted("keepalive-race-unix", Vec::new(), arguments);
     plan.config.upstream("unix_race", &[&format!("server {listen};"), "keepalive 4;"]);
     let lines = ["proxy_pass http://unix_race/ok/;", "proxy_http_version 1.1;", "proxy_set_header Connection \"\";"];
-    plan.config.location("/unix-race/", &lines);
+    plan.config.location("/keepalive-race-unix/", &lines);
 }
 
 fn cross_unix(site: &Site<'_>) -> Result<Vec<Witness>> {
     command(site, UNIX_CONTROL, "/close-idle")?;
     std::thread::sleep(Duration::from_millis(50));
     let mut client = site.connect()?;
-    let warm = client.get("/unix-race/warm")?;
+    let warm = client.get("/keepalive-race-unix/warm")?;
     if warm.status != Some(200) {
         bail!("the warming request was answered {:?}", warm.status);
     }
     std::thread::sleep(Duration::from_millis(300));
     site.nginx().while_stopped(|| {
-        client.send("POST", "/unix-race/cart", b"amount=42")?;
+        client.send("POST", "/keepalive-race-unix/cart", b"amount=42")?;
         client.wait_delivered()?;
         let ended = command(site, UNIX_CONTROL, "/close-idle")?;
         if ended != 1 {
@@ -80,18 +85,19 @@ fn cross_unix(site: &Site<'_>) -> Result<Vec<Witness>> {
         }
         Ok(())
     })?;
-    let mut expected = Expectation::incident(502, &["keepalive-race"], vec![unix_attempt(site, "unix-race", true)])
-        .logged("failed (32: Broken pipe) while sending request to upstream")
-        .never(&["premature-close", "upstream-reset", "early-response-lost"]);
+    let mut expected =
+        Expectation::incident(502, &["keepalive-race"], vec![unix_attempt(site, "keepalive-race-unix", true)])
+            .logged("failed (32: Broken pipe) while sending request to upstream")
+            .never(&["premature-close", "upstream-reset", "early-response-lost"]);
     // Who holds the other end of a unix socket cannot be seen, so what became of it cannot either.
     expected.confidence = &[Confidence::Likely, Confidence::Confirmed];
     Ok(vec![Witness::new(client.receive()?, expected)?])
 }
 
 fn unix_closed(plan: &mut Plan) {
-    let listen = format!("unix:{}", plan.directory.join("unix-closed.sock").display());
-    plan.scripted("unix-closed", Vec::new(), vec![listen.clone()]);
-    plan.config.location("/unix-closed/", &[&format!("proxy_pass http://{listen}:/;")]);
+    let listen = format!("unix:{}", plan.directory.join("premature-close-unix.sock").display());
+    plan.scripted("premature-close-unix", Vec::new(), vec![listen.clone()]);
+    plan.config.location("/premature-close-unix/", &[&format!("proxy_pass http://{listen}:/;")]);
 }
 
 fn close_unix(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -100,8 +106,8 @@ fn close_unix(site: &Site<'_>) -> Result<Vec<Witness>> {
         ("close/0", &["premature-close"], "upstream prematurely closed connection while reading response header"),
         ("unread", &["upstream-reset"], "recv() failed (104: Connection reset by peer) while reading response header"),
     ] {
-        let exchange = site.connect()?.get(&format!("/unix-closed/{path}/1"))?;
-        let mut expected = Expectation::incident(502, cause, vec![unix_attempt(site, "unix-closed", false)])
+        let exchange = site.connect()?.get(&format!("/premature-close-unix/{path}/1"))?;
+        let mut expected = Expectation::incident(502, cause, vec![unix_attempt(site, "premature-close-unix", false)])
             .logged(logged)
             .never(&["keepalive-race", "upstream-exited", "upstream-crashed", "network-reset"]);
         expected.confidence = &[Confidence::Likely, Confidence::Confirmed];
@@ -113,15 +119,15 @@ fn close_unix(site: &Site<'_>) -> Result<Vec<Witness>> {
 fn early(plan: &mut Plan) {
     let address = plan.app(EARLY);
     let arguments = vec![address.to_string(), "--control".to_owned(), control(EARLY_CONTROL).to_string()];
-    plan.scripted("early-response", vec![address], arguments);
+    plan.scripted("early-response-lost", vec![address], arguments);
     let pass = format!("proxy_pass http://{address}/early/;");
-    plan.config.location("/early-response/", &[&pass, "proxy_request_buffering off;"]);
+    plan.config.location("/early-response-lost/", &[&pass, "proxy_request_buffering off;"]);
 }
 
 fn answer_early(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let server = site.upstream("early-response")?;
+    let server = site.upstream("early-response-lost")?;
     let mut client = site.connect()?;
-    client.begin("POST", "/early-response/upload", 4_000, &[b'x'; 1_000])?;
+    client.begin("POST", "/early-response-lost/upload", 4_000, &[b'x'; 1_000])?;
     wait_until("the request lies in the upstream's queue", Duration::from_secs(2), || Ok(server.unread_bytes()? > 0))?;
     std::thread::sleep(Duration::from_millis(100));
     // More of the body, then the answer and the reset: nginx finds all of it at once, the client's part first.

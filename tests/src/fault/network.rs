@@ -15,7 +15,12 @@ pub(super) const FAULTS: &[Fault] = &[
         refused,
         provoke_refused,
     ),
-    Fault::new("peer-reset", "behind a router, the upstream itself resets: not the network's", peer, provoke_peer),
+    Fault::new(
+        "upstream-reset-routed",
+        "behind a router, the upstream itself resets: not the network's",
+        peer,
+        provoke_peer,
+    ),
     Fault::new("path-stall-mtu", "a router drops every large packet and says nothing: an MTU hole", mtu, provoke_mtu),
     Fault::new("path-stall-lost", "a router drops everything after the handshake", lost, provoke_lost),
     Fault::new(
@@ -24,7 +29,12 @@ pub(super) const FAULTS: &[Fault] = &[
         answer,
         provoke_answer,
     ),
-    Fault::new("path-loss", "every tenth packet is lost, and every request answered: no failure", loss, provoke_loss),
+    Fault::new(
+        "harmless-loss",
+        "every tenth packet is lost, and every request answered: no failure",
+        loss,
+        provoke_loss,
+    ),
 ];
 
 const REFUSED: u16 = 9131;
@@ -62,11 +72,11 @@ fn provoke_refused(site: &Site<'_>) -> Result<Vec<Witness>> {
 
 fn peer(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{}/reset/0/;", plan.app(9001));
-    plan.config.location("/peer-reset/", &[&pass]);
+    plan.config.location("/upstream-reset-routed/", &[&pass]);
 }
 
 fn provoke_peer(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/peer-reset/1")?;
+    let exchange = site.connect()?.get("/upstream-reset-routed/1")?;
     let attempt = Attempt::fresh(site.app_address(), &[Outcome::Reset], &[Some("ECONNRESET")]);
     let expected = Expectation::incident(502, &["upstream-reset"], vec![attempt])
         .logged("recv() failed (104: Connection reset by peer) while reading response header from upstream")
@@ -119,13 +129,13 @@ fn provoke_answer(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn loss(plan: &mut Plan) {
-    port(plan, "path-loss", LOSS, "/ok/", &format!("tcp sport {LOSS} numgen inc mod 10 == 0 drop"));
+    port(plan, "harmless-loss", LOSS, "/ok/", &format!("tcp sport {LOSS} numgen inc mod 10 == 0 drop"));
 }
 
 fn provoke_loss(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
     for number in 0..5 {
-        let exchange = site.connect()?.get(&format!("/path-loss/{number}"))?;
+        let exchange = site.connect()?.get(&format!("/harmless-loss/{number}"))?;
         witnesses.push(Witness::new(exchange, Expectation::nothing(Some(200)))?);
     }
     Ok(witnesses)

@@ -11,28 +11,28 @@ use crate::site::{Plan, Site};
 
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
-    Fault::new("passed-on", "the upstream itself answers 502", passed_on, ask_passed_on),
+    Fault::new("upstream-sent-502", "the upstream itself answers 502", passed_on, ask_passed_on),
     Fault::new(
-        "intercepted",
+        "upstream-sent-502-intercepted",
         "the upstream's 502 with a page of nginx's own (proxy_intercept_errors)",
         intercepted,
         ask_intercepted,
     ),
-    Fault::new("cached-answer", "the upstream's 502, then the same from the cache", cached, ask_cached),
+    Fault::new("cached-502-answer", "the upstream's 502, then the same from the cache", cached, ask_cached),
     Fault::new(
-        "cached-failure",
+        "cached-502-failure",
         "a refused connection, then the same failure from the cache",
         cached_failure,
         ask_cached_failure,
     ),
     Fault::new(
-        "configured",
+        "configured-502",
         "return 502, error_page =502 and try_files =502 of the configuration",
         configured,
         ask_configured,
     ),
-    Fault::new("fallback", "an error_page hides nginx's 502: the client sees 200", fallback, ask_fallback),
-    Fault::new("auth-request", "the server behind auth_request refuses: the client sees 500", auth, ask_auth),
+    Fault::new("masked-fallback", "an error_page hides nginx's 502: the client sees 200", fallback, ask_fallback),
+    Fault::new("upstream-refused-auth", "the server behind auth_request refuses: the client sees 500", auth, ask_auth),
     Fault::new("harmless-limit", "limit_req answers 503, and the configuration returns 500", limited, ask_limited),
 ];
 
@@ -42,7 +42,7 @@ const REFUSED: &str = "connect() failed (111: Connection refused) while connecti
 
 fn passed_on(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{}/status/502/;", plan.app(9001));
-    plan.config.location("/passed-on/", &[&pass]);
+    plan.config.location("/upstream-sent-502/", &[&pass]);
 }
 
 fn answered(site: &Site<'_>) -> Attempt {
@@ -50,7 +50,7 @@ fn answered(site: &Site<'_>) -> Attempt {
 }
 
 fn ask_passed_on(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/passed-on/1")?;
+    let exchange = site.connect()?.get("/upstream-sent-502/1")?;
     let expected = Expectation::incident(502, &["upstream-sent-502"], vec![answered(site)])
         .says(&["HTTP/1.1 502"])
         .never(&["configured-502", "cached-502"]);
@@ -59,13 +59,13 @@ fn ask_passed_on(site: &Site<'_>) -> Result<Vec<Witness>> {
 
 fn intercepted(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{}/status/502/;", plan.app(9001));
-    let lines = [pass.as_str(), "proxy_intercept_errors on;", "error_page 502 /intercepted-page;"];
-    plan.config.location("/intercepted/", &lines);
-    plan.config.location("= /intercepted-page", &["internal;", "return 502 \"sorry\\n\";"]);
+    let lines = [pass.as_str(), "proxy_intercept_errors on;", "error_page 502 /upstream-sent-502-intercepted-page;"];
+    plan.config.location("/upstream-sent-502-intercepted/", &lines);
+    plan.config.location("= /upstream-sent-502-intercepted-page", &["internal;", "return 502 \"sorry\\n\";"]);
 }
 
 fn ask_intercepted(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/intercepted/1")?;
+    let exchange = site.connect()?.get("/upstream-sent-502-intercepted/1")?;
     let expected = Expectation::incident(502, &["upstream-sent-502"], vec![answered(site)])
         .says(&["HTTP/1.1 502"])
         .never(&["configured-502", "cached-502"]);
@@ -82,12 +82,12 @@ fn cached(plan: &mut Plan) {
     zone(plan, "cached_answer");
     let pass = format!("proxy_pass http://{}/status/502/;", plan.app(9001));
     let lines = [pass.as_str(), "proxy_cache cached_answer;", "proxy_cache_valid 502 1m;"];
-    plan.config.location("/cached-answer/", &lines);
+    plan.config.location("/cached-502-answer/", &lines);
 }
 
 fn ask_cached(site: &Site<'_>) -> Result<Vec<Witness>> {
     // Each run of the fault has a page of its own.
-    let uri = unique("/cached-answer/");
+    let uri = unique("/cached-502-answer/");
     let first = site.connect()?.get(&uri)?;
     let sent = Expectation::incident(502, &["upstream-sent-502"], vec![answered(site)]).never(&["cached-502"]);
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -115,11 +115,11 @@ fn cached_failure(plan: &mut Plan) {
     zone(plan, "cached_failure");
     let pass = format!("proxy_pass http://{};", plan.app(NOBODY));
     let lines = [pass.as_str(), "proxy_cache cached_failure;", "proxy_cache_valid any 1m;"];
-    plan.config.location("/cached-failure/", &lines);
+    plan.config.location("/cached-502-failure/", &lines);
 }
 
 fn ask_cached_failure(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let uri = unique("/cached-failure/");
+    let uri = unique("/cached-502-failure/");
     let first = site.connect()?.get(&uri)?;
     let attempt = Attempt::fresh(site.app(NOBODY), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
     let refused = Expectation::incident(502, &["upstream-refused"], vec![attempt]).logged(REFUSED);
@@ -129,11 +129,11 @@ fn ask_cached_failure(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn configured(plan: &mut Plan) {
-    plan.config.location("/configured/return", &["return 502;"]);
-    plan.config.location("/configured/text", &["return 502 \"closed for today\\n\";"]);
-    plan.config.location("/configured/page", &["error_page 404 =502 /configured-page;", "return 404;"]);
-    plan.config.location("= /configured-page", &["internal;", "return 200 \"page\\n\";"]);
-    plan.config.location("/configured/files", &["root /nonexistent;", "try_files $uri =502;"]);
+    plan.config.location("/configured-502/return", &["return 502;"]);
+    plan.config.location("/configured-502/text", &["return 502 \"closed for today\\n\";"]);
+    plan.config.location("/configured-502/page", &["error_page 404 =502 /configured-502-page;", "return 404;"]);
+    plan.config.location("= /configured-502-page", &["internal;", "return 200 \"page\\n\";"]);
+    plan.config.location("/configured-502/files", &["root /nonexistent;", "try_files $uri =502;"]);
 }
 
 fn ask_configured(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -144,9 +144,9 @@ fn ask_configured(site: &Site<'_>) -> Result<Vec<Witness>> {
         ("page", "error_page 404 =502"),
         ("files", "try_files $uri =502"),
     ] {
-        let exchange = site.connect()?.get(&format!("/configured/{path}"))?;
+        let exchange = site.connect()?.get(&format!("/configured-502/{path}"))?;
         let expected = Expectation::incident(502, &["configured-502"], Vec::new())
-            .says(&[directive, &format!("/configured/{path}")])
+            .says(&[directive, &format!("/configured-502/{path}")])
             .never(&["cached-502", "upstream-sent-502"]);
         witnesses.push(Witness::new(exchange, expected)?);
     }
@@ -155,12 +155,12 @@ fn ask_configured(site: &Site<'_>) -> Result<Vec<Witness>> {
 
 fn fallback(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{};", plan.app(NOBODY));
-    plan.config.location("/fallback/", &[&pass, "error_page 502 =200 @sorry;"]);
+    plan.config.location("/masked-fallback/", &[&pass, "error_page 502 =200 @sorry;"]);
     plan.config.location("@sorry", &["return 200 \"one moment\\n\";"]);
 }
 
 fn ask_fallback(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/fallback/1")?;
+    let exchange = site.connect()?.get("/masked-fallback/1")?;
     let attempt = Attempt::fresh(site.app(NOBODY), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
     let expected = Expectation::near_miss(200, &["upstream-refused"], vec![attempt])
         .logged(REFUSED)
@@ -171,13 +171,13 @@ fn ask_fallback(site: &Site<'_>) -> Result<Vec<Witness>> {
 fn auth(plan: &mut Plan) {
     let (app, nobody) = (plan.app(9001), plan.app(NOBODY));
     let pass = format!("proxy_pass http://{app}/ok/;");
-    plan.config.location("/auth-request/", &["auth_request /auth-request-check;", &pass]);
+    plan.config.location("/upstream-refused-auth/", &["auth_request /upstream-refused-auth-check;", &pass]);
     let check = format!("proxy_pass http://{nobody};");
-    plan.config.location("= /auth-request-check", &["internal;", &check, "proxy_pass_request_body off;"]);
+    plan.config.location("= /upstream-refused-auth-check", &["internal;", &check, "proxy_pass_request_body off;"]);
 }
 
 fn ask_auth(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/auth-request/1")?;
+    let exchange = site.connect()?.get("/upstream-refused-auth/1")?;
     let attempt = Attempt::fresh(site.app(NOBODY), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
     let expected = Expectation::incident(500, &["upstream-refused"], vec![attempt]).logged(REFUSED);
     Ok(vec![Witness::new(exchange, expected)?])

@@ -14,22 +14,27 @@ use crate::site::{Plan, Site};
 
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
-    Fault::new("crashed", "the upstream's worker crashes: SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE", workers, crash),
-    Fault::new("exited", "the upstream's worker calls exit() in the middle of a request", workers_exit, exit),
     Fault::new(
-        "killed",
+        "upstream-crashed",
+        "the upstream's worker crashes: SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE",
+        workers,
+        crash,
+    ),
+    Fault::new("upstream-exited", "the upstream's worker calls exit() in the middle of a request", workers_exit, exit),
+    Fault::new(
+        "upstream-killed",
         "another process kills the upstream's worker in the middle of a request",
         workers_kill,
         killed,
     ),
     Fault::new(
-        "killed-idle",
+        "harmless-killed-idle",
         "a worker is killed, and its sibling answers: no failure of any request",
         workers_idle,
         killed_idle,
     ),
     Fault::new(
-        "sibling",
+        "premature-close-sibling",
         "one worker crashes, and 30 ms later another closes a connection of its own",
         siblings,
         beside,
@@ -54,13 +59,13 @@ fn serve(plan: &mut Plan, name: &'static str, port: u16, workers: u8) {
 }
 
 fn workers(plan: &mut Plan) {
-    serve(plan, "crashed", CRASH, 1);
+    serve(plan, "upstream-crashed", CRASH, 1);
 }
 
 fn crash(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
     for signal in [Signal::SIGSEGV, Signal::SIGABRT, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE] {
-        let exchange = site.connect()?.get(&format!("/crashed/crash/{}", signal as i32))?;
+        let exchange = site.connect()?.get(&format!("/upstream-crashed/crash/{}", signal as i32))?;
         let attempt = Attempt::fresh(site.app(CRASH), ENDED, ENDED_ERRNO);
         let expected = Expectation::incident(502, &["upstream-crashed"], vec![attempt])
             .logged(" while reading response header from upstream")
@@ -72,13 +77,13 @@ fn crash(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn workers_exit(plan: &mut Plan) {
-    serve(plan, "exited", EXIT, 1);
+    serve(plan, "upstream-exited", EXIT, 1);
 }
 
 fn exit(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
     for status in [0, 3] {
-        let exchange = site.connect()?.get(&format!("/exited/exit/{status}"))?;
+        let exchange = site.connect()?.get(&format!("/upstream-exited/exit/{status}"))?;
         let attempt = Attempt::fresh(site.app(EXIT), ENDED, ENDED_ERRNO);
         let expected = Expectation::incident(502, &["upstream-exited"], vec![attempt])
             .logged(" while reading response header from upstream")
@@ -90,7 +95,7 @@ fn exit(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn workers_kill(plan: &mut Plan) {
-    serve(plan, "killed", KILL, 1);
+    serve(plan, "upstream-killed", KILL, 1);
 }
 
 fn killed(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -98,9 +103,9 @@ fn killed(site: &Site<'_>) -> Result<Vec<Witness>> {
     // What a supervisor sends, and signals that a process rather brings upon itself.
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGABRT] {
         let mut client = site.connect()?;
-        client.send("GET", &format!("/killed/hang/{}", signal as i32), b"")?;
+        client.send("GET", &format!("/upstream-killed/hang/{}", signal as i32), b"")?;
         std::thread::sleep(Duration::from_millis(150));
-        let [worker] = children_of(site.upstream("killed")?.pid())?[..] else { anyhow::bail!("one worker") };
+        let [worker] = children_of(site.upstream("upstream-killed")?.pid())?[..] else { anyhow::bail!("one worker") };
         send(worker, signal)?;
         let attempt = Attempt::fresh(site.app(KILL), ENDED, ENDED_ERRNO);
         let expected = Expectation::incident(502, &["upstream-killed"], vec![attempt])
@@ -113,11 +118,11 @@ fn killed(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn siblings(plan: &mut Plan) {
-    serve(plan, "sibling", SIBLING, 2);
+    serve(plan, "premature-close-sibling", SIBLING, 2);
 }
 
 fn beside(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/sibling/sibling/1")?;
+    let exchange = site.connect()?.get("/premature-close-sibling/sibling/1")?;
     let attempt = Attempt::fresh(site.app(SIBLING), &[Outcome::Closed], &[None]);
     let expected = Expectation::incident(502, &["premature-close"], vec![attempt])
         .logged("upstream prematurely closed connection while reading response header from upstream")
@@ -126,12 +131,12 @@ fn beside(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn workers_idle(plan: &mut Plan) {
-    serve(plan, "killed-idle", IDLE, 2);
+    serve(plan, "harmless-killed-idle", IDLE, 2);
 }
 
 fn killed_idle(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let first = children_of(site.upstream("killed-idle")?.pid())?.first().copied().context("a worker")?;
+    let first = children_of(site.upstream("harmless-killed-idle")?.pid())?.first().copied().context("a worker")?;
     send(first, Signal::SIGKILL)?;
-    let exchange = site.connect()?.get("/killed-idle/ok")?;
+    let exchange = site.connect()?.get("/harmless-killed-idle/ok")?;
     Ok(vec![Witness::new(exchange, Expectation::nothing(Some(200)))?])
 }

@@ -14,15 +14,20 @@ use crate::site::{Plan, Site};
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
     Fault::new(
-        "garbage",
+        "invalid-response-relayed",
         "an SSH server and a TLS alert where HTTP was expected: nginx passes them on",
         garbage,
         ask_garbage,
     ),
-    Fault::new("bad-header", "a good status line, then a header that is none", bad_header, ask_bad_header),
-    Fault::new("big-header-fastcgi", "a header larger than fastcgi_buffer_size", big, ask_big),
+    Fault::new("invalid-response", "a good status line, then a header that is none", bad_header, ask_bad_header),
+    Fault::new("header-too-big-fastcgi", "a header larger than fastcgi_buffer_size", big, ask_big),
     Fault::new("fastcgi-error", "broken records of FastCGI, and HTTP where FastCGI was expected", fastcgi, ask_fastcgi),
-    Fault::new("bad-gateways", "headers that uwsgi_pass and scgi_pass cannot take", gateways, ask_gateways),
+    Fault::new(
+        "invalid-response-gateways",
+        "headers that uwsgi_pass and scgi_pass cannot take",
+        gateways,
+        ask_gateways,
+    ),
     Fault::new("grpc-error", "frames of HTTP/2 that refuse, leave or break the protocol", http2, ask_http2),
 ];
 
@@ -32,7 +37,7 @@ const HTTP2: u16 = 9152;
 
 fn garbage(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{}/;", plan.app(9001));
-    plan.config.location("/garbage/", &[&pass]);
+    plan.config.location("/invalid-response-relayed/", &[&pass]);
 }
 
 fn ask_garbage(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -40,7 +45,7 @@ fn ask_garbage(site: &Site<'_>) -> Result<Vec<Witness>> {
     for (path, looks) in [("garbage", "SSH"), ("alert/70", "TLS")] {
         // nginx relays it and keeps the client's connection: without a header nobody knows where the answer ends.
         let mut client = site.connect()?;
-        client.send("GET", &format!("/garbage/{path}"), b"")?;
+        client.send("GET", &format!("/invalid-response-relayed/{path}"), b"")?;
         std::thread::sleep(Duration::from_millis(300));
         let exchange = client.abandon()?;
         let attempt = Attempt::fresh(site.app_address(), &[Outcome::BadResponse], &[None]);
@@ -57,11 +62,11 @@ fn ask_garbage(site: &Site<'_>) -> Result<Vec<Witness>> {
 
 fn bad_header(plan: &mut Plan) {
     let pass = format!("proxy_pass http://{}/;", plan.app(9001));
-    plan.config.location("/bad-header/", &[&pass]);
+    plan.config.location("/invalid-response/", &[&pass]);
 }
 
 fn ask_bad_header(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/bad-header/bad-line")?;
+    let exchange = site.connect()?.get("/invalid-response/bad-line")?;
     let expected = refused(site.app_address(), &["invalid-response"], "upstream sent invalid header");
     Ok(vec![Witness::new(exchange, expected)?])
 }
@@ -81,12 +86,12 @@ fn peers(plan: &mut Plan, name: &'static str, first: u16, paths: &[&str]) -> Vec
 }
 
 fn big(plan: &mut Plan) {
-    let address = peers(plan, "big-header-fastcgi", BIG, &["/fastcgi/big"])[0];
-    plan.config.location("/big-header-fastcgi/", &[&format!("fastcgi_pass {address};"), "fastcgi_buffer_size 4k;"]);
+    let address = peers(plan, "header-too-big-fastcgi", BIG, &["/fastcgi/big"])[0];
+    plan.config.location("/header-too-big-fastcgi/", &[&format!("fastcgi_pass {address};"), "fastcgi_buffer_size 4k;"]);
 }
 
 fn ask_big(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/big-header-fastcgi/1")?;
+    let exchange = site.connect()?.get("/header-too-big-fastcgi/1")?;
     let expected = refused(site.app(BIG), &["header-too-big"], "upstream sent too big header")
         .says(&["fastcgi_buffer_size", "now 4k"]);
     Ok(vec![Witness::new(exchange, expected)?])
@@ -115,16 +120,17 @@ fn ask_fastcgi(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn gateways(plan: &mut Plan) {
-    let addresses = peers(plan, "bad-gateways", 9147, &["/bad-line", "/bad-line", "/fastcgi/bad"]);
+    let addresses = peers(plan, "invalid-response-gateways", 9147, &["/bad-line", "/bad-line", "/fastcgi/bad"]);
     for (protocol, address) in ["uwsgi", "scgi", "fastcgi"].into_iter().zip(addresses) {
-        plan.config.location(&format!("/bad-gateways/{protocol}"), &[&format!("{protocol}_pass {address};")]);
+        plan.config
+            .location(&format!("/invalid-response-gateways/{protocol}"), &[&format!("{protocol}_pass {address};")]);
     }
 }
 
 fn ask_gateways(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
     for (protocol, port) in ["uwsgi", "scgi", "fastcgi"].into_iter().zip(9147..) {
-        let exchange = site.connect()?.get(&format!("/bad-gateways/{protocol}"))?;
+        let exchange = site.connect()?.get(&format!("/invalid-response-gateways/{protocol}"))?;
         let cause: &[&str] = &["invalid-response", "fastcgi-error"];
         witnesses.push(Witness::new(exchange, refused(site.app(port), cause, "upstream sent invalid "))?);
     }

@@ -28,7 +28,7 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 const STOPPED: u16 = 9121;
-const TWINS: u16 = 9122;
+const TWINS: u16 = 9124;
 const TIMED_OUT: &str = "upstream timed out (110: Connection timed out) while reading response header from upstream";
 
 fn deaf(plan: &mut Plan) {

@@ -19,31 +19,41 @@ use crate::upstream::{Kind, Plan as UpstreamPlan};
 
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
-    Fault::new("tls-plain-port", "https:// to a port that speaks plain HTTP", plain, ask_plain),
-    Fault::new("tls-silent-port", "the port takes the handshake and says nothing", silent, ask_silent),
-    Fault::new("tls-version", "the upstream wants TLS 1.3, nginx offers 1.2: alert 70", version, ask_version),
-    Fault::new("tls-name", "the upstream does not know the name it is asked for: alert 112", name, ask_name),
+    Fault::new("tls-handshake-failed-plain", "https:// to a port that speaks plain HTTP", plain, ask_plain),
+    Fault::new("tls-handshake-failed-silent", "the port takes the handshake and says nothing", silent, ask_silent),
     Fault::new(
-        "tls-client-certificate",
+        "tls-handshake-failed-version",
+        "the upstream wants TLS 1.3, nginx offers 1.2: alert 70",
+        version,
+        ask_version,
+    ),
+    Fault::new(
+        "tls-handshake-failed-name",
+        "the upstream does not know the name it is asked for: alert 112",
+        name,
+        ask_name,
+    ),
+    Fault::new(
+        "tls-handshake-failed-client",
         "the upstream wants a certificate, nginx has none: an alert",
         client,
         ask_client,
     ),
     Fault::new(
-        "tls-expired",
+        "tls-certificate-invalid-expired",
         "the upstream's certificate has expired, and proxy_ssl_verify is on",
         expired,
         ask_expired,
     ),
     Fault::new(
-        "tls-wrong-name",
+        "tls-certificate-invalid-name",
         "the certificate is made for another name, and proxy_ssl_verify is on",
         wrong,
         ask_wrong,
     ),
-    Fault::new("tls-unknown-authority", "nobody known has signed the certificate", unknown, ask_unknown),
+    Fault::new("tls-certificate-invalid-authority", "nobody known has signed the certificate", unknown, ask_unknown),
     Fault::new(
-        "tls-killed",
+        "upstream-killed-tls",
         "the upstream's process is killed in the middle of a request over TLS",
         killed,
         ask_killed,
@@ -175,18 +185,18 @@ fn refused(logged: &'static str, says: &[&str]) -> Expectation {
 
 fn plain(plan: &mut Plan) {
     let address = plan.app(PLAIN);
-    location(plan, "tls-plain-port", address, &[]);
+    location(plan, "tls-handshake-failed-plain", address, &[]);
 }
 
 fn ask_plain(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = handshake("SSL_do_handshake() failed (SSL: ", &["plain HTTP"]);
-    ask(site, "tls-plain-port", PLAIN, expected)
+    ask(site, "tls-handshake-failed-plain", PLAIN, expected)
 }
 
 fn silent(plan: &mut Plan) {
     let address = plan.app(SILENT);
-    plan.scripted("tls-silent-port", vec![address], vec![format!("{address}=/hang")]);
-    location(plan, "tls-silent-port", address, &["proxy_connect_timeout 1s;"]);
+    plan.scripted("tls-handshake-failed-silent", vec![address], vec![format!("{address}=/hang")]);
+    location(plan, "tls-handshake-failed-silent", address, &["proxy_connect_timeout 1s;"]);
 }
 
 fn ask_silent(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -195,86 +205,91 @@ fn ask_silent(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut expected = handshake(logged, &["proxy_connect_timeout"]);
     expected.status = Some(504);
     expected.attempts = vec![attempt];
-    ask(site, "tls-silent-port", SILENT, expected)
+    ask(site, "tls-handshake-failed-silent", SILENT, expected)
 }
 
 fn version(plan: &mut Plan) {
-    let address = serve(plan, "tls-version", VERSION, VALID, &["-www", "-tls1_3"]);
-    location(plan, "tls-version", address, &["proxy_ssl_protocols TLSv1.2;"]);
+    let address = serve(plan, "tls-handshake-failed-version", VERSION, VALID, &["-www", "-tls1_3"]);
+    location(plan, "tls-handshake-failed-version", address, &["proxy_ssl_protocols TLSv1.2;"]);
 }
 
 fn ask_version(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = handshake("SSL_do_handshake() failed (SSL: ", &["alert 70", "proxy_ssl_protocols"]);
-    ask(site, "tls-version", VERSION, expected)
+    ask(site, "tls-handshake-failed-version", VERSION, expected)
 }
 
 fn name(plan: &mut Plan) {
     let directory = plan.directory.clone();
-    let file = |end: &str| directory.join(format!("tls-name.{end}")).display().to_string();
+    let file = |end: &str| directory.join(format!("tls-handshake-failed-name.{end}")).display().to_string();
     let (pem, key) = (file("pem"), file("key"));
     let arguments =
         ["-www", "-servername", ON_CERTIFICATE, "-servername_fatal", "-cert2", pem.as_str(), "-key2", key.as_str()];
-    let address = serve(plan, "tls-name", NAME, VALID, &arguments);
-    location(plan, "tls-name", address, &["proxy_ssl_server_name on;", "proxy_ssl_name nobody.example;"]);
+    let address = serve(plan, "tls-handshake-failed-name", NAME, VALID, &arguments);
+    location(
+        plan,
+        "tls-handshake-failed-name",
+        address,
+        &["proxy_ssl_server_name on;", "proxy_ssl_name nobody.example;"],
+    );
 }
 
 fn ask_name(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = handshake("SSL_do_handshake() failed (SSL: ", &["alert 112", "proxy_ssl_name"]);
-    ask(site, "tls-name", NAME, expected)
+    ask(site, "tls-handshake-failed-name", NAME, expected)
 }
 
 fn client(plan: &mut Plan) {
-    let address = serve(plan, "tls-client-certificate", CLIENT, VALID, &["-www", "-tls1_2", "-Verify", "1"]);
-    location(plan, "tls-client-certificate", address, &[]);
+    let address = serve(plan, "tls-handshake-failed-client", CLIENT, VALID, &["-www", "-tls1_2", "-Verify", "1"]);
+    location(plan, "tls-handshake-failed-client", address, &[]);
 }
 
 fn ask_client(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = handshake("SSL_do_handshake() failed (SSL: ", &["alert 40", "proxy_ssl_certificate"]);
-    ask(site, "tls-client-certificate", CLIENT, expected)
+    ask(site, "tls-handshake-failed-client", CLIENT, expected)
 }
 
 fn expired(plan: &mut Plan) {
-    let address = serve(plan, "tls-expired", EXPIRED, PAST, &["-www"]);
-    verified(plan, "tls-expired", address, "tls-expired", ON_CERTIFICATE);
+    let address = serve(plan, "tls-certificate-invalid-expired", EXPIRED, PAST, &["-www"]);
+    verified(plan, "tls-certificate-invalid-expired", address, "tls-certificate-invalid-expired", ON_CERTIFICATE);
 }
 
 fn ask_expired(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = refused("upstream SSL certificate verify error: (10:certificate has expired)", &["has expired"]);
-    ask(site, "tls-expired", EXPIRED, expected)
+    ask(site, "tls-certificate-invalid-expired", EXPIRED, expected)
 }
 
 fn wrong(plan: &mut Plan) {
-    let address = serve(plan, "tls-wrong-name", WRONG, VALID, &["-www"]);
-    verified(plan, "tls-wrong-name", address, "tls-wrong-name", "shop.example");
+    let address = serve(plan, "tls-certificate-invalid-name", WRONG, VALID, &["-www"]);
+    verified(plan, "tls-certificate-invalid-name", address, "tls-certificate-invalid-name", "shop.example");
 }
 
 fn ask_wrong(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected =
         refused("upstream SSL certificate does not match \"shop.example\"", &["another name", "shop.example"]);
-    ask(site, "tls-wrong-name", WRONG, expected)
+    ask(site, "tls-certificate-invalid-name", WRONG, expected)
 }
 
 fn unknown(plan: &mut Plan) {
-    let address = serve(plan, "tls-unknown-authority", UNKNOWN, VALID, &["-www"]);
+    let address = serve(plan, "tls-certificate-invalid-authority", UNKNOWN, VALID, &["-www"]);
     let _made = certificate(&plan.directory, "another-authority", VALID);
-    verified(plan, "tls-unknown-authority", address, "another-authority", ON_CERTIFICATE);
+    verified(plan, "tls-certificate-invalid-authority", address, "another-authority", ON_CERTIFICATE);
 }
 
 fn ask_unknown(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = refused("upstream SSL certificate verify error: (", &["self-signed certificate"]);
-    ask(site, "tls-unknown-authority", UNKNOWN, expected)
+    ask(site, "tls-certificate-invalid-authority", UNKNOWN, expected)
 }
 
 fn killed(plan: &mut Plan) {
     // Reads what comes, and has nothing to say: its standard input is empty.
-    let address = serve(plan, "tls-killed", KILLED, VALID, &["-quiet"]);
-    location(plan, "tls-killed", address, &[]);
+    let address = serve(plan, "upstream-killed-tls", KILLED, VALID, &["-quiet"]);
+    location(plan, "upstream-killed-tls", address, &[]);
 }
 
 fn ask_killed(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let server = site.upstream("tls-killed")?;
+    let server = site.upstream("upstream-killed-tls")?;
     let mut client = site.connect()?;
-    client.send("GET", "/tls-killed/1", b"")?;
+    client.send("GET", "/upstream-killed-tls/1", b"")?;
     std::thread::sleep(Duration::from_millis(300));
     send(server.pid(), Signal::SIGKILL)?;
     let attempt = Attempt::fresh(site.app(KILLED), &[Outcome::Reset, Outcome::Closed], &[None, Some("ECONNRESET")]);

@@ -9,10 +9,20 @@ use crate::site::{Plan, Site};
 
 /// The faults of this file.
 pub(super) const FAULTS: &[Fault] = &[
-    Fault::new("half-reset", "the upstream resets in the middle of the header", half_reset, provoke_half_reset),
-    Fault::new("shutdown", "the upstream ends its sending side only, and keeps the connection", shut, provoke_shut),
     Fault::new(
-        "truncated",
+        "upstream-reset-half",
+        "the upstream resets in the middle of the header",
+        half_reset,
+        provoke_half_reset,
+    ),
+    Fault::new(
+        "premature-close-shutdown",
+        "the upstream ends its sending side only, and keeps the connection",
+        shut,
+        provoke_shut,
+    ),
+    Fault::new(
+        "response-truncated",
         "the connection ends in the middle of the body: by FIN, by RST, in a chunk, by silence",
         truncated,
         cut,
@@ -25,11 +35,11 @@ fn location(plan: &mut Plan, name: &str, path: &str, more: &[&str]) {
 }
 
 fn half_reset(plan: &mut Plan) {
-    location(plan, "half-reset", "/half-reset/", &[]);
+    location(plan, "upstream-reset-half", "/half-reset/", &[]);
 }
 
 fn provoke_half_reset(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/half-reset/1")?;
+    let exchange = site.connect()?.get("/upstream-reset-half/1")?;
     let attempt = Attempt::fresh(site.app_address(), &[Outcome::Reset], &[Some("ECONNRESET")]);
     let expected = Expectation::incident(502, &["upstream-reset"], vec![attempt])
         .logged("recv() failed (104: Connection reset by peer) while reading response header from upstream")
@@ -38,11 +48,11 @@ fn provoke_half_reset(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn shut(plan: &mut Plan) {
-    location(plan, "shutdown", "/shutdown/", &[]);
+    location(plan, "premature-close-shutdown", "/shutdown/", &[]);
 }
 
 fn provoke_shut(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let exchange = site.connect()?.get("/shutdown/1")?;
+    let exchange = site.connect()?.get("/premature-close-shutdown/1")?;
     let attempt = Attempt::fresh(site.app_address(), &[Outcome::Closed], &[None]);
     let expected = Expectation::incident(502, &["premature-close"], vec![attempt])
         .logged("upstream prematurely closed connection while reading response header from upstream")
@@ -51,7 +61,7 @@ fn provoke_shut(site: &Site<'_>) -> Result<Vec<Witness>> {
 }
 
 fn truncated(plan: &mut Plan) {
-    location(plan, "truncated", "/", &["proxy_read_timeout 1s;", "proxy_http_version 1.1;"]);
+    location(plan, "response-truncated", "/", &["proxy_read_timeout 1s;", "proxy_http_version 1.1;"]);
 }
 
 fn cut(site: &Site<'_>) -> Result<Vec<Witness>> {
@@ -73,7 +83,7 @@ fn cut(site: &Site<'_>) -> Result<Vec<Witness>> {
     ];
     let mut witnesses = Vec::new();
     for (path, _outcome, _errno, logged) in kinds {
-        let exchange = site.connect()?.get(&format!("/truncated/{path}/1"))?;
+        let exchange = site.connect()?.get(&format!("/response-truncated/{path}/1"))?;
         let attempt = Attempt::fresh(
             site.app_address(),
             &[Outcome::Closed, Outcome::Reset, Outcome::TimeoutRead],

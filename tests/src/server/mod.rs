@@ -27,6 +27,7 @@
 //! An address may be a unix socket (`unix:/path`), and may have a behaviour of its own (`10.0.0.1:80=/http2/goaway/0`), which then meets
 //! whatever comes there. With `--workers N` a master forks as many and replaces those that end.
 //! On the control address `GET /close-idle`, `/reset-idle` and `/count` say what to do with idle keepalive connections.
+//! `/stop-listening/PORT` closes a listener.
 
 mod behaviour;
 mod connection;
@@ -54,6 +55,7 @@ struct Options {
     control: Option<SocketAddr>,
     idle: Option<Duration>,
     workers: usize,
+    backlog: Option<i32>,
 }
 
 /// Where to listen.
@@ -63,12 +65,18 @@ enum Place {
     Unix(String),
 }
 
-/// The program: `upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N]`; runs until it is killed.
+/// The program: `upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N] [--backlog N]`; runs until it is killed.
 pub fn serve(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = parse(arguments)?;
     let mut listeners = Vec::new();
     for (place, role) in &options.listen {
-        listeners.push(Listener::open(place, role.clone())?);
+        let listener = Listener::open(place, role.clone())?;
+        if let Some(backlog) = options.backlog {
+            // A second listen() only changes the queue's length.
+            let backlog = nix::sys::socket::Backlog::new(backlog).context("--backlog")?;
+            nix::sys::socket::listen(&listener, backlog).context("listen again")?;
+        }
+        listeners.push(listener);
     }
     if let Some(address) = options.control {
         listeners.push(Listener::open(&Place::Internet(address), Role::Control)?);
@@ -88,6 +96,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         match word.as_str() {
             "--control" => options.control = Some(value()?.parse().context("--control")?),
             "--idle-ms" => options.idle = Some(Duration::from_millis(value()?.parse().context("--idle-ms")?)),
+            "--backlog" => options.backlog = Some(value()?.parse().context("--backlog")?),
             "--workers" => options.workers = value()?.parse().context("--workers")?,
             listen => {
                 let (address, role) = match listen.split_once('=') {
@@ -103,7 +112,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         }
     }
     if options.listen.is_empty() {
-        bail!("usage: upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N]");
+        bail!("usage: upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N] [--backlog N]");
     }
     Ok(options)
 }
@@ -136,6 +145,14 @@ impl Listener {
             }
         };
         Ok(Self { socket, role, rests_until: None })
+    }
+
+    /// Whether it listens on this port.
+    fn is_on(&self, port: &str) -> bool {
+        match &self.socket {
+            Socket::Internet(socket) => socket.local_addr().is_ok_and(|address| address.port().to_string() == port),
+            Socket::Unix(_) => false,
+        }
     }
 
     /// Takes a connection. Streams of both families read, write and close alike.
@@ -215,7 +232,8 @@ impl Server {
 
     /// Takes every connection that waits.
     fn accept(&mut self, index: usize, now: Instant) -> Result<()> {
-        let listener = &mut self.listeners[index];
+        // A command of this very turn may have closed one.
+        let Some(listener) = self.listeners.get_mut(index) else { return Ok(()) };
         loop {
             match listener.accept() {
                 Ok(stream) => {
@@ -249,6 +267,11 @@ impl Server {
 
     /// Carries out a command from the control address and says to how many connections it applied.
     fn command(&mut self, command: &str) -> String {
+        if let Some(port) = command.strip_prefix("/stop-listening/") {
+            let before = self.listeners.len();
+            self.listeners.retain(|listener| !listener.is_on(port));
+            return (before - self.listeners.len()).to_string();
+        }
         if command == "/answer-early" {
             return self.answer_early().to_string();
         }
@@ -316,6 +339,7 @@ mod tests {
             control: Some("127.0.0.1:81".parse().unwrap()),
             idle: Some(Duration::from_millis(250)),
             workers: 2,
+            backlog: None,
         };
         assert_eq!(options, wanted);
         assert!(parse(std::iter::empty()).is_err());

@@ -21,7 +21,9 @@ pub(super) fn fastcgi(name: &str) -> Vec<u8> {
         "version" => b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n".to_vec(),
         "type" => record(1, 99, b"?"),
         // A script that died of a fatal error before it had written a header.
-        "empty" => [record(1, STDERR, b"PHP message: PHP Fatal error:  out of luck"), end].concat(),
+        "empty" => {
+            [record(1, STDERR, b"PHP message: PHP Fatal error:  out of luck"), record(1, STDOUT, b""), end].concat()
+        }
         "big" => {
             let cookie = format!("Set-Cookie: session={}\r\n\r\n", "x".repeat(32 * 1024));
             record(1, STDOUT, cookie.as_bytes())

@@ -101,7 +101,7 @@ pub struct Php {
     pub socket: Option<PathBuf>,
     /// `pm.max_children`, all of them started at once.
     pub children: u32,
-    /// `listen.backlog`; php-fpm's own default (511) when `None`.
+    /// `listen.backlog`; php-fpm's own default (8.2: what the kernel allows) when `None`.
     pub backlog: Option<u32>,
     /// `request_terminate_timeout`, in seconds.
     pub terminate_timeout: Option<u32>,

@@ -44,10 +44,8 @@ impl Output {
 
     /// Writes a line.
     pub(super) fn line(&mut self, line: &str) {
-        let written = self.out.write_all(line.as_bytes()).and_then(|()| match line.ends_with('\n') {
-            true => Ok(()),
-            false => self.out.write_all(b"\n"),
-        });
+        let end: &[u8] = if line.ends_with('\n') { b"" } else { b"\n" };
+        let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.write_all(end));
         self.gone |= written.is_err();
     }
 

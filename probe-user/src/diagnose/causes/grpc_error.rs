@@ -26,6 +26,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("nginx", "grpc_pass only to HTTP/2 ports; grpc_next_upstream error invalid_header for idempotent calls."),
             ("Go", "grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAgeGrace: ...})."),
             ("Java", "NettyServerBuilder.maxConnectionAgeGrace()."),
+            ("Node.js", "@grpc/grpc-js: the options grpc.max_connection_age_ms and grpc.max_connection_age_grace_ms."),
         ],
     },
     rule,

@@ -24,6 +24,29 @@ pub(crate) const CAUSE: Cause = Cause {
                 "proxy_buffer_size 16k; proxy_buffers 8 16k; proxy_busy_buffers_size 32k (fastcgi_, uwsgi_, scgi_, grpc_buffer_size for those). With proxy_cache the cache key takes part of it.",
             ),
             ("any server", "Send less: fewer and smaller cookies; server-side sessions."),
+            (
+                "gunicorn",
+                "Flask keeps sessions in the cookie (Flask-Session keeps them in a store); Django: SESSION_ENGINE other than signed_cookies.",
+            ),
+            ("uvicorn", "Starlette's SessionMiddleware keeps the session in the cookie."),
+            (
+                "Node.js",
+                "cookie-session keeps everything in the cookie; express-session with a store does not. Content-Security-Policy and Link headers grow too.",
+            ),
+            (
+                "Puma",
+                "Rails: config.session_store :cache_store instead of :cookie_store; config.action_view.preload_links_header = false.",
+            ),
+            (
+                "php-fpm",
+                "fastcgi_buffer_size 16k; fastcgi_buffers 16 16k. Debug headers (FirePHP, ChromePHP) grow with every message.",
+            ),
+            ("uWSGI", "uwsgi_buffer_size 16k; its own --buffer-size (4096) is about requests."),
+            ("Go", "http.SetCookie adds a line each time, also for the same name."),
+            (
+                "Java",
+                "Tokens in cookies and headers (OAuth, Keycloak); Spring Boot: server.tomcat.max-http-response-header-size (8KB).",
+            ),
         ],
     },
     rule,

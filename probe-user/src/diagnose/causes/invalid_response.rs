@@ -2,11 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence},
+    reading::{Reading, evidence, need},
     said::nginx_said,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::Message,
+    coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     packet::Content,
@@ -32,12 +34,32 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "`curl -v` straight to it; look for header lines with control characters, spaces in names, two Content-Length lines.",
             ),
+            (
+                "gunicorn",
+                "An application that sets Transfer-Encoding, or Content-Length twice, by itself: leave both to the server.",
+            ),
+            ("uvicorn", "Likewise: header lists of ASGI are sent as they are."),
+            ("Node.js", "Headers are checked (ERR_INVALID_CHAR) unless one writes to the socket itself."),
+            ("Puma", "A Rack application with a line break in a header's value, or Transfer-Encoding of its own."),
+            ("php-fpm", "Speaks FastCGI only: fastcgi_pass. header('Status: ...') needs a number."),
+            (
+                "uWSGI",
+                "--http-socket for proxy_pass, --socket for uwsgi_pass: one does not speak the other's protocol.",
+            ),
+            ("Go", "net/http checks headers; what is written after Hijack() is unchecked."),
+            (
+                "Java",
+                "A filter that sets Content-Length beside Transfer-Encoding, or copies both from a response of its own client.",
+            ),
         ],
     },
     rule,
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::BadResponse {
+        return on_the_wire(reading);
+    }
     let (mut finding, complaint) = nginx_said(reading, &[Message::InvalidHeader])?;
     let upstream = reading.upstream_name();
     let looks = looks_like(reading);
@@ -69,6 +91,23 @@ fn looks_like(reading: &Reading<'_>) -> Option<(EventId, &'static str)> {
         Content::Tls { .. } => Some((event.id, "TLS")),
         _ => None,
     })
+}
+
+/// An answer began, and whoever asked closed the connection at once: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let bytes = reading.response_bytes()?;
+    let mut finding = Finding::default();
+    let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    finding.not_excluded(&["header-too-big"]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not take it."
+    );
+    finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines."));
+    Some(finding)
 }
 
 #[cfg(test)]

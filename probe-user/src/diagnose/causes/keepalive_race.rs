@@ -7,7 +7,11 @@ use super::{
     },
     PROCESS_GONE, server_advice,
 };
-use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
+use crate::model::{
+    complaint::Phase,
+    coverage::Sensor,
+    evidence::{Evidence, Weight},
+};
 
 /// nginx's own default for idle connections to upstreams (`keepalive_timeout` in an upstream block), milliseconds.
 const NGINX_KEEPS_MS: u64 = 60_000;
@@ -84,7 +88,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let mut finding = Finding::default();
-    finding.support(reading.complaint_evidence());
+    let unix = reading.unix_path().is_some();
+    finding.support(reading.complaint_evidence().map(|evidence| {
+        // The write that failed is all there is to see over a unix socket, and it is the crossing itself.
+        let seen = unix && crossed == Some(true) && evidence.weight == Weight::Symptom;
+        Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
+    }));
     finding.support(reading.idle_connection());
     finding.require(reading.answer_evidence(), || {
         need(Sensor::NginxFunctions, "whether a byte of an answer to this request came")
@@ -94,7 +103,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(close.as_ref().map(|close| close.evidence(weight)));
     finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, weight)));
     finding.support(reset.as_ref().and_then(|reset| reading.sent_here_evidence(reset, weight)));
-    if close.is_none() && reset.is_none() {
+    if close.is_none() && reset.is_none() && !unix {
         finding.missing.push(need(Sensor::SocketStates, "the FIN or RST by which the connection ended"));
     }
     if crossed.is_none() {

@@ -1,6 +1,7 @@
 //! One file per row of the catalogue.
 
 pub(crate) mod accept_queue_overflow;
+pub(crate) mod bind_failed;
 pub(crate) mod cached_502;
 pub(crate) mod configured_502;
 pub(crate) mod connect_denied;
@@ -56,6 +57,7 @@ pub(super) const ALL: &[&Cause] = &[
     &firewall_dropped::CAUSE,
     &accept_queue_overflow::CAUSE,
     &ephemeral_ports_exhausted::CAUSE,
+    &bind_failed::CAUSE,
     &fd_exhausted_nginx::CAUSE,
     &fd_exhausted_system::CAUSE,
     &fd_exhausted_upstream::CAUSE,

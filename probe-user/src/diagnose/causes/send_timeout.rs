@@ -33,6 +33,26 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "Why does it not read? A stack of the process while an upload hangs; a full thread pool or disk.",
             ),
+            (
+                "gunicorn",
+                "The body is read when the application reads wsgi.input: read it before other work; --workers and --threads bound how many do.",
+            ),
+            ("uvicorn", "A handler that never awaits the body, or a blocking call in it; --workers."),
+            ("Node.js", "A request stream that is paused or never consumed: req.resume(), or stream.pipeline()."),
+            (
+                "Puma",
+                "queue_requests true (the default) reads whole requests before a thread gets them; threads and workers.",
+            ),
+            (
+                "php-fpm",
+                "The child reads the body before the script runs (up to post_max_size, 8M): a slow disk under upload_tmp_dir; enable_post_data_reading = Off leaves it to the script.",
+            ),
+            ("uWSGI", "--post-buffering 65536 reads bodies before the application does."),
+            ("Go", "A handler that works before it reads r.Body; http.Server.ReadTimeout cuts slow uploads."),
+            (
+                "Java",
+                "Tomcat: maxThreads (200) reached, so nobody reads; connectionTimeout bounds the wait for more of the body.",
+            ),
         ],
     },
     rule,

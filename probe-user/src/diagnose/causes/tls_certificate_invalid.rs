@@ -27,6 +27,22 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "Renew the certificate; send the intermediate certificates too: `openssl s_client -connect HOST:PORT -servername NAME`.",
             ),
+            (
+                "gunicorn",
+                "--certfile holds the certificate and, after it, the intermediate ones; a new file needs a reload (SIGHUP).",
+            ),
+            ("uvicorn", "--ssl-certfile likewise; a new file needs a restart."),
+            ("Node.js", "cert holds the chain; server.setSecureContext() takes a new one while it runs."),
+            ("Puma", "ssl_bind cert: holds the chain."),
+            ("uWSGI", "The file of --https-socket holds the chain."),
+            (
+                "Go",
+                "tls.LoadX509KeyPair takes the chain in the certificate's file; GetCertificate reads a new one while it runs.",
+            ),
+            (
+                "Java",
+                "`keytool -list -v` shows the chain in the keystore; Spring Boot reloads with ssl bundles (reload-on-update).",
+            ),
         ],
     },
     rule,

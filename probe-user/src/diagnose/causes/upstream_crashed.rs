@@ -48,7 +48,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uWSGI",
-                "--catch-exceptions does not help here; it prints a backtrace of the worker at a crash by itself.",
+                "Its handler writes a backtrace of the worker to the log and ends it with status 1; --use-abort makes a core instead.",
             ),
             ("Go", "GOTRACEBACK=crash makes a core; SIGABRT follows a fatal runtime error; cgo is the usual suspect."),
             ("Java", "hs_err_pidN.log in the working directory names the frame."),

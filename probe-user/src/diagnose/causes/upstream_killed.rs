@@ -38,7 +38,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uvicorn",
-                "--timeout-graceful-shutdown waits for running requests; the default waits without end, the supervisor may not.",
+                "--timeout-graceful-shutdown (from 0.22) bounds the wait for running requests; the default waits without end, the supervisor may not.",
             ),
             (
                 "Node.js",
@@ -170,6 +170,15 @@ pub(crate) mod tests {
         let explanation = world.expect("upstream-killed", Confidence::Confirmed);
         assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
         assert!(explanation.summary.contains("closed it unanswered and ended"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_handler_whose_end_was_not_seen_leaves_it_open() {
+        let mut world = closed_by_handler(Ending::Exit(1));
+        world.signal(-600, 6, Some((80, "gunicorn")));
+        world.case.processes.remove(0);
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"), "{:?}", explanation.rivals);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod ending;
 mod handshake;
 mod host;
+mod local;
 mod place;
 mod process;
 mod request;

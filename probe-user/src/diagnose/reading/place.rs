@@ -194,3 +194,75 @@ fn name(place: &Place) -> String {
         Takes::Internal(name) => name.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Timer;
+    use crate::{
+        diagnose::{reading::Reading, testing::World},
+        model::{evidence::Fact, net::Address},
+    };
+
+    /// A world with this configuration, whose request asks for this and was sent to 127.0.0.1:8000.
+    fn world(configuration: &str, host: &str, uri: &str) -> World {
+        let mut world = World::new(504);
+        world.case.configuration = Some(crate::decode::config::decode(configuration).unwrap().configuration);
+        world.case.request.host = Some(host.to_owned());
+        world.case.request.uri = Some(uri.to_owned());
+        world
+    }
+
+    const SITES: &str = "http { proxy_read_timeout 9s;
+        upstream app { server 127.0.0.1:8000; }
+        server { server_name shop.example;
+            location / { proxy_pass http://app; }
+            location /slow/ { proxy_pass http://app; proxy_read_timeout 5m; }
+            location = /slow/one { fastcgi_pass 127.0.0.1:8000; fastcgi_read_timeout 7s; }
+            location ^~ /static/ { return 502; }
+            location ~ \\.php$ { fastcgi_pass 127.0.0.1:9000; } }
+        server { server_name other.example; location / { proxy_pass http://app; proxy_read_timeout 1s; } } }";
+
+    fn read_timeout(host: &str, uri: &str) -> (&'static str, Option<String>) {
+        let world = world(SITES, host, uri);
+        let reading = Reading::of(&world.case);
+        let name = reading.timer(Timer::Read);
+        (name, reading.directive(name).map(str::to_owned))
+    }
+
+    #[test]
+    fn the_location_that_takes_the_request_gives_the_value() {
+        let is = |value: &str| Some(value.to_owned());
+        assert_eq!(read_timeout("shop.example", "/cart"), ("proxy_read_timeout", is("9s")));
+        assert_eq!(read_timeout("shop.example", "/slow/two?x=1"), ("proxy_read_timeout", is("5m")));
+        assert_eq!(read_timeout("shop.example", "/slow/one"), ("fastcgi_read_timeout", is("7s")));
+        assert_eq!(read_timeout("other.example:8080", "/slow/one"), ("proxy_read_timeout", is("1s")));
+    }
+
+    #[test]
+    fn where_it_cannot_be_told_nothing_is_said() {
+        // No server has that name, and nobody knows which of the two is the default one.
+        assert_eq!(read_timeout("elsewhere", "/cart"), ("proxy_read_timeout", None));
+        // nginx decodes before it compares; then every place that leads to the upstream is a candidate.
+        assert_eq!(read_timeout("shop.example", "/sl%6fw/two").1, None);
+        let rewritten = "http { upstream app { server 127.0.0.1:8000; } server {
+            location / { rewrite ^ /slow/ last; proxy_pass http://app; proxy_read_timeout 1s; }
+            location /slow/ { proxy_pass http://app; proxy_read_timeout 2s; } } }";
+        let world = world(rewritten, "any", "/");
+        assert_eq!(Reading::of(&world.case).directive("proxy_read_timeout"), None);
+    }
+
+    #[test]
+    fn a_place_that_leads_elsewhere_is_not_it() {
+        let mut world = world(SITES, "shop.example", "/cart");
+        world.attempt().upstream = Some(Address::Ip("127.0.0.1:9000".parse().unwrap()));
+        assert_eq!(Reading::of(&world.case).protocol(), Some("fastcgi"));
+    }
+
+    #[test]
+    fn what_answers_is_named_with_its_place() {
+        let world = world(SITES, "shop.example", "/static/logo.png");
+        let (answers, scripted) = Reading::of(&world.case).configured_answers();
+        let fact = Fact::Configured { directive: "return 502".to_owned(), place: "location ^~ /static/".to_owned() };
+        assert_eq!((answers.len(), &answers[0].fact, scripted), (1, &fact, None));
+    }
+}

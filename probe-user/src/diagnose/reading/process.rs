@@ -100,11 +100,28 @@ impl<'a> Reading<'a> {
         if let Some(death) = self.death(holder) {
             return Survival::Ended(Box::new(death));
         }
+        if self.asked_to_end(holder) {
+            // Its handler closed the connection, or it would have closed it anyway: only its end tells.
+            return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
+        }
         if self.sees(Sensor::Processes) {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
         }
+    }
+
+    /// Another process, or the kernel, had sent this one a signal that asks it to end, and it had not ended when the case was put together.
+    fn asked_to_end(&self, target: Pid) -> bool {
+        let ended = self.ended_by_kernel().unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
+        self.case.processes.iter().any(|event| {
+            matches!(
+                &event.body,
+                Body::Process(ProcessEvent::Signalled { target: to, signal: 2 | 3 | 6 | 9 | 15, sender, .. })
+                    if *to == target && sender.as_ref().is_none_or(|sender| sender.pid != target)
+            ) && event.at.earliest <= ended
+                && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+        })
     }
 
     /// Processes that listen there are known, and the end of any of them would have been seen.
