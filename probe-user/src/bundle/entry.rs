@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn entries_are_read_back() {
         let mut bytes = Vec::new();
-        for entry in &samples() {
+        for entry in samples() {
             entry.write(&mut bytes);
         }
         // A kind from the future is skipped.
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_cut_row_ends() {
         let mut bytes = Vec::new();
-        for entry in &samples() {
+        for entry in samples() {
             entry.write(&mut bytes);
         }
         for cut in 0..bytes.len() {

@@ -2,6 +2,8 @@
 
 mod chunk;
 mod settled;
+#[cfg(test)]
+mod tests;
 
 use std::{
     borrow::Cow,
@@ -184,7 +186,7 @@ impl Tape {
             self.evict();
         }
         let due = self.told.since_ns(self.asked) >= ASK_EVERY_NS;
-        due && self.sealed.front().is_some_and(|oldest| self.is_old(oldest))
+        due && (self.settled.size() > 0 || self.sealed.front().is_some_and(|oldest| self.is_old(oldest)))
     }
 
     /// Lets go what is old and does not matter any more.

@@ -34,9 +34,8 @@ pub(super) fn blank(link: LinkType, bytes: &mut [u8], key: &Key) {
     };
     match place.protocol {
         TCP => {
-            if let Some(at) = tcp_payload(bytes, place.transport) {
-                payload(bytes.get_mut(at..).unwrap_or_default(), key);
-            }
+            let at = tcp_payload(bytes, place.transport).unwrap_or(bytes.len());
+            payload(bytes.get_mut(at..).unwrap_or_default(), key);
         }
         // An error quotes a packet after eight bytes: its IP header, and as much of TCP's as was sent along.
         ICMP | ICMP_V6 => {
