@@ -332,7 +332,7 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
     millis.map(Duration::from_millis).ok_or_else(bad)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "live"))]
 mod tests {
     use clap::Parser as _;
 

@@ -168,7 +168,7 @@ impl Correlator {
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
-            Body::AccessLine(line) => self.lines.access_line(event, line),
+            Body::AccessLine(line) => self.lines.access_line(event, line, self.tells_alone(line)),
             Body::Packet(packet) => {
                 if let PacketBody::Tcp(tcp) = &packet.body
                     && let Content::HttpStatus { code, .. } = tcp.content
@@ -404,7 +404,7 @@ impl Correlator {
     fn decide_lines(&mut self) {
         while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
             let at = group.at;
-            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
+            let key = RequestKey { worker: Pid(group.pid.unwrap_or(0)), pointer: 0 };
             let mut lone = Requests::new(Limits::default());
             lone.entry(key, (group.number, None), at.latest);
             let Some(request) = lone.take(key, (group.number, None)) else { continue };
