@@ -41,7 +41,7 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
         }
         #[cfg(feature = "live")]
         Command::Record(typed) => {
-            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
+            let plan = probe502::cli::record::Record::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan.watch, Some(&plan)).map(done)
         }
         Command::Analyze(typed) => {

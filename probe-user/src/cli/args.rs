@@ -55,6 +55,26 @@ pub struct Output {
     pub verbose: u8,
 }
 
+/// What is taken out of everything that is printed, recorded and logged.
+#[derive(Clone, Debug, Args)]
+pub struct Redaction {
+    /// Take out query values, header values, cookies, authorization and bodies (default), or clients' addresses too (all)
+    #[arg(long, value_enum, default_value_t = Redact::Default, value_name = "WHAT")]
+    pub redact: Redact,
+    /// Take out nothing: URIs are printed and packets and logs are kept with everything that is in them
+    #[arg(long, conflicts_with = "redact")]
+    pub no_redact: bool,
+}
+
+/// What is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redact {
+    /// Query values, header values, cookies, authorization, bodies
+    Default,
+    /// Clients' addresses too, each replaced by another of the same network
+    All,
+}
+
 /// How data is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -120,6 +140,9 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -154,7 +177,6 @@ pub struct Record {
 
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
@@ -165,7 +187,7 @@ pub struct Analyze {
     /// nginx's access log of that time
     #[arg(long = "access-log", value_name = "FILE")]
     pub access_logs: Vec<PathBuf>,
-    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    /// The format of the access logs, as nginx's directive has it (default: combined, or what --conf says)
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// nginx's configuration of that time: what `nginx -T` prints, or the file
@@ -177,7 +199,7 @@ pub struct Analyze {
     /// Statuses that make an incident
     #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
     pub statuses: Vec<u16>,
-    /// Also print every TCP connection, with Zeek's conn_state and history
+    /// Also print every TCP connection, with Zeek's state and history
     #[arg(long)]
     pub connections: bool,
     /// Also print every HTTP/1 request with its status
@@ -189,6 +211,9 @@ pub struct Analyze {
     /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

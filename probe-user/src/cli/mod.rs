@@ -2,3 +2,5 @@
 
 pub mod args;
 pub mod plan;
+#[cfg(feature = "live")]
+pub mod record;

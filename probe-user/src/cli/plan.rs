@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use thiserror::Error;
 
 use super::args;
+use crate::redact::Level;
 
 /// Why a command line makes no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -27,25 +28,6 @@ pub enum PlanError {
     /// Standard input can be read only once.
     #[error("-: standard input can be named only once")]
     StandardInput,
-    /// A size that cannot be read.
-    #[error("--{flag} {text}: not a size; write it like 64MiB, 500M or 2GiB")]
-    Size {
-        /// The flag.
-        flag: &'static str,
-        /// What was typed.
-        text: String,
-    },
-    /// Too little room to record anything.
-    #[error("--{0}: at least {1} is needed")]
-    TooSmall(&'static str, &'static str),
-    /// A duration of another flag.
-    #[error("--{flag} {text}: not a duration; write it like 30s, 5m or 2h")]
-    Span {
-        /// The flag.
-        flag: &'static str,
-        /// What was typed.
-        text: String,
-    },
 }
 
 /// How deep to look.
@@ -102,13 +84,14 @@ pub struct Watch {
     pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
 
 /// `probe502 analyze`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings or captures.
     pub inputs: Vec<PathBuf>,
@@ -132,6 +115,8 @@ pub struct Analyze {
     pub out: Option<PathBuf>,
     /// An incident makes the exit status 1.
     pub fail_on_incident: bool,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
@@ -172,6 +157,7 @@ impl TryFrom<args::Analyze> for Analyze {
             exchanges: typed.exchanges,
             out: typed.out,
             fail_on_incident: typed.fail_on_incident,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }
@@ -196,57 +182,6 @@ impl TryFrom<args::Check> for Check {
     }
 }
 
-/// `probe502 record`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// What to watch; without a folder of its own.
-    pub watch: Watch,
-    /// The file.
-    pub file: PathBuf,
-    /// How long before a failure.
-    pub before: Duration,
-    /// How long after one.
-    pub after: Duration,
-    /// Bytes of memory.
-    pub memory: usize,
-    /// Bytes of a file.
-    pub max_size: Option<u64>,
-    /// Incidents and near misses in a file.
-    pub max_incidents: Option<u64>,
-    /// Older files kept.
-    pub rotate: u32,
-}
-
-impl TryFrom<args::Record> for Record {
-    type Error = PlanError;
-
-    fn try_from(typed: args::Record) -> Result<Self, PlanError> {
-        let span = |flag, text: &str| duration(text).map_err(|_| PlanError::Span { flag, text: text.to_owned() });
-        let bytes = |flag, text: &str| size(text).ok_or_else(|| PlanError::Size { flag, text: text.to_owned() });
-        let (before, after) = (span("before", &typed.before)?, span("after", &typed.after)?);
-        let memory = bytes("memory", &typed.memory)?;
-        let memory = usize::try_from(memory).ok().filter(|memory| *memory >= 4 << 20);
-        let max_size = typed.max_size.as_deref().map(|text| bytes("max-size", text)).transpose()?;
-        if max_size.is_some_and(|max_size| max_size < 1 << 20) {
-            return Err(PlanError::TooSmall("max-size", "1MiB"));
-        }
-        if typed.max_incidents == Some(0) {
-            return Err(PlanError::TooSmall("max-incidents", "1"));
-        }
-        let mut watch = Watch::try_from(typed.watch)?;
-        Ok(Self {
-            file: watch.out.take().unwrap_or_default(),
-            watch,
-            before,
-            after,
-            memory: memory.ok_or(PlanError::TooSmall("memory", "4MiB"))?,
-            max_size,
-            max_incidents: typed.max_incidents,
-            rotate: typed.rotate,
-        })
-    }
-}
-
 /// Statuses that make an incident, each once.
 fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
     typed.sort_unstable();
@@ -260,21 +195,12 @@ fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
     Ok(typed)
 }
 
-/// `64MiB`, `500M`, `1048576`.
-fn size(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let unit: u64 = match unit {
-        "" | "B" => 1,
-        "k" | "kB" => 1_000,
-        "KiB" | "K" => 1 << 10,
-        "MB" => 1_000_000,
-        "MiB" | "M" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "GiB" | "G" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
+const fn level(typed: &args::Redaction) -> Level {
+    match (typed.no_redact, typed.redact) {
+        (true, _) => Level::None,
+        (false, args::Redact::Default) => Level::Default,
+        (false, args::Redact::All) => Level::All,
+    }
 }
 
 impl From<&args::Output> for Output {
@@ -310,6 +236,7 @@ impl TryFrom<args::Watch> for Watch {
             only_nginx: typed.only_nginx,
             ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::limits::Limits;
+use super::{limits::Limits, memory::AskedFor};
 use crate::model::case::{Case, Request, Stored};
 
 /// The newest failures, by host and URI, as far as [`Limits::failures`] goes.
@@ -18,6 +18,23 @@ impl Answered {
         }
         let stored = Stored { case: case.id.clone(), at: case.decided.latest };
         self.0.push_back((case.request.host.clone(), uri, case.status, stored));
+    }
+
+    /// Every failure kept, oldest first.
+    pub(super) fn all(&self) -> impl Iterator<Item = AskedFor> {
+        self.0.iter().map(|(host, uri, status, stored)| AskedFor {
+            host: host.clone(),
+            uri: uri.clone(),
+            status: *status,
+            case: stored.case.clone(),
+            at: stored.at,
+        })
+    }
+
+    /// Keeps what another run kept.
+    pub(super) fn resume(&mut self, all: Vec<AskedFor>) {
+        let stored = |AskedFor { host, uri, status, case, at }| (host, uri, status, Stored { case, at });
+        self.0.extend(all.into_iter().map(stored));
     }
 
     /// The last one of the same request.

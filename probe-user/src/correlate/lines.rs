@@ -70,6 +70,8 @@ pub struct LineGroup {
     pub decided_by: Event,
     /// When its lines had had time to arrive.
     pub due: Moment,
+    /// What packets alone showed of its attempts, each with the line it belongs to.
+    pub seen: Vec<(EventId, Attempt)>,
 }
 
 /// What waits to be put together.
@@ -262,6 +264,7 @@ impl Lines {
             decided_by,
             due,
             lines,
+            seen: Vec::new(),
         }
     }
 }

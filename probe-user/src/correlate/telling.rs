@@ -2,10 +2,8 @@
 
 use super::{Correlator, limits::ATTEMPTS_TOLD};
 use crate::model::{
-    coverage::{Sensor, Sight},
     event::EventId,
-    nginx::{AccessLine, NginxAttempt, RequestKey},
-    process::Pid,
+    nginx::{NginxAttempt, RequestKey},
 };
 
 /// nginx's list of attempts follows the status it belongs to, record by record.
@@ -20,16 +18,6 @@ pub(super) struct Telling {
 }
 
 impl Correlator {
-    /// Whether an access line tells of a failure without an error line: a 502, whoever made it; other statuses may be the upstream's own
-    /// answer. And only of an nginx that is certainly not heard from inside, or it would be told twice.
-    pub(super) fn tells_alone(&self, line: &AccessLine) -> bool {
-        let asked = line.status == Some(502) && self.settings.statuses.contains(&502);
-        let mute = |worker: Pid| !self.speaking.contains(&worker) && self.host.instance_of(worker).is_some();
-        asked
-            && self.sight(Sensor::NginxFunctions) != Sight::On
-            && (self.speaking.is_empty() || line.pid.is_some_and(|pid| mute(Pid(pid))))
-    }
-
     /// Takes an entry of nginx's list.
     pub(super) fn attempt(&mut self, told_in: EventId, attempt: &NginxAttempt) {
         let Some(Telling { told, main, decided }) = self.telling else { return };

@@ -1,7 +1,7 @@
 //! A `log_format` made into something that takes lines apart
 //! (syntax: <https://nginx.org/en/docs/http/ngx_http_log_module.html#log_format>).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::LineError;
 
@@ -95,6 +95,23 @@ impl Pattern {
 
     fn is_empty(&self, raw: &str) -> bool {
         raw.is_empty() || (raw == "-" && self.escape == Escape::Default)
+    }
+
+    /// Where the variables stand in a line, escaped as they are, in every way the line can be read.
+    #[must_use]
+    pub fn places(&self, line: &str) -> Vec<(&str, Range<usize>)> {
+        let mut search = Search { pattern: self, readings: Vec::new(), values: Vec::new(), steps: 0 };
+        search.from(0, line);
+        let base = line.as_ptr().addr();
+        let mut places: Vec<(&str, Range<usize>)> = Vec::new();
+        for (name, value) in search.readings.into_iter().flatten() {
+            let begin = value.as_ptr().addr() - base;
+            let place = (name, begin..begin + value.len());
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
     }
 
     /// Whether the variable can have this value. The narrower this is, the fewer readings a line has.
