@@ -9,6 +9,7 @@ use clap::Parser as _;
 use probe502::{
     app::{self, AppError},
     cli::{
+        self,
         args::{Arguments, Command},
         plan,
     },
@@ -30,11 +31,6 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
     let done = |()| ExitCode::SUCCESS;
     match command {
         #[cfg(feature = "live")]
-        Command::Check(typed) => {
-            let plan = plan::Check::try_from(typed).map_err(AppError::usage)?;
-            app::check::run(&plan)
-        }
-        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan, None).map(done)
@@ -47,6 +43,11 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
         Command::Analyze(typed) => {
             let plan = plan::Analyze::try_from(typed).map_err(AppError::usage)?;
             app::analyze::run(&plan)
+        }
+        #[cfg(feature = "live")]
+        Command::Check(typed) => {
+            let plan = cli::check::Check::try_from(typed).map_err(AppError::usage)?;
+            app::check::run(&plan)
         }
         #[cfg(feature = "live")]
         Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)).map(done),

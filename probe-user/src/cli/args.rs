@@ -30,7 +30,7 @@ pub enum Command {
     Analyze(Analyze),
     /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
     #[cfg(feature = "live")]
-    Check(Check),
+    Check(super::check::Typed),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
     Doctor(Doctor),
@@ -214,32 +214,6 @@ pub struct Analyze {
     /// What is taken out.
     #[command(flatten)]
     pub redaction: Redaction,
-    /// How it is printed.
-    #[command(flatten)]
-    pub output: Output,
-}
-
-/// `probe502 check`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 no fault found, 1 a fault was found, 2 bad usage or unreadable input, 3 this host does not allow it."
-)]
-pub struct Check {
-    /// Check this nginx, master or worker (repeatable; default: every nginx on the host)
-    #[arg(short, long = "pid", value_name = "PID")]
-    pub pids: Vec<u32>,
-    /// Check this configuration file, from here, instead of a running nginx
-    #[arg(long, value_name = "FILE", conflicts_with = "pids")]
-    pub conf: Option<PathBuf>,
-    /// What to ask the upstreams for
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    pub probe_path: String,
-    /// Ask with HEAD instead of GET
-    #[arg(long)]
-    pub head: bool,
-    /// Send no request: connections and TLS handshakes only
-    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
-    pub no_request: bool,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,

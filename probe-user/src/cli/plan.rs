@@ -19,9 +19,6 @@ pub enum PlanError {
     /// Too many statuses.
     #[error("--status: at most eight statuses")]
     Statuses,
-    /// A path that would not be one.
-    #[error("--probe-path {0:?}: not a path; write it like /health")]
-    ProbePath(String),
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
@@ -121,23 +118,6 @@ pub struct Analyze {
     pub output: Output,
 }
 
-/// `probe502 check`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// nginx processes to check; empty: every nginx.
-    pub pids: Vec<u32>,
-    /// A configuration file instead of a running nginx.
-    pub conf: Option<PathBuf>,
-    /// What upstreams are asked for.
-    pub probe_path: String,
-    /// Ask with `HEAD`.
-    pub head: bool,
-    /// Send requests at all.
-    pub request: bool,
-    /// How it is printed.
-    pub output: Output,
-}
-
 impl TryFrom<args::Analyze> for Analyze {
     type Error = PlanError;
 
@@ -158,25 +138,6 @@ impl TryFrom<args::Analyze> for Analyze {
             out: typed.out,
             fail_on_incident: typed.fail_on_incident,
             redaction: level(&typed.redaction),
-            output: Output::from(&typed.output),
-        })
-    }
-}
-
-impl TryFrom<args::Check> for Check {
-    type Error = PlanError;
-
-    fn try_from(typed: args::Check) -> Result<Self, PlanError> {
-        let is_path = typed.probe_path.starts_with('/') && typed.probe_path.bytes().all(|byte| byte.is_ascii_graphic());
-        if !is_path {
-            return Err(PlanError::ProbePath(typed.probe_path));
-        }
-        Ok(Self {
-            pids: typed.pids,
-            conf: typed.conf,
-            probe_path: typed.probe_path,
-            head: typed.head,
-            request: !typed.no_request,
             output: Output::from(&typed.output),
         })
     }
