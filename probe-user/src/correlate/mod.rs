@@ -180,7 +180,7 @@ impl Correlator {
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
-            Body::AccessLine(line) => self.lines.access_line(event, line),
+            Body::AccessLine(line) => self.lines.access_line(event, line, self.tells_alone(line)),
             Body::Packet(packet) => {
                 if let PacketBody::Tcp(tcp) = &packet.body
                     && let Content::HttpStatus { code, .. } = tcp.content
