@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let cells = vec![
+        let cells = [
             Cell::Right(Confidence::Confirmed, Link::Exact),
             Cell::Other("syn-timeout".to_owned(), Confidence::Likely, Link::Inferred),
             Cell::Unknown,
