@@ -16,6 +16,7 @@
 
 pub mod attached;
 pub mod bench;
+pub mod browser;
 pub mod cgroup;
 pub mod client;
 pub mod config;

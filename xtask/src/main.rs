@@ -1,6 +1,7 @@
 //! The project's own commands. `cargo xtask --help` lists them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program for the people who build this")]
 
+mod bench;
 mod command;
 mod deny;
 mod lint;
@@ -47,6 +48,9 @@ enum Task {
     Lint,
     /// Check the rules of the design that no compiler checks
     Tidy,
+    /// Measure what it costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::Bench(bench) => bench::run(&workspace, &bench),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ pub mod output;
 #[cfg(feature = "live")]
 mod recording;
 pub mod replay;
+pub mod report;
 #[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]

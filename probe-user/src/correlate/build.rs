@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Correlator, Decided, Question, attempts, lines};
+use super::{Correlator, Decided, Question, attempts, lines, wire};
 use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
@@ -34,14 +34,16 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
 
 pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Case {
     let until = decided.close_at;
-    let worker = match &decided.from_lines {
-        Some(group) => Some(Pid(group.pid)),
-        None => Some(decided.request.key.worker),
+    let worker = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => group.pid.map(Pid),
+        (None, None) => Some(decided.request.key.worker),
+        (None, Some(_)) => None,
     };
     let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
-    let list = match &decided.from_lines {
-        Some(group) => lines::attempts(group, &correlator.flows, &calls),
-        None => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
+    let list = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), &group.seen),
+        (None, Some(group)) => group.attempts.clone(),
+        (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
     let holders: Vec<Pid> = list
@@ -52,20 +54,25 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         .collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
-    let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
+    let instance = match worker {
+        Some(worker) => correlator.host.instance_of(worker),
+        None => correlator.host.only_instance(),
+    };
     let configuration = instance.and_then(|instance| instance.configuration.clone());
-    let attempts_complete = match &decided.from_lines {
-        Some(group) => lines::complete(group, &list, configuration.as_ref()),
-        None => attempts::complete(&decided.request),
+    let attempts_complete = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => lines::complete(group, &list, configuration.as_ref()),
+        (None, Some(_)) => false,
+        (None, None) => attempts::complete(&decided.request),
     };
     let complaints = complaints(decided);
     let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
     let host = host(correlator, &list, &processes, worker, begin);
-    let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
-        Link::Inferred
-    } else {
-        Link::Exact
-    });
+    let link =
+        list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() || decided.from_wire.is_some() {
+            Link::Inferred
+        } else {
+            Link::Exact
+        });
     let request = request(decided);
     let stored = correlator.answered.of(&request, decided.status).filter(|_| list.is_empty());
     Case {
@@ -81,6 +88,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,
+        by_wire: decided.from_wire.is_some(),
         subrequest: decided.request.subrequest,
         link,
         complaints,
@@ -112,6 +120,9 @@ fn connects_for(event: &Event, attempts: &[Attempt]) -> bool {
 fn request(decided: &Decided) -> Request {
     if let Some(group) = &decided.from_lines {
         return lines::request(group);
+    }
+    if let Some(group) = &decided.from_wire {
+        return group.request.clone();
     }
     let said = |get: fn(&NginxStatus) -> Option<String>| decided.statuses.iter().find_map(get);
     let log = decided.request.complaints.first().map(|(_, log, _)| log);

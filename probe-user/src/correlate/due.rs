@@ -30,7 +30,7 @@ impl Correlator {
             return false;
         };
         let asked = self.notable.asked_to_end(decided.at.earliest.minus_ns(ASKED_BEFORE_NS));
-        if self.finished || asked.is_empty() {
+        if self.finished || asked.is_empty() || decided.from_wire.is_some() {
             return false;
         }
         let list = match &decided.from_lines {

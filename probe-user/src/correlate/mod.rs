@@ -19,6 +19,8 @@ mod sensors;
 mod served;
 mod telling;
 mod tuple;
+mod unheard;
+pub mod wire;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,6 +32,7 @@ use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use wire::Wires;
 use written::Written;
 
 pub use host::Question;
@@ -74,6 +77,8 @@ struct Decided {
     line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
+    /// Known from packets only.
+    from_wire: Option<wire::WireGroup>,
 }
 
 /// The state.
@@ -84,6 +89,7 @@ pub struct Correlator {
     flows: Flows,
     requests: Requests,
     lines: Lines,
+    wires: Wires,
     notable: Notable,
     /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
     connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
@@ -121,6 +127,7 @@ impl Correlator {
             flows: Flows::new(limits),
             requests: Requests::new(limits),
             lines: Lines::default(),
+            wires: Wires::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
             speaking: BTreeSet::new(),
@@ -149,6 +156,11 @@ impl Correlator {
     /// Takes the next event.
     pub fn handle(&mut self, event: &Event) {
         self.now = self.now.max(event.at.latest);
+        if let (true, Body::Packet(packet)) = (self.wires.is_on(), &event.body) {
+            // What it is of follows it.
+            self.wires.packet(event, packet);
+            return;
+        }
         self.flows.handle(event);
         self.notable.handle(event);
         self.host.handle(event);
@@ -168,7 +180,7 @@ impl Correlator {
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
-            Body::AccessLine(line) => self.lines.access_line(event, line),
+            Body::AccessLine(line) => self.lines.access_line(event, line, self.tells_alone(line)),
             Body::Packet(packet) => {
                 if let PacketBody::Tcp(tcp) = &packet.body
                     && let Content::HttpStatus { code, .. } = tcp.content
@@ -179,6 +191,7 @@ impl Correlator {
                     }
                 }
             }
+            Body::Wire(wire) => self.wires.handle(event, wire),
             Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
@@ -189,6 +202,7 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
+        self.decide_wires();
         self.flows.forget(self.now);
         // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
@@ -217,6 +231,8 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
+        self.wires.hurry();
+        self.decide_wires();
         self.finished = true;
     }
 
@@ -230,7 +246,7 @@ impl Correlator {
     pub fn next_deadline(&self) -> Option<Moment> {
         let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
-        decided.into_iter().chain(lines).min()
+        decided.into_iter().chain(lines).chain(self.wires.next_due()).min()
     }
 
     /// Connections remembered.
@@ -398,30 +414,8 @@ impl Correlator {
             statuses,
             line: None,
             from_lines: None,
+            from_wire: None,
         });
-    }
-
-    fn decide_lines(&mut self) {
-        while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
-            let at = group.at;
-            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
-            let mut lone = Requests::new(Limits::default());
-            lone.entry(key, (group.number, None), at.latest);
-            let Some(request) = lone.take(key, (group.number, None)) else { continue };
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at,
-                by: group.decided_by.clone(),
-                close_at: group.due,
-                request,
-                statuses: Vec::new(),
-                line: None,
-                from_lines: Some(group),
-            };
-            self.decided.push_back(decided);
-        }
     }
 
     fn close(&mut self, mut decided: Decided) -> Option<Case> {

@@ -8,6 +8,7 @@ use crate::model::{
     complaint::{Complaint, Message, Phase},
     event::{Event, EventId},
     nginx::{NginxAttempt, NginxLog, NginxStatus, RequestKey},
+    process::Pid,
     time::Moment,
 };
 
@@ -41,6 +42,11 @@ pub struct OpenRequest {
 }
 
 impl OpenRequest {
+    /// One of which nginx said nothing.
+    pub(super) fn of_nobody(since: Moment) -> Self {
+        Self::new(RequestKey { worker: Pid(0), pointer: 0 }, since, (None, None))
+    }
+
     fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
         Self {
             key,

@@ -11,6 +11,7 @@ impl Correlator {
         match coverage {
             Coverage::Sensor { sensor, sight, why } => {
                 self.sensors.insert(*sensor, (*sight, why.clone()));
+                self.wires.with_log = self.sight(Sensor::ErrorLog) == Sight::On;
                 self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
             }
             Coverage::Lost { sensor, count, why } => {

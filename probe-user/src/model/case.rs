@@ -110,6 +110,8 @@ pub struct Case {
     /// It is certain that nothing else was tried: the last attempt here made the status. Without nginx's own list another attempt may
     /// have followed that left no line.
     pub attempts_complete: bool,
+    /// It is known from packets only: nginx said nothing of it.
+    pub by_wire: bool,
     /// The failure was in a subrequest.
     pub subrequest: bool,
     /// How the attempts are tied to the request: the weakest of theirs, or of the request itself when there are none.

@@ -1,15 +1,18 @@
 //! The second stage: the table of connections, and what is found out about them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{
     connection::{Connection, Ended},
-    fate::distance,
+    fate::{Fate, State, distance},
     index::Index,
-    segment::{Batch, End, Item, Segment, Unreachable},
+    open::Open,
+    roles::Roles,
+    segment::{Batch, End, Item, Segment},
     talk::{Exchange, Said, Talk},
     trace::FileNumber,
 };
+use crate::model::{event::Body, time::At};
 
 /// A connection that is over is kept this long for what comes late, as Zeek does (`tcp_close_delay`).
 const LINGER_NS: u64 = 5_000_000_000;
@@ -24,6 +27,7 @@ const IDLE_AMONG_MANY_NS: u64 = 60_000_000_000;
 
 /// What is asked of an analysis.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for by itself")]
 pub struct Options {
     /// Every connection's end is wanted.
     pub connections: bool,
@@ -31,6 +35,14 @@ pub struct Options {
     pub exchanges: bool,
     /// The same packet may be in several captures.
     pub several: bool,
+    /// Failed attempts and what became of their requests are wanted.
+    pub attempts: bool,
+    /// Statuses that nginx answers when an attempt fails.
+    pub statuses: Vec<u16>,
+    /// Servers that are upstreams.
+    pub upstreams: Vec<End>,
+    /// Addresses that nginx listens on.
+    pub nginx: Vec<End>,
 }
 
 /// Something that was found out.
@@ -40,23 +52,30 @@ pub enum Finding {
     Connection(Box<Ended>),
     /// A request and its answer: client, server.
     Exchange(Box<(End, End, Exchange)>),
+    /// What is worth thinking about.
+    Event(At, Box<Body>),
 }
 
 /// The table, and what was found.
 #[derive(Debug, Default)]
 pub struct Analysis {
-    options: Options,
+    pub(super) options: Options,
     pub(super) connections: Vec<Option<Connection>>,
     free: Vec<u32>,
-    index: Index,
+    pub(super) index: Index,
+    pub(super) open: Open,
+    pub(super) roles: Roles,
+    /// Connections whose SYN waits for an answer.
+    pub(super) waiting: BTreeSet<u32>,
     /// Connections that are over, with the time.
     over: VecDeque<(u64, u32, u64)>,
     pub(super) findings: VecDeque<Finding>,
-    now: u64,
+    pub(super) now: u64,
+    began: Option<u64>,
     swept_ns: u64,
     sweep_at: usize,
     serials: u64,
-    exchanges: u64,
+    numbers: u64,
     doubles: u64,
     most_open: usize,
 }
@@ -65,12 +84,25 @@ impl Analysis {
     /// Knows nothing yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options, ..Self::default() }
+        let roles = Roles::new(&options.upstreams, &options.nginx);
+        Self { options, roles, ..Self::default() }
     }
 
     /// The next thing that was found.
     pub fn poll(&mut self) -> Option<Finding> {
         self.findings.pop_front()
+    }
+
+    /// How far the captures were read.
+    #[must_use]
+    pub const fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// When the first packet was captured.
+    #[must_use]
+    pub fn began(&self) -> u64 {
+        self.began.unwrap_or(0)
     }
 
     /// Packets that were in the captures twice.
@@ -89,6 +121,7 @@ impl Analysis {
     /// Takes one thing of a batch.
     pub fn item(&mut self, file: FileNumber, item: &Item, batch: &Batch) {
         self.now = self.now.max(item.unix_ns());
+        self.began.get_or_insert(self.now);
         // First what is over by now: a late packet is of another connection then.
         if self.now.saturating_sub(self.swept_ns) >= 1_000_000_000 {
             self.swept_ns = self.now;
@@ -145,7 +178,11 @@ impl Analysis {
         connection.adopt(segment);
         connection.last_ns = connection.last_ns.max(segment.unix_ns);
         let by_client = segment.from_low == connection.low_opened;
+        let before = connection.fate;
         connection.fate.take(segment, by_client);
+        if before.responder.state == State::Inactive && connection.fate.responder.state != State::Inactive {
+            self.waiting.remove(&slot);
+        }
         let Some(mut talk) = connection.talk.take() else { return };
         talk.trace.add(file, segment);
         let sender = if by_client { connection.fate.originator } else { connection.fate.responder };
@@ -166,7 +203,7 @@ impl Analysis {
             });
         }
         if segment.flags.fin() || segment.flags.rst() {
-            self.closing(slot, &mut talk, file, segment, by_client);
+            self.closing(slot, &mut talk, (file, segment), (&before, by_client));
         }
         if let Some(connection) = self.at_mut(slot) {
             let over = connection.fate.is_over();
@@ -181,12 +218,19 @@ impl Analysis {
     }
 
     /// A FIN or RST went by.
-    fn closing(&mut self, slot: u32, talk: &mut Talk, file: FileNumber, segment: &Segment, by_client: bool) {
+    fn closing(
+        &mut self,
+        slot: u32,
+        talk: &mut Talk,
+        (file, segment): (FileNumber, &Segment),
+        (before, by_client): (&Fate, bool),
+    ) {
         talk.end(file, segment, by_client, &mut |talk, said| self.said(slot, talk, said));
         let over = self.at(slot).is_some_and(|connection| connection.fate.is_over());
         if over {
             talk.end(file, segment, !by_client, &mut |talk, said| self.said(slot, talk, said));
         }
+        self.ending(slot, talk, segment, (before, by_client));
         // An answer that ends with the connection is whole now.
         let ended = !by_client && !segment.flags.rst();
         if over || ended {
@@ -195,8 +239,6 @@ impl Analysis {
             }
         }
     }
-
-    fn unreachable(&mut self, _file: FileNumber, _unreachable: &Unreachable) {}
 
     /// A new connection with this segment as its first.
     fn add(&mut self, segment: &Segment, payload: &[u8]) -> u32 {
@@ -213,14 +255,19 @@ impl Analysis {
             u32::try_from(self.connections.len() - 1).unwrap_or(u32::MAX)
         };
         self.index.insert(segment.hash, slot);
+        if segment.flags.syn() && !segment.flags.ack() {
+            self.waiting.insert(slot);
+        }
         self.most_open = self.most_open.max(self.connections.len() - self.free.len());
         slot
     }
 
     /// Nothing more is expected of it.
     pub(super) fn remove(&mut self, slot: u32) {
-        let Some(place) = self.connections.get_mut(usize::try_from(slot).unwrap_or(usize::MAX)) else { return };
-        let Some(connection) = place.as_mut() else { return };
+        if self.waiting.remove(&slot) {
+            self.unanswered(slot, self.now);
+        }
+        let Some(connection) = self.at_mut(slot) else { return };
         if let Some(mut talk) = connection.talk.take() {
             while !talk.exchanges.is_empty() {
                 talk.over(&mut |talk, said| self.said(slot, talk, said));
@@ -260,7 +307,7 @@ impl Analysis {
             let Some(connection) = self.at(slot).filter(|connection| !connection.over) else { continue };
             let many = self.connections.len() - self.free.len() > MANY;
             let limit = match connection.fate.responder.state {
-                super::fate::State::Inactive => UNANSWERED_NS,
+                State::Inactive => UNANSWERED_NS,
                 _ if many => IDLE_AMONG_MANY_NS,
                 _ => IDLE_NS,
             };
@@ -272,31 +319,16 @@ impl Analysis {
 
     fn said(&mut self, slot: u32, talk: &mut Talk, said: Said) {
         match said {
-            Said::Asked(place) => {
-                self.exchanges += 1;
-                let id = self.exchanges;
-                if let Some(exchange) = talk.exchanges.get_mut(place) {
-                    exchange.id = id;
-                }
-                if let Some(connection) = self.at_mut(slot) {
-                    connection.requests += 1;
-                }
-            }
-            Said::Answered => {
-                let status = talk.exchanges.front().and_then(|exchange| exchange.status);
-                if let (Some(status), Some(connection)) = (status, self.at_mut(slot)) {
-                    connection.count(status);
-                }
-            }
-            Said::Done => {
-                if self.options.exchanges
-                    && let (Some(done), Some(connection)) = (talk.done.clone(), self.at(slot))
-                {
-                    let finding = (connection.originator(), connection.responder(), done);
-                    self.findings.push_back(Finding::Exchange(Box::new(finding)));
-                }
-            }
+            Said::Asked(place) => self.asked(slot, talk, place),
+            Said::Answered => self.answered(slot, talk),
+            Said::Done => self.done(slot, talk),
         }
+    }
+
+    /// The next number of a request or an attempt.
+    pub(super) const fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
     }
 }
 
@@ -310,7 +342,7 @@ fn is_another(connection: &Connection, segment: &Segment) -> bool {
     if !by_originator {
         return connection.over && fate.responder.start != segment.sequence;
     }
-    let known = matches!(fate.originator.state, super::fate::State::Inactive | super::fate::State::Partial);
+    let known = matches!(fate.originator.state, State::Inactive | State::Partial);
     // One that was seen from the middle on can have no SYN any more, unless it is a new one.
     if known {
         distance(segment.sequence, fate.originator.next) != 0

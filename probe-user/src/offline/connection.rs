@@ -46,8 +46,10 @@ pub(super) struct Connection {
     pub(super) fate: Fate,
     pub(super) first_ns: u64,
     pub(super) last_ns: u64,
-    /// When it was over.
+    /// It is over.
     pub(super) over: bool,
+    /// Its SYN was seen.
+    pub(super) seen_from_start: bool,
     vlans: [u16; 2],
     /// What is said on it, while it is on.
     pub(super) talk: Option<Box<Talk>>,
@@ -75,6 +77,7 @@ impl Connection {
             first_ns: segment.unix_ns,
             last_ns: segment.unix_ns,
             over: false,
+            seen_from_start: segment.flags.syn() && !segment.flags.ack(),
             vlans,
             talk: Some(Box::new(Talk::new())),
             seen: Vec::new(),

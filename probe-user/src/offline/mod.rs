@@ -8,17 +8,22 @@
 pub mod analysis;
 mod connection;
 pub mod decode;
+mod failure;
 pub mod fate;
 pub mod file;
 mod fragments;
 pub mod frame;
 mod http;
 mod index;
+mod open;
+mod roles;
 pub mod segment;
 mod stream;
 mod talk;
+mod telling;
 mod trace;
 
 pub use connection::Ended;
 pub use talk::Exchange;
+pub use telling::place;
 pub use trace::FileNumber;

@@ -19,6 +19,14 @@ const FIRST_BYTES: usize = 64;
 pub struct Exchange {
     /// Its number in this run, from 1.
     pub id: u64,
+    /// What it asks for, in a number.
+    pub(super) key: u64,
+    /// The requests that it can have been made for.
+    pub(super) outer: Vec<u64>,
+    /// The failed attempt that it repeats.
+    pub(super) after: Option<u64>,
+    /// It was told as a failed attempt.
+    pub(super) told: bool,
     /// The request line; empty where it was not seen.
     pub line: Vec<u8>,
     /// The Host header.

@@ -44,9 +44,21 @@ impl Confine {
                 true
             }
             // Packets come from nginx's own namespace, the rest from nginx itself.
-            Body::Nginx(_) | Body::Packet(_) | Body::ErrorLine(_) | Body::AccessLine(_) | Body::Coverage(_) => true,
+            Body::Nginx(_)
+            | Body::Packet(_)
+            | Body::Wire(_)
+            | Body::ErrorLine(_)
+            | Body::AccessLine(_)
+            | Body::Coverage(_) => true,
         };
         (own || !self.on).then_some(event)
+    }
+
+    /// These are upstreams.
+    pub(super) fn know(&mut self, upstreams: &[SocketAddr]) {
+        for upstream in upstreams {
+            self.add_upstream(*upstream);
+        }
     }
 
     /// Whom nginx connects to is an upstream, also where no configuration says so.

@@ -62,7 +62,7 @@ impl Place {
                 Some(at_nginx(case, &format!("access log: {status}")))
             }
             Body::Host(fact) => of_host(fact, case),
-            Body::Coverage(_) => None,
+            Body::Coverage(_) | Body::Wire(_) => None,
         }
     }
 
@@ -70,6 +70,13 @@ impl Place {
     #[must_use]
     pub fn decision(case: &Case, status: &str) -> Self {
         at_nginx(case, &format!("decides {status}"))
+    }
+
+    /// nginx decides or answers a status here.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.side.as_deref() == Some("nginx")
+            && (self.brief.starts_with("decides ") || self.brief.starts_with("answers "))
     }
 }
 
@@ -233,8 +240,8 @@ fn of_packet(packet: &TcpPacket) -> Place {
 }
 
 /// Something of nginx's own host.
-fn own_host(brief: &str) -> Option<Place> {
-    Some(Place { side: Some(NGINX), brief: cut(brief), ..Place::default() })
+fn own_host(brief: &str) -> Place {
+    Place { side: Some(NGINX), brief: cut(brief), ..Place::default() }
 }
 
 fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
@@ -289,11 +296,11 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
         HostFact::ListenOverflows { count, .. } => {
             Some(Place { side: Some(UPSTREAM), brief: cut(&format!("ListenOverflows {count}")), ..Place::default() })
         }
-        HostFact::Route { kind, .. } => own_host(&format!("route: {}", kind.name())),
-        HostFact::LocalPorts { in_use, .. } => own_host(&format!("{in_use} local ports in use")),
-        HostFact::SystemFiles { open, limit } => own_host(&format!("{open} of {limit} files open in all")),
-        HostFact::Name { name, .. } => own_host(&format!("{} resolved", redact::text(name))),
-        HostFact::UnixSocket(socket) => own_host(&redact::text(&socket.path)),
+        HostFact::Route { kind, .. } => Some(own_host(&format!("route: {}", kind.name()))),
+        HostFact::LocalPorts { in_use, .. } => Some(own_host(&format!("{in_use} local ports in use"))),
+        HostFact::SystemFiles { open, limit } => Some(own_host(&format!("{open} of {limit} files open in all"))),
+        HostFact::Name { name, .. } => Some(own_host(&format!("{} resolved", redact::text(name)))),
+        HostFact::UnixSocket(socket) => Some(own_host(&redact::text(&socket.path))),
         HostFact::Nginx(_) | HostFact::NginxGone { .. } => None,
     }
 }

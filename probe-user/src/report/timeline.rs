@@ -141,6 +141,14 @@ fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<Told> {
         return told(&event);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());
+    if case.by_wire {
+        // nginx itself was not heard: what was seen is the answer's packet, or the end of the last attempt.
+        let text = match case.status {
+            Some(status) => format!("the request is answered {status}"),
+            None => "the attempt has failed".to_owned(),
+        };
+        return Some(Told { source: "packet", text, place: Some(Place::decision(case, &status)) });
+    }
     let text = format!("nginx decides {status}");
     Some(Told { source: "nginx", text, place: Some(Place::decision(case, &status)) })
 }
@@ -167,7 +175,7 @@ fn matters(event: &Event, case: &Case) -> bool {
             },
             Body::Socket(socket) => !matches!(socket.change, SocketChange::SynAckRetransmitted),
             Body::Drop(_) | Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
-            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) => false,
+            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) | Body::Wire(_) => false,
         }
 }
 

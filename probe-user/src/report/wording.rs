@@ -44,7 +44,7 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
             ("log", format!("access log: status {status}"))
         }
         Body::Host(fact) => host_fact(fact),
-        Body::Coverage(_) => return None,
+        Body::Coverage(_) | Body::Wire(_) => return None,
     })
 }
 

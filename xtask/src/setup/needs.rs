@@ -93,6 +93,7 @@ pub(crate) const ALL: &[Need] = &[
     Need::program("bpftool", "bpftool", "the tests look with it whether anything stayed attached"),
     Need::program("tcpdump", "tcpdump", "the tests compare with what it captures"),
     Need::program("tshark", "tshark", "the tests compare with what it dissects"),
+    Need::program("chromium", "chromium", "the tests open the report in it, headless"),
     Need::program("wrk", "wrk", "the tests make load with it"),
 ];
 

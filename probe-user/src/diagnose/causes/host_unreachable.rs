@@ -9,6 +9,7 @@ use super::{
     firewall_rejected::{is_filters, took_and_answered},
 };
 use crate::model::{
+    attempt::Outcome,
     coverage::Sensor,
     evidence::{Fact, Weight},
     net::Errno,
@@ -49,7 +50,8 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     let unreachable = |errno: Errno| matches!(errno, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN);
-    if !reading.errno().is_some_and(unreachable)
+    let on_the_wire = reading.outcome() == Outcome::Unreachable && reading.icmp().next().is_some();
+    if !(reading.errno().is_some_and(unreachable) || on_the_wire)
         || reading.connected() == Some(true)
         || reading.connect_call_error().is_some()
     {

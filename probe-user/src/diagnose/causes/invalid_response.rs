@@ -2,11 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence},
+    reading::{Reading, evidence, need},
     said::nginx_said,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::Message,
+    coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     packet::Content,
@@ -55,6 +57,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::BadResponse {
+        return on_the_wire(reading);
+    }
     let (mut finding, complaint) = nginx_said(reading, &[Message::InvalidHeader])?;
     let upstream = reading.upstream_name();
     let looks = looks_like(reading);
@@ -86,6 +91,23 @@ fn looks_like(reading: &Reading<'_>) -> Option<(EventId, &'static str)> {
         Content::Tls { .. } => Some((event.id, "TLS")),
         _ => None,
     })
+}
+
+/// An answer began, and whoever asked closed the connection at once: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let bytes = reading.response_bytes()?;
+    let mut finding = Finding::default();
+    let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    finding.not_excluded(&["header-too-big"]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not take it."
+    );
+    finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines."));
+    Some(finding)
 }
 
 #[cfg(test)]

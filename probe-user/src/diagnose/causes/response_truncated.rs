@@ -5,6 +5,7 @@ use super::super::{
     reading::{Reading, Survival, evidence, need},
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Fact, Weight},
@@ -67,7 +68,9 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let messages = [Message::PrematurelyClosed, Message::ReceiveFailed, Message::TimedOut];
-    if reading.phase() != Some(Phase::ReadingBody) || !reading.complains_of(&messages) {
+    let said = reading.phase() == Some(Phase::ReadingBody) && reading.complains_of(&messages);
+    let seen = reading.passed_header_on() && matches!(reading.outcome(), Outcome::Reset | Outcome::Closed);
+    if !(said || seen) {
         return None;
     }
     let mut finding = Finding::default();

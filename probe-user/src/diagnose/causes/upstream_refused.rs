@@ -6,6 +6,7 @@ use super::super::{
     said::remark_moved_name,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::Fact,
@@ -70,7 +71,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         && reading.errno() == Some(Errno::ECONNREFUSED);
     let told = reading.connect_error().filter(|(errno, _)| *errno == Errno::ECONNREFUSED);
     let said_otherwise = reading.complaint().is_some() && !logged;
-    if (!logged && told.is_none()) || said_otherwise || reading.connected() == Some(true) {
+    let on_the_wire = reading.outcome() == Outcome::Refused && reading.syn_reset().is_some();
+    if (!logged && told.is_none() && !on_the_wire) || said_otherwise || reading.connected() == Some(true) {
         return None;
     }
     // An ICMP message, not a RST, can be what made ECONNREFUSED: that is a packet filter's answer.

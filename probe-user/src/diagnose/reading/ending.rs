@@ -80,7 +80,9 @@ pub(crate) enum Broken {
 impl Reading<'_> {
     /// How the connection broke before the header was whole; `None`: it did not, or it never came about.
     pub(crate) fn broken(&self) -> Option<Broken> {
-        if self.connected() == Some(false) && !self.failed_before_sending() || self.phase() == Some(Phase::ReadingBody)
+        if self.connected() == Some(false) && !self.failed_before_sending()
+            || self.phase() == Some(Phase::ReadingBody)
+            || self.passed_header_on()
         {
             return None;
         }

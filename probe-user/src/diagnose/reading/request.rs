@@ -2,6 +2,7 @@
 
 use super::{Reading, evidence};
 use crate::model::{
+    attempt::Link,
     complaint::{Message, Phase},
     event::{Event, EventId},
     evidence::{Evidence, Fact, Weight},
@@ -162,10 +163,28 @@ impl Reading<'_> {
 
     /// The upstream's kernel took the whole request.
     pub(crate) fn request_acknowledged(&self) -> Option<Evidence> {
-        let (tcp, event) = self.counters_at_failure()?;
+        let Some((tcp, event)) = self.counters_at_failure() else { return self.acknowledged_on_the_wire() };
         (self.request_sent() != Some(false) && tcp.unacknowledged() == 0).then(|| {
             let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
             evidence(Fact::RequestAcknowledged { bytes }, &[event], Weight::Direct)
+        })
+    }
+
+    /// The same by the packets alone.
+    fn acknowledged_on_the_wire(&self) -> Option<Evidence> {
+        let end = self.request_span().filter(|_| self.request_sent() == Some(true))?.end;
+        let (event, _) = self
+            .flow()?
+            .packets_from_upstream()
+            .find(|(_, packet)| packet.header.flags.ack() && at_or_before(end, packet.header.acknowledgement))?;
+        let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
+        Some(evidence(Fact::RequestAcknowledged { bytes }, &[event.id], Weight::Direct))
+    }
+
+    /// The header of the answer was passed on before the attempt failed: known from packets only, where nginx's word would tell.
+    pub(crate) fn passed_header_on(&self) -> bool {
+        self.attempt.is_some_and(|attempt| {
+            attempt.complaint.is_none() && attempt.link == Link::Inferred && attempt.status.is_some()
         })
     }
 

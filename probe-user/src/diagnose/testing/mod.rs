@@ -111,6 +111,7 @@ impl World {
             configuration: Some(Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }),
             attempts_complete: true,
             attempts: vec![attempt],
+            by_wire: false,
             subrequest: false,
             link: Link::Exact,
             complaints: Vec::new(),

@@ -1,0 +1,121 @@
+//! `probe502 report`.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use super::AppError;
+use crate::{
+    cli::plan::{Report, ReportFormat},
+    report::{collection::Collection, html, markdown},
+};
+
+/// The file that each incident's folder holds.
+const INCIDENT: &str = "incident.json";
+/// Stands for stdin, and for stdout.
+const STANDARD: &str = "-";
+
+/// Reads incidents and writes the report.
+pub fn run(plan: &Report) -> Result<(), AppError> {
+    let mut collection = Collection::default();
+    let mut any = false;
+    for input in &plan.inputs {
+        any |= read(&mut collection, input).map_err(AppError::usage)?;
+    }
+    if !any {
+        let names: Vec<String> = plan.inputs.iter().map(|input| input.display().to_string()).collect();
+        let why = collection.troubles.first().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        return Err(AppError::usage(anyhow::anyhow!(
+            "nothing that probe502 wrote in {}{why}; give a folder of `watch -o`, an incident.json, or the output of `watch --json`",
+            names.join(", ")
+        )));
+    }
+    let text = match plan.format {
+        ReportFormat::Html => html::page(&collection, plan.title.as_deref()),
+        ReportFormat::Markdown => markdown::page(&collection, plan.title.as_deref()),
+    };
+    match &plan.out {
+        Some(path) => write(path, &text).map_err(AppError::usage)?,
+        None => {
+            // A reader that goes away early (head, less) has read enough.
+            let _ = io::stdout().lock().write_all(text.as_bytes());
+        }
+    }
+    if !plan.quiet {
+        tell(plan, &collection);
+    }
+    Ok(())
+}
+
+/// Adds what one input holds; whether there was anything of ours in it.
+fn read(collection: &mut Collection, input: &Path) -> anyhow::Result<bool> {
+    if input == Path::new(STANDARD) {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
+        return Ok(collection.read("stdin", &String::from_utf8_lossy(&bytes)));
+    }
+    let about = fs::metadata(input).with_context(|| format!("cannot read {}", input.display()))?;
+    let files = if about.is_dir() { incident_files(input)? } else { vec![input.to_owned()] };
+    let mut any = false;
+    for file in files {
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        any |= collection.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
+    }
+    Ok(any)
+}
+
+/// The incidents in a folder: its own, or those in its folders, in the order of their names. What begins with a dot is not yet whole.
+fn incident_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let own = folder.join(INCIDENT);
+    if own.is_file() {
+        return Ok(vec![own]);
+    }
+    let failed = || format!("cannot list {}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        let file = entry.path().join(INCIDENT);
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") && file.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Under another name until it is whole: a report that is there is never half of one.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let failed = || format!("cannot write {}; choose another --out", path.display());
+    if fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        // A pipe or a device is written to and stays what it is.
+        return fs::write(path, text).with_context(failed);
+    }
+    let name = path.file_name().with_context(failed)?.to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let written = fs::File::create_new(&partial).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    let done = written.and_then(|()| fs::rename(&partial, path));
+    if done.is_err() {
+        // What is left of it is of no use.
+        let _ = fs::remove_file(&partial);
+    }
+    done.with_context(failed)
+}
+
+fn tell(plan: &Report, collection: &Collection) {
+    let unread = collection.troubles.len() + collection.further_troubles;
+    let unread = if unread > 0 {
+        format!("; {unread} pieces of the input could not be read, the report says which")
+    } else {
+        String::new()
+    };
+    let place = plan.out.as_deref().map(|path| format!(" in {}", path.display())).unwrap_or_default();
+    let _ =
+        writeln!(io::stderr(), "probe502: {} incidents and near misses{place}{unread}", collection.incidents().len());
+}
