@@ -6,10 +6,11 @@ use std::{
 };
 
 use clap::Parser as _;
+#[cfg(feature = "live")]
+use probe502::cli::{check::Check, record::Record};
 use probe502::{
     app::{self, AppError},
     cli::{
-        self,
         args::{Arguments, Command},
         plan,
     },
@@ -37,7 +38,7 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
         }
         #[cfg(feature = "live")]
         Command::Record(typed) => {
-            let plan = cli::record::Record::try_from(typed).map_err(AppError::usage)?;
+            let plan = Record::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan.watch, Some(&plan)).map(done)
         }
         Command::Analyze(typed) => {
@@ -46,7 +47,7 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
         }
         #[cfg(feature = "live")]
         Command::Check(typed) => {
-            let plan = cli::check::Check::try_from(typed).map_err(AppError::usage)?;
+            let plan = Check::try_from(typed).map_err(AppError::usage)?;
             app::check::run(&plan)
         }
         #[cfg(feature = "live")]
