@@ -31,6 +31,13 @@ pub(crate) const CAUSE: Cause = Cause {
                 "gunicorn",
                 "--umask 007 and a group that nginx's user is in; or a systemd .socket unit with SocketUser= and SocketMode=.",
             ),
+            (
+                "uvicorn",
+                "--uds makes the file 0666: then it is the directory that denies. With a .socket unit: --fd 3 and SocketMode=.",
+            ),
+            ("Node.js", "fs.chmodSync(path, 0o660) after 'listening', or server.listen({ path, writableAll: true })."),
+            ("Go", "os.Chmod(path, 0o660) after net.Listen, or syscall.Umask(0o007) before."),
+            ("Java", "Files.setPosixFilePermissions(path, PosixFilePermissions.fromString(\"rw-rw----\")) after bind."),
             ("uWSGI", "--chmod-socket=660 --chown-socket=:www-data."),
             ("Puma", "bind 'unix:///run/app.sock?umask=0007'."),
             ("SELinux", "`ausearch -m avc -ts recent`."),

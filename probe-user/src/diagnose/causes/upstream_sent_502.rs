@@ -33,6 +33,23 @@ pub(crate) const CAUSE: Cause = Cause {
                 "The next place to look is the upstream's own log at this time. proxy_next_upstream http_502 tries another server; \
                        proxy_intercept_errors with error_page hides it.",
             ),
+            (
+                "gunicorn",
+                "It makes no 502 itself: the application did, or a proxy that it asked. --access-logfile - shows the request.",
+            ),
+            ("uvicorn", "As gunicorn: --access-log, and the application's own log."),
+            (
+                "Node.js",
+                "http-proxy and its kind answer 502 when their own upstream fails: log the proxy's 'error' event.",
+            ),
+            ("Puma", "Rack::Proxy and gateways in the application: look at what they asked for."),
+            ("php-fpm", "The script sent `Status: 502`: php-fpm's own failures are seen as closes."),
+            ("uWSGI", "Its HTTP router answers 502 when a worker fails: --logto, harakiri and respawn lines."),
+            (
+                "Go",
+                "httputil.ReverseProxy answers 502 on any error of its upstream: set ErrorHandler and log the error.",
+            ),
+            ("Java", "Spring Cloud Gateway and Zuul answer 502 or 504 for their own upstreams: look at their log."),
             ("any server", "Run probe502 there, if it is an nginx: its own cause is seen on that host."),
         ],
     },
