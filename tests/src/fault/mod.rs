@@ -41,6 +41,8 @@ pub struct Fault {
     pub apart: bool,
     /// Healthy traffic that this fault leaves alone.
     pub healthy: &'static str,
+    /// What it uses up is shared with healthy traffic, which may suffer: nginx closes idle clients when it is short of connections.
+    pub starves: bool,
     /// Adds to a site what it needs.
     pub configure: fn(&mut Plan),
     /// Sends the requests; fails when the client does not see what it should.
@@ -70,7 +72,7 @@ impl Fault {
         configure: fn(&mut Plan),
         provoke: fn(&Site<'_>) -> Result<Vec<Witness>>,
     ) -> Self {
-        Self { name, story, alone: false, apart: false, healthy: "/ok", configure, provoke }
+        Self { name, story, alone: false, apart: false, healthy: "/ok", starves: false, configure, provoke }
     }
 
     /// Every fault.

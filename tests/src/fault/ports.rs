@@ -64,6 +64,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         alone: true,
         healthy: "/static",
+        starves: true,
         ..Fault::new(
             "worker-connections-exhausted",
             "clients hold every connection slot of the nginx worker",
@@ -79,6 +80,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         alone: true,
         healthy: "/static",
+        starves: true,
         ..Fault::new(
             "fd-exhausted-system",
             "the whole system is out of file descriptors, for all but its administrator",
