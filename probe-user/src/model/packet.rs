@@ -181,6 +181,25 @@ pub enum Foreign {
 }
 
 impl Foreign {
+    /// What a payload is of, and how many bytes show it.
+    #[must_use]
+    pub fn of(payload: &[u8]) -> Option<(Self, usize)> {
+        const BEGINNINGS: [(&[u8], Foreign); 6] = [
+            (b"SSH-", Foreign::Ssh),
+            (b"220 ", Foreign::Mail),
+            (b"-ERR", Foreign::Redis),
+            (b"<htm", Foreign::Html),
+            (b"<HTM", Foreign::Html),
+            (b"<!DO", Foreign::Html),
+        ];
+        // A `SETTINGS` frame on stream 0: its header has nine bytes.
+        if let [0, 0, 0..=60, 4, 0, 0, 0, 0, 0, ..] = payload {
+            return Some((Self::Http2, 9));
+        }
+        let found = BEGINNINGS.iter().find(|(beginning, _)| payload.starts_with(beginning));
+        found.map(|(beginning, foreign)| (*foreign, beginning.len()))
+    }
+
     /// As a sentence says it.
     #[must_use]
     pub const fn name(self) -> &'static str {

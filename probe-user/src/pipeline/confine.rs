@@ -86,9 +86,7 @@ impl Confine {
     fn owns_drop(&self, dropped: &DropEvent) -> bool {
         let to = dropped.packet.destination;
         let no_listener = dropped.reason.as_deref() == Some("NO_SOCKET") && is_syn(dropped.packet.flags);
-        dropped.netns.is_some_and(|netns| self.namespaces.contains(&netns))
-            && !no_listener
-            && !(to.ip().is_loopback() && self.upstreams.contains(&to))
+        dropped.netns.is_some_and(|netns| self.namespaces.contains(&netns)) && !no_listener && !to.ip().is_loopback()
     }
 
     fn owns_call(&mut self, call: &SyscallEvent) -> bool {

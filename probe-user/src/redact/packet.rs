@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{BLANK, End, Key, address, target};
-use crate::model::packet::LinkType;
+use crate::model::packet::{Foreign, LinkType};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
@@ -188,7 +188,11 @@ fn payload(bytes: &mut [u8], key: &Key) {
         [kind @ 20..=24, 3, 0..=4, high, low, ..] => {
             fill(bytes, if (kind, high, low) == (21, 0, 2) { 7 } else { 5 });
         }
-        _ => http(bytes, key),
+        _ => match Foreign::of(bytes) {
+            // The greeting names the protocol; what follows it, a version or a host's name, is nobody's business.
+            Some((_, length)) => fill(bytes, length),
+            None => http(bytes, key),
+        },
     }
 }
 

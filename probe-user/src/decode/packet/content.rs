@@ -22,19 +22,7 @@ pub(super) fn classify(payload: &[u8]) -> Content {
 
 /// How other servers begin to speak.
 fn foreign(payload: &[u8]) -> Option<Content> {
-    const BEGINNINGS: [(&[u8], Foreign); 6] = [
-        (b"SSH-", Foreign::Ssh),
-        (b"220 ", Foreign::Mail),
-        (b"-ERR", Foreign::Redis),
-        (b"<htm", Foreign::Html),
-        (b"<HTM", Foreign::Html),
-        (b"<!DO", Foreign::Html),
-    ];
-    if let [0, 0, 0..=60, 4, 0, 0, 0, 0, 0, ..] = payload {
-        return Some(Content::Foreign(Foreign::Http2));
-    }
-    let found = BEGINNINGS.iter().find(|(beginning, _)| payload.starts_with(beginning));
-    found.map(|(_, foreign)| Content::Foreign(*foreign))
+    Foreign::of(payload).map(|(foreign, _)| Content::Foreign(foreign))
 }
 
 /// `HTTP/1.1 502 …`

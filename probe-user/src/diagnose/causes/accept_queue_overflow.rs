@@ -8,6 +8,7 @@ use super::{
     server_advice,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Fact, Weight},
@@ -60,6 +61,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reading.locality() != Locality::Here
         || reading.taken_by_application() == Some(true)
         || reading.syn_reset().is_some()
+        // No SYN left: whose queue was full then does not matter to this attempt.
+        || reading.outcome() == Outcome::LocalError
     {
         return None;
     }
