@@ -49,7 +49,7 @@ pub(super) const FAULTS: &[Fault] = &[
         "grpc-plain",
         "grpc_pass goes to a port that speaks HTTP/1.1",
         |plan| call(plan, "grpc-plain", None, 9001, "Echo"),
-        |site| refused(site, "grpc-plain", 9001, &["speak HTTP/2"]),
+        |site| refused(site, "grpc-plain", 9001, &["in HTTP/1, not HTTP/2"]),
     ),
 ];
 
