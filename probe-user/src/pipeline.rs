@@ -1,15 +1,22 @@
 //! The middle in one piece: arrivals in, judged cases and questions out. Live, replay and offline run this and nothing else.
 
+mod confine;
+
 use std::collections::VecDeque;
 
+use self::confine::Confine;
 use crate::{
     correlate::Correlator,
     diagnose,
     merge::Merge,
-    model::{case::Case, time::Moment, verdict::Verdict},
+    model::{case::Case, event::EventId, time::Moment, verdict::Verdict},
 };
 pub use crate::{
-    correlate::{Question, Settings, limits::Limits},
+    correlate::{
+        Question, Settings,
+        limits::Limits,
+        memory::{Memory, Resume},
+    },
     merge::Arrival,
 };
 
@@ -22,24 +29,81 @@ pub struct Judged {
     pub verdict: Verdict,
 }
 
+/// An arrival that got its place in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Which arrival: what [`Pipeline::push`] returned.
+    pub arrival: u64,
+    /// Its name in the stream.
+    pub id: EventId,
+    /// It came too late for its moment: time had been told up to here before it was thought about.
+    pub behind: Option<Moment>,
+}
+
 /// Merge, correlator and judgement.
 #[derive(Debug)]
 pub struct Pipeline {
     merge: Merge,
+    confine: Confine,
     correlator: Correlator,
     judged: VecDeque<Judged>,
+    /// The latest moment up to which time was told.
+    told: Moment,
+    /// For a recorder: what got its place since it last asked.
+    placed: Option<Vec<Placed>>,
 }
 
 impl Pipeline {
     /// Empty.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { merge: Merge::default(), correlator: Correlator::new(settings), judged: VecDeque::new() }
+        Self {
+            merge: Merge::default(),
+            confine: Confine::default(),
+            correlator: Correlator::new(settings),
+            judged: VecDeque::new(),
+            told: Moment(0),
+            placed: None,
+        }
     }
 
-    /// Takes an arrival.
-    pub fn push(&mut self, arrival: Arrival) {
+    /// Remembers from now on which arrival got which place, for [`Pipeline::take_placed`].
+    pub fn keep_places(&mut self) {
+        self.placed.get_or_insert_default();
+    }
+
+    /// What got its place since the last call, in the order of the stream.
+    pub fn take_placed(&mut self) -> Vec<Placed> {
+        self.placed.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes up where another run stood, whose stream is heard from here on.
+    pub fn resume(&mut self, resume: Resume) {
+        self.correlator.resume(resume);
+    }
+
+    /// What still matters for cases to come.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.correlator.memory()
+    }
+
+    /// The latest moment up to which time was told.
+    #[must_use]
+    pub const fn told(&self) -> Moment {
+        self.told
+    }
+
+    /// Takes an arrival and says which it was, counted from 1.
+    pub fn push(&mut self, arrival: Arrival) -> u64 {
+        self.merge.push(arrival)
+    }
+
+    /// Takes the next event of a stream that is in order already: a recording. Time is told by the events alone.
+    pub fn replay(&mut self, arrival: Arrival) {
+        let at = arrival.at.latest;
         self.merge.push(arrival);
+        self.think(at);
     }
 
     /// Every source has delivered everything up to here: thinks up to here.
@@ -63,14 +127,22 @@ impl Pipeline {
     /// cases that were seen live. So everything whose wait is over before an event closes before it.
     fn think(&mut self, complete_until: Moment) {
         self.merge.advance(complete_until);
-        while let Some(event) = self.merge.pop() {
-            self.pass_time(event.at.latest.minus_ns(1));
-            self.correlator.handle(&event);
+        while let Some((arrival, event)) = self.merge.pop_numbered() {
+            let before = event.at.latest.minus_ns(1);
+            if let Some(placed) = &mut self.placed {
+                let behind = (before < self.told).then_some(self.told);
+                placed.push(Placed { arrival, id: event.id, behind });
+            }
+            self.pass_time(before);
+            if let Some(event) = self.confine.admit(event) {
+                self.correlator.handle(&event);
+            }
         }
     }
 
     /// Lets time pass, stopping wherever a wait is over: what is forgotten by then is forgotten, nothing else.
     fn pass_time(&mut self, to: Moment) {
+        self.told = self.told.max(to);
         while let Some(deadline) = self.correlator.next_deadline().filter(|deadline| *deadline <= to) {
             self.correlator.advance(deadline);
             self.judge();

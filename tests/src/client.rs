@@ -102,6 +102,22 @@ impl Connection {
         self.receive()
     }
 
+    /// Sends a request's header and the beginning of its body, which will have `length` bytes.
+    pub fn begin(&mut self, method: &str, uri: &str, length: usize, body: &[u8]) -> Result<()> {
+        let mut bytes =
+            format!("{method} {uri} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+        bytes.extend_from_slice(body);
+        let (sent, started) = (SystemTime::now(), Instant::now());
+        self.proceed(&bytes)?;
+        self.pending = Some(Pending { method: method.to_owned(), uri: uri.to_owned(), sent, started });
+        Ok(())
+    }
+
+    /// Sends more of what was begun.
+    pub fn proceed(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).with_context(|| format!("send {} bytes from {}", bytes.len(), self.local))
+    }
+
     /// Sends a request only.
     pub fn send(&mut self, method: &str, uri: &str, body: &[u8]) -> Result<()> {
         let mut message = format!("{method} {uri} HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: lab\r\n");

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Result, bail};
 
 use crate::client::Exchange;
+use crate::generalisation;
 use crate::line::{Confidence, Incident, Link, Outcome};
 
 /// What must be reported.
@@ -32,6 +33,8 @@ pub struct Expectation {
     pub confidence: &'static [Confidence],
     /// The links that are right.
     pub link: &'static [Link],
+    /// What may be said instead, where less is seen: causes, each with the most that may be said of it. `None`: nothing else may be.
+    pub permitted: Option<Vec<(&'static str, Confidence)>>,
     /// The attempts, in order.
     pub attempts: Vec<AttemptExpectation>,
     /// Causes that must not be said: the likeliest mistakes.
@@ -44,6 +47,10 @@ pub struct Expectation {
     pub reused_may_be_null: bool,
     /// The earlier request of the same fault whose incident this one must name by its id.
     pub blames: Option<usize>,
+    /// Pieces that must stand in the summary, the fixes or the evidence.
+    pub says: Vec<String>,
+    /// Pieces that must not stand there.
+    pub silent: &'static [&'static str],
 }
 
 /// What must be said about one attempt.
@@ -83,12 +90,15 @@ impl Expectation {
             cause,
             confidence: &[Confidence::Confirmed],
             link: &[Link::Exact],
+            permitted: None,
             attempts,
             never: &[],
             error_log: None,
             client_may_be_null: false,
             reused_may_be_null: false,
             blames: None,
+            says: Vec::new(),
+            silent: &[],
         }
     }
 
@@ -110,6 +120,18 @@ impl Expectation {
         Self { error_log: Some(piece), ..self }
     }
 
+    /// What must be told beside the verdict.
+    #[must_use]
+    pub fn says(self, pieces: &[&str]) -> Self {
+        Self { says: pieces.iter().map(|piece| (*piece).to_owned()).collect(), ..self }
+    }
+
+    /// What must not be told beside the verdict.
+    #[must_use]
+    pub fn silent(self, pieces: &'static [&'static str]) -> Self {
+        Self { silent: pieces, ..self }
+    }
+
     /// What must not be said.
     #[must_use]
     pub fn never(self, causes: &'static [&'static str]) -> Self {
@@ -125,6 +147,41 @@ impl Expectation {
         self.link = &[Link::Strong, Link::Inferred];
         self.confidence = &[Confidence::Confirmed, Confidence::Likely, Confidence::Possible];
         self
+    }
+}
+
+impl Expectation {
+    /// The same as seen from nginx's side alone: the verdict steps down as [`generalisation`] permits. The rest stays what it is.
+    #[must_use]
+    pub fn of_nginxs_side(mut self) -> Self {
+        self.permitted = Some(generalisation::permitted(self.cause));
+        // Of what the words tell, much is about the upstream's side.
+        self.says.clear();
+        self
+    }
+
+    /// The same where so much is left out that only one thing is sure: nothing else may be `confirmed`.
+    #[must_use]
+    pub fn less_is_seen(mut self) -> Self {
+        self.says.clear();
+        self.without_uprobes()
+    }
+
+    /// What is wrong about this cause being said this surely, if anything is.
+    #[must_use]
+    pub fn objection(&self, cause: &str, confidence: Confidence) -> Option<String> {
+        if let Some(permitted) = &self.permitted {
+            let fits = permitted.iter().any(|(permitted, most)| *permitted == cause && confidence <= *most);
+            return (!fits).then(|| format!("{cause} is {confidence:?}; from nginx's side: {permitted:?}"));
+        }
+        let right = self.cause.contains(&cause) && self.confidence.contains(&confidence);
+        let forbidden = self.never.contains(&cause);
+        (!right || forbidden).then(|| {
+            format!(
+                "{cause} is {confidence:?}, should be {:?} {:?}, never {:?}",
+                self.cause, self.confidence, self.never
+            )
+        })
     }
 }
 
@@ -190,11 +247,8 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
     differ("client", witness.is_client(request.client.as_deref()), &request.client, &client);
     differ("method", request.method.as_ref() == Some(&exchange.method), &request.method, &exchange.method);
     differ("uri", request.uri.as_ref() == Some(&exchange.uri), &request.uri, &exchange.uri);
-    differ("cause", expected.cause.contains(&verdict.cause.as_str()), &verdict.cause, &expected.cause);
-    let forbidden = expected.never.contains(&verdict.cause.as_str());
-    differ("cause (forbidden)", !forbidden, &verdict.cause, &"anything else");
-    let confident = expected.confidence.contains(&verdict.confidence);
-    differ("confidence", confident, &verdict.confidence, &expected.confidence);
+    let objection = expected.objection(&verdict.cause, verdict.confidence);
+    differ("verdict", objection.is_none(), &verdict.cause, &objection);
     differ("link", expected.link.contains(&incident.link), &incident.link, &expected.link);
     differ("summary", !verdict.summary.trim().is_empty(), &verdict.summary, &"words");
     let fixed = verdict.cause == "unknown" || !verdict.fix.is_empty();
@@ -202,6 +256,15 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
     differ("evidence", !incident.evidence.is_empty(), &incident.evidence.len(), &"some");
     let ordered = incident.evidence.is_sorted_by(|one, other| one.t_us <= other.t_us);
     differ("evidence's order", ordered, &"unordered", &"in time order");
+    let told: Vec<&str> = [verdict.summary.as_str()]
+        .into_iter()
+        .chain(verdict.fix.iter().map(String::as_str))
+        .chain(incident.evidence.iter().map(|evidence| evidence.text.as_str()))
+        .collect();
+    let missing: Vec<_> = expected.says.iter().filter(|piece| !told.iter().any(|text| text.contains(*piece))).collect();
+    differ("what must be told", missing.is_empty(), &told, &missing);
+    let said: Vec<_> = expected.silent.iter().filter(|piece| told.iter().any(|text| text.contains(*piece))).collect();
+    differ("what must not be told", said.is_empty(), &told, &said);
     let (is, should) = (incident.attempts.len(), expected.attempts.len());
     differ("number of attempts", is == should, &is, &should);
     for (number, (attempt, expected)) in incident.attempts.iter().zip(&expected.attempts).enumerate() {

@@ -41,7 +41,7 @@ pub struct Lab {
 /// How the roles are spread over namespaces.
 #[derive(Debug)]
 enum Rooms {
-    Apart { app: Namespace, proxy: Namespace, client: Namespace },
+    Apart { app: Namespace, proxy: Namespace, client: Namespace, router: Option<Namespace> },
     Together(Namespace),
 }
 
@@ -75,7 +75,52 @@ impl Lab {
             app6: Ipv6Addr::new(0xfd77, 2, 0, 0, 0, 0, 0, 2),
             silent: Some([silent, silenter]),
         };
-        Ok(Self { directory, rooms: Rooms::Apart { app, proxy, client }, addresses })
+        Ok(Self { directory, rooms: Rooms::Apart { app, proxy, client, router: None }, addresses })
+    }
+
+    /// The same with a router between proxy and app, IPv4 only: a third kernel namespace that can drop, refuse and forge.
+    pub fn with_router() -> Result<Self> {
+        let (directory, name) = begin()?;
+        let client = Namespace::create(&format!("{name}-client"))?;
+        let proxy = Namespace::create(&format!("{name}-proxy"))?;
+        let router = Namespace::create(&format!("{name}-router"))?;
+        let app = Namespace::create(&format!("{name}-app"))?;
+        for (near, other, far, home) in [
+            ("client0", &client, "proxy-c", &proxy),
+            ("router-p", &router, "proxy-r", &proxy),
+            ("app0", &app, "router-a", &router),
+        ] {
+            let mut link = std::process::Command::new("ip");
+            link.args(["link", "add", near, "netns", other.name(), "type", "veth"]);
+            run(link.args(["peer", "name", far, "netns", home.name()]))?;
+        }
+        client.ip_batch("addr add 10.77.1.2/24 dev client0\nlink set client0 up\n")?;
+        app.ip_batch("addr add 10.77.2.2/24 dev app0\nlink set app0 up\nroute add default via 10.77.2.1\n")?;
+        router.ip_batch(
+            "addr add 10.77.3.2/24 dev router-p\nlink set router-p up\naddr add 10.77.2.1/24 dev router-a\nlink set router-a up\n",
+        )?;
+        router.sysctl("ipv4/ip_forward", "1")?;
+        proxy.ip_batch(
+            "addr add 10.77.1.1/24 dev proxy-c\nlink set proxy-c up\naddr add 10.77.3.1/24 dev proxy-r\nlink set proxy-r up\n\
+             route add 10.77.2.0/24 via 10.77.3.2\n",
+        )?;
+        let addresses = Addresses {
+            proxy: Ipv4Addr::new(10, 77, 1, 1),
+            proxy6: Ipv6Addr::LOCALHOST,
+            app: Ipv4Addr::new(10, 77, 2, 2),
+            app6: Ipv6Addr::LOCALHOST,
+            silent: None,
+        };
+        Ok(Self { directory, rooms: Rooms::Apart { app, proxy, client, router: Some(router) }, addresses })
+    }
+
+    /// The router between proxy and app, where there is one.
+    #[must_use]
+    pub fn router(&self) -> Option<&Namespace> {
+        match &self.rooms {
+            Rooms::Apart { router, .. } => router.as_ref(),
+            Rooms::Together(_) => None,
+        }
     }
 
     /// Everything on the loopback of one fresh namespace: as on the host where nginx and the upstreams share 127.0.0.1.

@@ -15,11 +15,15 @@
 //! ```
 
 pub mod attached;
+pub mod bench;
 pub mod browser;
+pub mod cgroup;
 pub mod client;
 pub mod config;
+pub mod curl;
 pub mod expect;
 pub mod fault;
+pub mod generalisation;
 pub mod lab;
 pub mod line;
 pub mod load;
@@ -27,8 +31,11 @@ pub mod namespace;
 pub mod nginx;
 pub mod probe;
 pub mod process;
+pub mod recording;
 pub mod server;
 pub mod site;
+pub mod table;
 pub mod trial;
 pub mod upstream;
+pub mod view;
 pub mod worlds;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -135,6 +135,15 @@ impl Probe {
     pub fn watch_nginx(master: u32, arguments: &[&str]) -> Result<Self> {
         let pid = master.to_string();
         Self::watch(["--pid", &pid].into_iter().chain(arguments.iter().copied()))
+    }
+
+    /// The same with a recorder, for one nginx: what it prints must be what the recording replays to ([`crate::recording`]).
+    pub fn record_nginx(master: u32, file: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(binary()?);
+        command.args(["record", "--json", "--pid", &master.to_string(), "--out"]).arg(file).args(arguments);
+        let probe = Self::run(command, Start::default())?;
+        probe.wait_ready(READY)?;
+        Ok(probe)
     }
 
     /// Starts `watch --json` with further arguments.

@@ -1,6 +1,7 @@
 //! A site: one nginx and its upstreams, set up for a number of faults and for healthy traffic beside them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,12 +26,16 @@ const APP_PORT: u16 = 9001;
 pub struct Plan {
     /// Who has which address.
     pub addresses: Addresses,
+    /// The lab's directory, for unix sockets and other files that belong to a fault.
+    pub directory: PathBuf,
     /// nginx's configuration.
     pub config: Config,
     /// The upstream servers.
     pub upstreams: Vec<UpstreamPlan>,
     /// Sysctls of the proxy's namespace, `ipv4/tcp_syn_retries` = `1`.
     pub proxy_sysctls: Vec<(&'static str, &'static str)>,
+    /// Rules of the router's chain `forward`, one a line; only in a lab with a router.
+    pub forward: String,
 }
 
 impl Plan {
@@ -51,6 +56,19 @@ impl Plan {
         let control = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port + 1)));
         let listen = vec![self.app(port)];
         self.upstreams.push(UpstreamPlan { name, kind: Kind::Own { control, idle }, listen, open_files });
+    }
+
+    /// Adds a server, once however many faults want it.
+    pub fn server(&mut self, name: &'static str, kind: Kind, port: u16) {
+        if self.upstreams.iter().all(|upstream| upstream.name != name) {
+            let listen = vec![self.app(port)];
+            self.upstreams.push(UpstreamPlan { name, kind, listen, open_files: None });
+        }
+    }
+
+    /// Adds the lab's own server with further arguments (`crate::server`), known by its name.
+    pub fn scripted(&mut self, name: &'static str, listen: Vec<SocketAddr>, arguments: Vec<String>) {
+        self.upstreams.push(UpstreamPlan { name, kind: Kind::Scripted { arguments }, listen, open_files: None });
     }
 
     /// Adds a location that speaks HTTP/1.1 over kept connections to an `upstream` block of its own with one server.
@@ -76,9 +94,11 @@ impl<'lab> Site<'lab> {
     pub fn start_with(lab: &'lab Lab, name: &str, faults: &[Fault], adjust: impl FnOnce(&mut Plan)) -> Result<Self> {
         let mut plan = Plan {
             addresses: *lab.addresses(),
+            directory: lab.directory().to_owned(),
             config: Config::default(),
             upstreams: Vec::new(),
             proxy_sysctls: Vec::new(),
+            forward: String::new(),
         };
         let app = plan.app(APP_PORT);
         plan.own_server(APP, APP_PORT, None, None);
@@ -93,6 +113,14 @@ impl<'lab> Site<'lab> {
         adjust(&mut plan);
         for (key, value) in &plan.proxy_sysctls {
             lab.proxy().sysctl(key, value)?;
+        }
+        if let Some(router) = lab.router() {
+            let forward = &plan.forward;
+            router.nft(&format!(
+                "table ip lab {{\n chain forward {{\n type filter hook forward priority 0; policy accept;\n{forward} }}\n}}\n"
+            ))?;
+        } else if !plan.forward.is_empty() {
+            bail!("this lab has no router for the rules\n{}", plan.forward);
         }
         let mut upstreams = Vec::new();
         for upstream in plan.upstreams {

@@ -5,42 +5,42 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::expect::{Expectation, Report, Witness};
+use crate::expect::{Report, Witness};
 use crate::fault::Fault;
 use crate::lab::Lab;
 use crate::probe::{Ended, Probe};
+use crate::recording::Recording;
 use crate::site::Site;
+use crate::view::{self, View};
 
 /// The contract: an incident is printed so soon after the client has its answer.
 pub const WITHIN: Duration = Duration::from_secs(1);
 
-/// How the probe is started and what that changes.
+/// A trial in one view.
 #[derive(Debug, Clone, Copy)]
-pub struct Trial {
-    /// Further arguments of `watch --json`.
-    pub arguments: &'static [&'static str],
-    /// What the arguments change about every expectation.
-    pub adapt: fn(Expectation) -> Expectation,
-}
+pub struct Trial(pub View);
 
 impl Trial {
     /// The probe with everything it can see.
-    pub const WHOLE: Self = Self { arguments: &[], adapt: |expected| expected };
+    pub const WHOLE: Self = Self(view::EVERYTHING);
     /// The probe without uprobes.
-    pub const WITHOUT_UPROBES: Self = Self { arguments: &["--no-uprobes"], adapt: Expectation::without_uprobes };
+    pub const WITHOUT_UPROBES: Self = Self(view::NO_UPROBES);
+    /// The probe that sees nginx's side alone.
+    pub const ONLY_NGINX: Self = Self(view::ONLY_NGINX);
 
     /// Holds the trial: each fault once, in order, on one site. Every wrong or missing line is told, not only the first.
     pub fn hold(self, lab: &Lab, faults: &[Fault]) -> Result<Ended> {
         let site = Site::start(lab, faults)?;
         let healthy = faults.first().map_or("/ok", |fault| fault.healthy);
         let load = site.healthy(healthy, 200, 6)?;
-        let probe = Probe::watch_nginx(site.nginx().master(), self.arguments)?;
+        let recording = Recording::new()?;
+        let probe = Probe::record_nginx(site.nginx().master(), recording.file(), self.0.arguments)?;
         let mut failures = String::new();
         let mut counts = [0_u64; 2];
         for fault in faults {
             let mut witnesses = site.provoke(fault)?;
             for witness in &mut witnesses {
-                witness.expected = (self.adapt)(witness.expected.clone());
+                witness.expected = (self.0.adapt)(witness.expected.clone());
                 match witness.expected.report {
                     Report::Incident => counts[0] += 1,
                     Report::NearMiss => counts[1] += 1,
@@ -69,6 +69,9 @@ impl Trial {
         }
         if summary.events_lost != 0 {
             let _ = writeln!(failures, "=== events lost: {summary:?}");
+        }
+        if let Err(error) = recording.check_replay(&ended) {
+            let _ = writeln!(failures, "=== the recording\n{error:#}");
         }
         if !failures.is_empty() {
             bail!("{failures}\n--- stderr of the probe\n{}", ended.stderr);

@@ -1,35 +1,24 @@
 //! Upstream processes: the lab's own server and real ones.
 
+mod kind;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+pub use self::kind::{Gunicorn, Kind, Php};
 use crate::client::Connection;
 use crate::lab::Lab;
-use crate::process::{Process, Start, Stopped, open_files, wait_until};
+use crate::nginx::children_of;
+use crate::process::{Process, Start, Stopped, open_files, send, wait_until};
 
 /// Servers start well within this, Node.js on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Which server.
-#[derive(Debug, Clone)]
-pub enum Kind {
-    /// The lab's own (`crate::server`).
-    Own {
-        /// Where it takes commands; an address inside the app namespace.
-        control: Option<SocketAddr>,
-        /// After how long it closes idle connections.
-        idle: Option<Duration>,
-    },
-    /// Node.js with `upstreams/server.js`.
-    Node {
-        /// Its `keepAliveTimeout`; Node's own default when `None`.
-        keep_alive: Option<Duration>,
-    },
-}
 
 /// A server to be started.
 #[derive(Debug, Clone)]
@@ -54,32 +43,12 @@ pub struct Upstream {
 impl Upstream {
     /// Starts the server in the app namespace and waits until it accepts.
     pub fn start(lab: &Lab, plan: Plan) -> Result<Self> {
-        let mut command = match &plan.kind {
-            Kind::Own { control, idle } => {
-                let mut command = Command::new(own_binary(lab)?);
-                command.args(plan.listen.iter().map(ToString::to_string));
-                if let Some(control) = control {
-                    command.arg("--control").arg(control.to_string());
-                }
-                if let Some(idle) = idle {
-                    command.arg("--idle-ms").arg(idle.as_millis().to_string());
-                }
-                command
-            }
-            Kind::Node { keep_alive } => {
-                let [address] = plan.listen[..] else { bail!("the Node.js server listens on one address") };
-                // The script is part of the program: a demo binary may stand alone.
-                let script = lab.directory().join("server.js");
-                std::fs::write(&script, include_str!("../upstreams/server.js")).context("write server.js")?;
-                let mut command = Command::new("node");
-                command.arg(script).arg(address.ip().to_string()).arg(address.port().to_string());
-                if let Some(keep_alive) = keep_alive {
-                    command.arg(keep_alive.as_millis().to_string());
-                }
-                command
-            }
-        };
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut command = kind::command(lab, &plan)?;
+        let log = log_of(lab, plan.name);
+        let said = std::fs::File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        // Some programs end with their standard input.
+        let input = if matches!(plan.kind, Kind::Program { .. }) { Stdio::piped() } else { Stdio::null() };
+        command.stdin(input).stdout(Stdio::null()).stderr(said);
         let start = Start { namespace: Some(lab.app()), open_files: plan.open_files, ..Start::default() };
         let process = Process::spawn(plan.name, command, start)?;
         let mut upstream = Self { plan, process };
@@ -87,16 +56,30 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// Waits until every address accepts.
+    /// Waits until every address accepts, and answers where it can be asked in HTTP.
     fn wait_listens(&mut self, lab: &Lab) -> Result<()> {
-        let name = self.plan.name;
+        let (name, http) = (self.plan.name, self.plan.kind.speaks_http());
         for address in self.plan.listen.clone() {
             wait_until(&format!("{name} listens on {address}"), PATIENCE, || {
-                if let Some(status) = self.process.ended()? {
-                    bail!("{name} ended at once: {status}");
-                }
-                Ok(Connection::open(lab.app(), address).is_ok())
+                self.check_runs(lab)?;
+                let Ok(mut connection) = Connection::open(lab.app(), address) else { return Ok(false) };
+                Ok(!http || connection.get("/ok")?.status == Some(200))
             })?;
+        }
+        if let Kind::Php(Php { socket: Some(path), .. }) = self.plan.kind.clone() {
+            wait_until(&format!("{name} listens on {}", path.display()), PATIENCE, || {
+                self.check_runs(lab)?;
+                Ok(UnixStream::connect(&path).is_ok())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Fails when it has ended.
+    fn check_runs(&mut self, lab: &Lab) -> Result<()> {
+        if let Some(status) = self.process.ended()? {
+            let said = std::fs::read_to_string(log_of(lab, self.plan.name)).unwrap_or_default();
+            bail!("{} ended at once: {status}\n{said}", self.plan.name);
         }
         Ok(())
     }
@@ -111,6 +94,38 @@ impl Upstream {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The processes that its master has started, in order.
+    pub fn workers(&self) -> Result<Vec<u32>> {
+        children_of(self.pid())
+    }
+
+    /// How many files each of its workers has open.
+    pub fn worker_files(&self) -> Result<BTreeMap<u32, u64>> {
+        self.workers()?.into_iter().map(|pid| Ok((pid, open_files(pid)?))).collect()
+    }
+
+    /// Waits for the worker that has taken one more connection than it had.
+    pub fn wait_taken(&self, before: &BTreeMap<u32, u64>) -> Result<u32> {
+        let mut taker = None;
+        wait_until(&format!("a worker of {} takes the connection", self.name()), PATIENCE, || {
+            let now = self.worker_files()?;
+            taker = now.into_iter().find(|(pid, files)| before.get(pid).is_some_and(|before| files > before));
+            Ok(taker.is_some())
+        })?;
+        Ok(taker.context("the taker")?.0)
+    }
+
+    /// Waits for the end of one of these workers, and for another in its place. Gives the one that is gone.
+    pub fn wait_replaced(&self, before: &[u32]) -> Result<u32> {
+        let mut gone = None;
+        wait_until(&format!("a worker of {} is replaced", self.name()), PATIENCE, || {
+            let now = self.workers()?;
+            gone = before.iter().copied().find(|pid| !now.contains(pid));
+            Ok(gone.is_some() && now.len() >= before.len())
+        })?;
+        gone.context("the one that is gone")
     }
 
     /// The first address it listens on.
@@ -164,8 +179,24 @@ impl Upstream {
     }
 }
 
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // The master first: it would start others. Killing it alone would leave its workers behind.
+        let workers = self.workers().unwrap_or_default();
+        let _ = self.process.signal(nix::sys::signal::Signal::SIGKILL);
+        for worker in workers {
+            let _ = send(worker, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Where a server's stderr goes.
+fn log_of(lab: &Lab, name: &str) -> PathBuf {
+    lab.directory().join(format!("{name}.stderr.log"))
+}
+
 /// The program that runs `crate::server`: the `upstream` binary beside this one, or this one under that name.
-fn own_binary(lab: &Lab) -> Result<PathBuf> {
+pub(crate) fn own_binary(lab: &Lab) -> Result<PathBuf> {
     let me = std::env::current_exe().context("find the running program")?;
     if me.file_name().is_some_and(|name| name == "demo") {
         // `cargo run --bin demo` builds no other program; the demo is a server too when it is called `upstream`.

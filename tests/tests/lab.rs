@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use probe_tests::each_fault;
 use probe_tests::expect::Witness;
 use probe_tests::fault::Fault;
 use probe_tests::lab::Lab;
@@ -40,9 +41,10 @@ fn check_logs(site: &Site<'_>, witness: &Witness) -> Result<()> {
 }
 
 /// Brings one fault about in a lab of its own, amid healthy traffic that must stay healthy.
-fn prove(lab: &Lab, name: &str) -> Result<()> {
+fn prove(name: &str) -> Result<()> {
+    let lab = Lab::new()?;
     let fault = Fault::named(name)?;
-    let site = Site::start(lab, &[fault])?;
+    let site = Site::start(&lab, &[fault])?;
     let load = site.healthy(fault.healthy, 100, 4)?;
     let witnesses = site.provoke(&fault)?;
     for witness in &witnesses {
@@ -53,50 +55,7 @@ fn prove(lab: &Lab, name: &str) -> Result<()> {
     Ok(())
 }
 
-macro_rules! each_fault {
-    ($($test:ident => $name:literal),* $(,)?) => {
-        const NAMES: &[&str] = &[$($name),*];
-        $(
-            #[test]
-            fn $test() -> Result<()> {
-                prove(&Lab::new()?, $name)
-            }
-        )*
-    };
-}
-
-each_fault! {
-    upstream_refused => "upstream-refused",
-    upstream_refused_v6 => "upstream-refused-v6",
-    syn_timeout_nginx => "syn-timeout-nginx",
-    syn_timeout_kernel => "syn-timeout-kernel",
-    no_live_upstreams => "no-live-upstreams",
-    masked_retry => "masked-retry",
-    upstream_reset => "upstream-reset",
-    upstream_reset_unread => "upstream-reset-unread",
-    upstream_reset_late => "upstream-reset-late",
-    premature_close => "premature-close",
-    premature_close_half => "premature-close-half",
-    premature_close_late => "premature-close-late",
-    keepalive_race_post => "keepalive-race-post",
-    keepalive_race_get => "keepalive-race-get",
-    keepalive_race_reset => "keepalive-race-reset",
-    keepalive_race_unread => "keepalive-race-unread",
-    read_timeout => "read-timeout",
-    header_too_big => "header-too-big",
-    fd_exhausted_nginx => "fd-exhausted-nginx",
-    fd_exhausted_upstream_node => "fd-exhausted-upstream-node",
-    fd_exhausted_upstream_accept => "fd-exhausted-upstream-accept",
-    harmless_answers => "harmless-answers",
-    harmless_return => "harmless-return",
-    harmless_abort => "harmless-abort",
-}
-
-#[test]
-fn every_fault_has_its_test() {
-    let all: Vec<&str> = Fault::all().iter().map(|fault| fault.name).collect();
-    assert_eq!(all, NAMES);
-}
+each_fault!(prove);
 
 #[test]
 fn on_the_loopback_everything_works_in_one_namespace() -> Result<()> {

@@ -16,27 +16,67 @@ use probe502::{
     model::{
         case::CaseKind,
         coverage::{Sensor, Sight},
+        process::Pid,
         time::{At, WallClock},
         verdict::Confidence,
     },
     pipeline::{Judged, Pipeline},
 };
-use proptest::{collection::vec, prelude::*, sample::select};
+use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 
 /// Worlds per law, unless `PROPTEST_CASES` says otherwise.
 const WORLDS: u32 = 2_000;
 
+/// Worlds for the law that is never to be broken.
+const MANY_WORLDS: u32 = 20_000;
+
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(WORLDS);
-    ProptestConfig { cases, max_shrink_iters: 4_000, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: cases(WORLDS),
+        max_shrink_iters: 4_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 fn said(story: &Story, view: &View) -> Vec<Judged> {
     live(story, view).1
 }
 
-/// Cases by client connection and request on it: what kind, and what the client saw.
-type Cases = BTreeMap<(u64, u64), Vec<(CaseKind, Option<u16>)>>;
+/// What is confirmed is true: the law of laws, in more worlds than the others, on every processor.
+#[test]
+fn confirmed_is_true() {
+    let threads = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)).min(16);
+    let cases = cases(MANY_WORLDS).div_ceil(threads);
+    let law = || {
+        let mut runner = TestRunner::new(ProptestConfig { cases, ..config() });
+        let held = runner.run(&(worlds(), views()), |(world, view)| {
+            let story = story::play(&world);
+            for judged in &said(&story, &view) {
+                if let Err(why) = check(&story, judged) {
+                    prop_assert!(false, "{}", why);
+                }
+            }
+            Ok(())
+        });
+        held.map_err(|broken| broken.to_string())
+    };
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..threads).map(|_| scope.spawn(law)).collect();
+        for run in runs {
+            if let Err(broken) = run.join().unwrap() {
+                panic!("{broken}");
+            }
+        }
+    });
+}
+
+/// Cases by worker, client connection and request on it: what kind, and what the client saw.
+type Cases = BTreeMap<(Pid, u64, u64), Vec<(CaseKind, Option<u16>)>>;
 
 proptest! {
     #![proptest_config(config())]
@@ -60,17 +100,6 @@ proptest! {
         prop_assert_eq!(&said, &replay(&arrivals, Delivery::AT_ONCE));
     }
 
-    /// What is confirmed is true.
-    #[test]
-    fn confirmed_is_true(world in worlds(), view in views()) {
-        let story = story::play(&world);
-        for judged in &said(&story, &view) {
-            if let Err(why) = check(&story, judged) {
-                prop_assert!(false, "{}", why);
-            }
-        }
-    }
-
     /// No claim from silence: taking a sensor away, and saying so, never makes a verdict surer. (What is lost is the next law's.)
     #[test]
     fn no_claim_from_silence(world in worlds(), view in views(), sensor in select(Sensor::ALL)) {
@@ -86,6 +115,12 @@ proptest! {
         for (request, claim) in claims(&story, &said_with(&story, &view.without(sensor), &answers)) {
             // A request of which nothing was said before has no verdict that could be compared; what is said of it is held to the truth.
             let Some(before) = more.get(&request) else { continue };
+            // Without the upstream's side the question is another one: what nginx's side proves is confirmed with a smaller word
+            // (`syn-timeout` where it was `accept-queue-overflow`), and no record that is missing there is missed here.
+            let cause = |claim: &Claim| if let Claim::Cause(_, cause) = claim { Some(*cause) } else { None };
+            if sensor == Sensor::UpstreamSide && cause(&claim) != cause(before) {
+                continue;
+            }
             prop_assert!(
                 claim.confidence().max(no_claim) <= before.confidence().max(no_claim),
                 "without {}, {:?} is {:?}, with it {:?}", sensor, request, claim, before
@@ -176,7 +211,7 @@ proptest! {
             let subjects = subjects(&story, &judged.case);
             prop_assert_eq!(subjects.len(), 1, "a case of nothing, or of several: {:#?}", judged.case);
             let truth = subjects[0];
-            cases.entry((truth.number, truth.client_requests)).or_default().push((judged.case.kind, judged.case.status));
+            cases.entry((truth.key.worker, truth.number, truth.client_requests)).or_default().push((judged.case.kind, judged.case.status));
             let said: Vec<_> =
                 judged.case.attempts.iter().map(|a| (a.peer_name.clone().unwrap_or_default(), a.outcome)).collect();
             prop_assert_eq!(&said, &truth.attempts);
@@ -187,7 +222,7 @@ proptest! {
             if let Some(kind) = truth.kind {
                 // The header had gone when the answer broke off: its status is known of another record.
                 let status = if truth.causes == ["response-truncated"] { None } else { truth.status };
-                expected.entry((truth.number, truth.client_requests)).or_default().push((kind, status));
+                expected.entry((truth.key.worker, truth.number, truth.client_requests)).or_default().push((kind, status));
             }
         }
         prop_assert_eq!(cases, expected);
@@ -249,8 +284,8 @@ fn the_laws_are_not_empty() {
     let certain: usize = census.values().map(confirmed).sum();
     assert!(certain * 2 > cases, "{certain} of {cases} are confirmed");
     let never: Vec<_> = census.iter().filter(|(_, claims)| confirmed(claims) == 0).map(|(truth, _)| *truth).collect();
-    // The directive that makes it is not part of what a configuration says in these worlds.
-    assert_eq!(never, ["configured-502"]);
+    // The directive that makes the one, and the cache that makes the other, are not part of what can be seen in these worlds.
+    assert_eq!(never, ["cached-502", "configured-502"]);
 }
 
 /// Worlds have records of every kind that a sensor makes.
@@ -263,6 +298,8 @@ fn every_sensor_has_something_to_see() {
         let story = story::play(&worlds().new_tree(&mut runner).unwrap().current());
         seen.extend(story.records.iter().filter_map(|Record { sensor, .. }| *sensor));
     }
-    let unseen: Vec<_> = Sensor::ALL.iter().filter(|s| **s != Sensor::Host && !seen.contains(s)).collect();
+    // What is asked has no records of its own, nor has a bound on what the others see.
+    let no_records = [Sensor::Host, Sensor::UpstreamSide];
+    let unseen: Vec<_> = Sensor::ALL.iter().filter(|s| !no_records.contains(s) && !seen.contains(s)).collect();
     assert!(unseen.is_empty(), "{unseen:?}");
 }

@@ -120,7 +120,9 @@ fn unfold(browser: &mut Browser, most: usize) -> Result<()> {
 #[test]
 fn the_page_of_a_lab_run() -> Result<()> {
     let lab = Lab::new()?;
-    let faults = Fault::sharing();
+    let mut faults = Fault::sharing();
+    let protocol = Fault::families().into_iter().filter(|(name, _)| *name == "protocol").flat_map(|(_, faults)| faults);
+    faults.extend(protocol.filter(|fault| !Fault::all().iter().any(|known| known.name == fault.name)));
     let site = Site::start(&lab, &faults)?;
     let folder = lab.directory().join("incidents");
     let probe = Probe::watch_nginx(site.nginx().master(), &["-o", text(&folder)?])?;
@@ -137,6 +139,8 @@ fn the_page_of_a_lab_run() -> Result<()> {
     let lines: String = ended.lines.iter().map(|arrived| arrived.text.clone() + "\n").collect();
     let cases: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let cases: Vec<Value> = cases.into_iter().filter(is_case).collect();
+    let causes: BTreeSet<&str> = cases.iter().filter_map(|case| case["verdict"]["cause"].as_str()).collect();
+    ensure!(causes.len() >= 12, "only {causes:?}");
     let input = gallery()?.join("lab.jsonl");
     fs::write(&input, &lines)?;
 
@@ -246,6 +250,8 @@ fn the_page_of_a_thousand_incidents() -> Result<()> {
     browser.press("j")?;
     browser.press("Enter")?;
     ensure!(browser.number(open)? == 1, "{} are open", browser.number(open)?);
+    // A browser tells of what was opened a little later.
+    browser.evaluate("new Promise(done => setTimeout(done, 100))")?;
     let unpacked = "document.querySelectorAll('details.incident[open] .verdict').length";
     ensure!(browser.number(unpacked)? == 1, "what was opened is there");
     browser.press("Enter")?;

@@ -1,6 +1,7 @@
 //! The project's own commands. `cargo xtask --help` lists them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program for the people who build this")]
 
+mod bench;
 mod command;
 mod deny;
 mod lint;
@@ -33,6 +34,8 @@ enum Task {
     Build,
     /// Break an nginx in several ways and let probe502 explain each
     Demo,
+    /// Run every fault of the lab in every view and write the README's table (root)
+    LabTable,
     /// Run every check and every test, the live ones too (root)
     Test {
         /// Run only the tests whose name contains this, and no lint
@@ -42,6 +45,9 @@ enum Task {
     Lint,
     /// Check the rules of the design that no compiler checks
     Tidy,
+    /// Measure what it costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -50,9 +56,11 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&workspace).map(|()| true),
         Task::Build => program::build(&workspace).map(|_| true),
         Task::Demo => program::demo(&workspace),
+        Task::LabTable => program::lab_table(&workspace),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::Bench(bench) => bench::run(&workspace, &bench),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

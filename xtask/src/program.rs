@@ -1,4 +1,4 @@
-//! `cargo xtask build` and `cargo xtask demo`.
+//! `cargo xtask build`, `cargo xtask demo` and `cargo xtask lab-table`.
 
 use std::{path::PathBuf, process::Command};
 
@@ -25,6 +25,16 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<bool> {
     let mut demo = Command::new(built.join("demo"));
     demo.current_dir(workspace.root()).env("PATH", crate::workspace::search_path());
     command::succeeds(demo.env("PROBE502_BIN", built.join("probe502")))
+}
+
+/// Builds as for the tests and lets the lab write the README's table. Whether it went well.
+pub(crate) fn lab_table(workspace: &Workspace) -> Result<bool> {
+    setup::run(workspace)?;
+    command::run(workspace.cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
+    let built = workspace.target_dir()?.join("debug");
+    let mut table = Command::new(built.join("table"));
+    table.arg(workspace.root().join("README.md")).env("PATH", crate::workspace::search_path());
+    command::succeeds(table.env("PROBE502_BIN", built.join("probe502")))
 }
 
 fn release(workspace: &Workspace, what: &[&str]) -> Result<()> {

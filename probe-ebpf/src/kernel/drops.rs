@@ -3,11 +3,7 @@
 use aya_ebpf::programs::RawTracePointContext;
 use probe_abi::{Kind, losses::counter, socket::Drop};
 
-use super::{
-    emit::{self, Wake},
-    globals::setting,
-    skb,
-};
+use super::{emit, globals::setting, skb};
 
 /// `kfree_skb(skb, location, reason[, rx_sk])`. The loader attaches it only where the kernel gives a reason.
 #[inline(always)]
@@ -20,7 +16,7 @@ pub(crate) fn dropped(context: &RawTracePointContext) -> Option<()> {
     let skb: u64 = context.arg(0);
     let packet = skb::packet(skb)?;
     if skb::is_watched(&packet) {
-        emit::record(Kind::Drop, Wake::Now, |record: &mut Drop| {
+        emit::record(Kind::Drop, |record: &mut Drop| {
             record.reason = reason;
             record.location = context.arg(1);
             record.netns = skb::netns(skb);

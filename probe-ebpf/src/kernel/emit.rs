@@ -11,24 +11,15 @@ use super::{
     read,
 };
 
-/// Bytes waiting in the ring from which on the reader is woken whatever the record is.
-const BACKLOG: u64 = 128 * 1024;
-
-/// Whether the reader must see a record at once. Waking it costs more than the record, so what also happens while all
-/// is well waits for the reader's timer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wake {
-    /// Something failed.
-    Now,
-    /// Routine.
-    Later,
-}
+/// The reader comes by itself every few milliseconds. Waking it costs more than twenty records do (an interrupt to one's own
+/// processor, which traps in a virtual machine), so it is woken only when this many bytes wait, and then once for each so many.
+const BACKLOG: u64 = 1 << 20;
 
 /// Writes one record: header filled, everything else zero until `fill` says otherwise.
 ///
 /// `T` begins with a [`Header`] and is valid when all zero, as every record of `probe_abi` is.
 #[inline(always)]
-pub(crate) fn record<T: 'static>(kind: Kind, wake: Wake, fill: impl FnOnce(&mut T)) {
+pub(crate) fn record<T: 'static>(kind: Kind, fill: impl FnOnce(&mut T)) {
     let sequence = next_sequence();
     // SAFETY: the map is a ring; the kernel gives that many bytes or null.
     let slot: *mut T = unsafe { generated::bpf_ringbuf_reserve(events(), size_of::<T>() as u64, 0) }.cast();
@@ -48,7 +39,7 @@ pub(crate) fn record<T: 'static>(kind: Kind, wake: Wake, fill: impl FnOnce(&mut 
         header.tgid = (both >> 32) as u32;
         header.tid = both as u32;
         fill(&mut *slot);
-        generated::bpf_ringbuf_submit(slot.cast(), flags(wake));
+        generated::bpf_ringbuf_submit(slot.cast(), flags(size_of::<T>() as u64));
     }
 }
 
@@ -74,9 +65,11 @@ fn events() -> *mut core::ffi::c_void {
 }
 
 #[inline(always)]
-fn flags(wake: Wake) -> u64 {
+fn flags(size: u64) -> u64 {
     // SAFETY: a question about a ring.
-    if wake == Wake::Now || unsafe { generated::bpf_ringbuf_query(events(), u64::from(BPF_RB_AVAIL_DATA)) } > BACKLOG {
+    let waiting = unsafe { generated::bpf_ringbuf_query(events(), u64::from(BPF_RB_AVAIL_DATA)) };
+    // This record is the one that crossed the line: its header in the ring is eight bytes.
+    if waiting > BACKLOG && waiting % BACKLOG < size + 16 {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)

@@ -38,6 +38,24 @@ pub(crate) static COUNTERS: PerCpuArray<u64, { losses::counter::COUNT as usize }
 #[btf_map]
 pub(crate) static SEQUENCE: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// The last failed `accept()` that was told, and when.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct FailedAccept {
+    /// By the clock of the records' headers.
+    pub(crate) time_ns: u64,
+    /// The listener, `struct sock *`.
+    pub(crate) listener: u64,
+    /// Who called.
+    pub(crate) tgid: u32,
+    /// What it returned.
+    pub(crate) result: i32,
+}
+
+/// This CPU's.
+#[btf_map]
+pub(crate) static FAILED_ACCEPT: PerCpuArray<FailedAccept, 1> = PerCpuArray::new();
+
 /// A request of a worker.
 #[derive(Clone, Copy)]
 #[repr(C)]

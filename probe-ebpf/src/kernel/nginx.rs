@@ -8,7 +8,7 @@ use probe_abi::{
 };
 
 use super::{
-    emit::{self, Wake},
+    emit,
     globals::{offset, setting},
     read,
     request::{Client, Request, Text, Upstream, arm, armed, disarm, here},
@@ -36,7 +36,7 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
         return Some(());
     }
     let (errno, format): (u32, u64) = (context.arg(2)?, context.arg(3)?);
-    emit::record(Kind::NginxLog, Wake::Now, |record: &mut Log| {
+    emit::record(Kind::NginxLog, |record: &mut Log| {
         record.number = number;
         record.level = level;
         record.errno = errno;
@@ -164,7 +164,7 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
     let data: u64 = read::user_member(log, layout.log_data).unwrap_or(0);
     let request = Request::of_log(layout, log, data)?;
     let descriptor: i32 = context.arg(0)?;
-    emit::record(Kind::NginxConnection, Wake::Later, |record: &mut Connection| {
+    emit::record(Kind::NginxConnection, |record: &mut Connection| {
         record.number = number;
         record.request = request.address;
         record.fd = descriptor;
@@ -176,7 +176,7 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
 #[inline(always)]
 fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
     let attempts = States::of(layout, request);
-    emit::record(kind, Wake::Now, |record: &mut Status| {
+    emit::record(kind, |record: &mut Status| {
         let identity = request.identity(layout);
         record.request = request.address;
         record.main_request = request.main(layout);
@@ -280,7 +280,7 @@ impl States {
 #[inline(always)]
 fn attempt(layout: &Layout, request: u64, states: &States, index: u32) {
     let state = states.first.wrapping_add(states.stride.wrapping_mul(u64::from(index)));
-    emit::record(Kind::NginxAttempt, Wake::Now, |record: &mut Attempt| {
+    emit::record(Kind::NginxAttempt, |record: &mut Attempt| {
         record.request = request;
         record.index = index;
         record.total = states.count;

@@ -7,7 +7,7 @@ use probe_abi::{
 };
 
 use super::{
-    emit::{self, Wake},
+    emit,
     globals::{offset, setting},
     read, target,
 };
@@ -30,7 +30,7 @@ pub(crate) fn fork(context: &RawTracePointContext) -> Option<()> {
         watched.role = role::NGINX_WORKER;
     }
     target::watch(child, &watched);
-    emit::record(Kind::Fork, Wake::Now, |record: &mut Fork| {
+    emit::record(Kind::Fork, |record: &mut Fork| {
         record.child = child;
         record.role = watched.role;
         record.command = command();
@@ -44,7 +44,7 @@ pub(crate) fn exec() -> Option<()> {
     let role = target::watched(target::current()).map_or(0, |process| process.role);
     let command = command();
     if role != 0 || is_nginx(&command) {
-        emit::record(Kind::Exec, Wake::Now, |record: &mut Exec| {
+        emit::record(Kind::Exec, |record: &mut Exec| {
             record.role = role;
             record.command = command;
         });
@@ -71,7 +71,7 @@ pub(crate) fn exit(context: &RawTracePointContext) -> Option<()> {
     let group: u32 = read::member(signal, offset!(signal_group_exit_code)).unwrap_or(0);
     let code = if group == 0 { read::member(task, offset!(task_exit_code))? } else { group };
     target::forget(tgid);
-    emit::record(Kind::Exit, Wake::Now, |record: &mut Exit| {
+    emit::record(Kind::Exit, |record: &mut Exit| {
         record.code = code;
         record.role = watched.role;
         record.command = command();
@@ -95,7 +95,7 @@ pub(crate) fn signal(context: &RawTracePointContext) -> Option<()> {
         1 => SI_KERNEL,
         _ => read::member(info, offset!(siginfo_code))?,
     };
-    emit::record(Kind::Signal, Wake::Now, |record: &mut Signal| {
+    emit::record(Kind::Signal, |record: &mut Signal| {
         record.signal = signal;
         record.target = target;
         record.code = code;
@@ -111,7 +111,7 @@ pub(crate) fn signal(context: &RawTracePointContext) -> Option<()> {
 pub(crate) fn oom_victim(context: &RawTracePointContext) -> Option<()> {
     let victim: u32 =
         if setting!(victim_is_task) == 0 { context.arg(0) } else { read::member(context.arg(0), offset!(task_tgid))? };
-    emit::record(Kind::OomVictim, Wake::Now, |record: &mut OomVictim| {
+    emit::record(Kind::OomVictim, |record: &mut OomVictim| {
         record.victim = victim;
         record.role = target::watched(victim).map_or(0, |process| process.role);
     });

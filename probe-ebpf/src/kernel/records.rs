@@ -11,7 +11,7 @@ use probe_abi::{
 };
 
 use super::{
-    emit::{self, Wake},
+    emit,
     globals::{RECORDS, place},
     socket::{Ends, TCP, version_6},
     target,
@@ -39,7 +39,7 @@ pub(crate) fn state(context: &TracePointContext) -> Option<()> {
     if !watched {
         return Some(());
     }
-    emit::record(Kind::StateChange, Wake::Now, |record: &mut StateChange| {
+    emit::record(Kind::StateChange, |record: &mut StateChange| {
         describe(&mut record.socket, context, format, &ends);
         record.socket.state = new;
         record.socket.old_state = old;
@@ -76,7 +76,7 @@ pub(crate) fn error_report(context: &TracePointContext) -> Option<()> {
 fn tell(kind: Kind, context: &TracePointContext, format: *const RecordFormat, value: u32) -> Option<()> {
     let ends = ends(context, format)?;
     if is_watched(&ends) {
-        emit::record(kind, Wake::Now, |record: &mut SocketEvent| {
+        emit::record(kind, |record: &mut SocketEvent| {
             describe(&mut record.socket, context, format, &ends);
             record.jiffies = jiffies();
             record.value = value;

@@ -1,21 +1,22 @@
 //! System calls of watched processes: the failures that leave no packet.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_task_pt_regs},
     programs::{RawTracePointContext, TracePointContext},
 };
 use probe_abi::{
     Kind,
     endpoint::FAMILY_UNIX,
+    losses::counter,
     process::{Watched, role},
     socket::{present, state},
     syscall::{Accept, Connect, PATH, SocketCall},
 };
 
 use super::{
-    descriptor,
-    emit::{self, Wake},
+    descriptor, emit,
     globals::{offset, setting},
+    maps::{FAILED_ACCEPT, FailedAccept},
     process::command,
     read,
     request::{endpoint, internet},
@@ -102,8 +103,7 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
     {
         return Some(());
     }
-    let wake = if ordinary { Wake::Later } else { Wake::Now };
-    emit::record(Kind::Connect, wake, |record: &mut Connect| {
+    emit::record(Kind::Connect, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
         if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
@@ -155,8 +155,11 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         }
         target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
     }
-    let wake = if exit.result < 0 { Wake::Now } else { Wake::Later };
-    emit::record(Kind::Accept, wake, |record: &mut Accept| {
+    if exit.result < 0 && repeats(exit, sock.unwrap_or(0)) {
+        emit::count(counter::ACCEPTS_REPEATED);
+        return Some(());
+    }
+    emit::record(Kind::Accept, |record: &mut Accept| {
         record.result = exit.result as i32;
         record.fd = listener;
         record.command = command();
@@ -167,6 +170,27 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         }
     });
     Some(())
+}
+
+/// A server out of descriptors may call `accept()` in a loop, hundreds of thousands of times a second: once a millisecond says the same
+/// and leaves the ring to others.
+#[inline(always)]
+fn repeats(exit: &Exit, listener: u64) -> bool {
+    const REST_NS: u64 = 1_000_000;
+    let Some(last) = FAILED_ACCEPT.get_ptr_mut(0) else { return false };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let told = FailedAccept { time_ns: now, listener, tgid: exit.tgid, result: exit.result as i32 };
+    // SAFETY: this CPU's own slot.
+    unsafe {
+        let before = *last;
+        let same = (before.listener, before.tgid, before.result) == (listener, told.tgid, told.result);
+        if same && now.wrapping_sub(before.time_ns) < REST_NS {
+            return true;
+        }
+        *last = told;
+    }
+    false
 }
 
 /// A unix socket: no addresses, but a listener's queue.
@@ -188,7 +212,7 @@ pub(crate) fn socket(exit: &Exit) -> Option<()> {
         return Some(());
     }
     let family = exit.argument_0()? as i32;
-    emit::record(Kind::SocketCall, Wake::Now, |record: &mut SocketCall| {
+    emit::record(Kind::SocketCall, |record: &mut SocketCall| {
         record.result = exit.result as i32;
         record.family = family;
     });

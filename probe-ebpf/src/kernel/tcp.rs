@@ -12,7 +12,7 @@ use probe_abi::{
 };
 
 use super::{
-    emit::{self, Wake},
+    emit,
     globals::{offset, setting},
     skb,
     socket::{Ends, Probed, Sock, TCP, Typed, describe, ends, is_mini},
@@ -85,12 +85,7 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
     if !watched {
         return Some(());
     }
-    let wake = if new == state::CLOSE && sock.read::<u32>(offset!(sock_err)).is_some_and(|error| error != 0) {
-        Wake::Now
-    } else {
-        Wake::Later
-    };
-    emit::record(Kind::StateChange, wake, |record: &mut StateChange| {
+    emit::record(Kind::StateChange, |record: &mut StateChange| {
         describe(&mut record.socket, sock, &ends, if listener { state::LISTEN } else { new });
         record.socket.state = new;
         record.socket.old_state = old;
@@ -136,7 +131,7 @@ pub(crate) fn reset_sent(context: &RawTracePointContext) -> Option<()> {
     if !watched && !packet.as_ref().is_some_and(skb::is_watched) {
         return Some(());
     }
-    emit::record(Kind::ResetSent, Wake::Now, |record: &mut SocketEvent| {
+    emit::record(Kind::ResetSent, |record: &mut SocketEvent| {
         event(record, sock, found.as_ref());
         record.value = reason;
         describe_packet(record, packet.as_ref());
@@ -180,7 +175,7 @@ pub(crate) fn synack_retransmit(context: &RawTracePointContext) -> Option<()> {
         return Some(());
     }
     let found = found(listener);
-    emit::record(Kind::SynAckRetransmit, Wake::Now, |record: &mut SocketEvent| {
+    emit::record(Kind::SynAckRetransmit, |record: &mut SocketEvent| {
         event(record, listener, found.as_ref());
         record.has_packet = 1;
         record.packet.source = asked.local;
@@ -194,7 +189,7 @@ pub(crate) fn synack_retransmit(context: &RawTracePointContext) -> Option<()> {
 fn tell(kind: Kind, sock: Probed, value: u32) -> Option<()> {
     let found = found(sock)?;
     if is_watched(&found.0) {
-        emit::record(kind, Wake::Now, |record: &mut SocketEvent| {
+        emit::record(kind, |record: &mut SocketEvent| {
             event(record, sock, Some(&found));
             record.value = value;
         });

@@ -1,10 +1,16 @@
 //! One file per command.
 
+pub mod analyze;
+#[cfg(feature = "live")]
+#[cfg(feature = "live")]
+pub mod check;
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
-#[cfg(feature = "live")]
 pub mod output;
+#[cfg(feature = "live")]
+mod recording;
+pub mod replay;
 pub mod report;
 #[cfg(feature = "live")]
 mod session;

@@ -10,7 +10,10 @@ use std::{
 };
 
 use crate::{
-    live::{packets::PacketStore, thinker::Sink},
+    bundle::{
+        packets::{Interface, PacketStore},
+        tape::Interfaces,
+    },
     model::{
         case::{Case, CaseKind},
         event::Body,
@@ -47,9 +50,6 @@ pub fn with<T>(tally: &SharedTally, work: impl FnOnce(&mut Tally) -> T) -> T {
     work(&mut tally.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Names of the interfaces, as they are opened.
-pub type SharedInterfaces = Arc<Mutex<Vec<String>>>;
-
 /// How stdout is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
@@ -83,25 +83,27 @@ pub struct Printer {
     form: Form,
     clock: WallClock,
     folder: Option<Folder>,
-    interfaces: SharedInterfaces,
+    interfaces: Interfaces,
     tally: SharedTally,
 }
 
 impl Printer {
     /// Prints in this form; leaves incidents in `out`.
-    pub fn new(
-        form: Form,
-        clock: WallClock,
-        out: Option<Folder>,
-        interfaces: SharedInterfaces,
-        tally: SharedTally,
-    ) -> Self {
+    pub fn new(form: Form, clock: WallClock, out: Option<Folder>, interfaces: Interfaces, tally: SharedTally) -> Self {
         Self { form, clock, folder: out, interfaces, tally }
     }
 }
 
-impl Sink for Printer {
+#[cfg(feature = "live")]
+impl crate::live::thinker::Sink for Printer {
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
+        self.print(judged, packets)
+    }
+}
+
+impl Printer {
+    /// Prints a case, and leaves it in the folder.
+    pub fn print(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
         let Judged { case, verdict } = judged;
         with(&self.tally, |tally| {
             match case.kind {
@@ -193,7 +195,7 @@ impl Folder {
         frames: &BTreeMap<PacketRef, u64>,
         comments: &BTreeMap<u64, String>,
         packets: &PacketStore,
-        interfaces: &[String],
+        interfaces: &[Interface],
     ) -> Result<(), anyhow::Error> {
         let whole = self.path.join(&incident.id);
         let partial = self.path.join(format!(".{}.partial", incident.id));
@@ -216,7 +218,7 @@ fn write(
     frames: &BTreeMap<PacketRef, u64>,
     comments: &BTreeMap<u64, String>,
     packets: &PacketStore,
-    interfaces: &[String],
+    interfaces: &[Interface],
 ) -> Result<(), anyhow::Error> {
     fs::DirBuilder::new().mode(0o700).create(partial)?;
     let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
@@ -227,14 +229,15 @@ fn write(
         .iter()
         .map(|index| {
             let any = frames.keys().filter_map(|r| packets.get(*r)).find(|packet| packet.interface == *index);
-            let name = usize::try_from(*index).ok().and_then(|index| interfaces.get(index));
+            let known = usize::try_from(*index).ok().and_then(|index| interfaces.get(index));
             pcapng::Interface {
-                name: name.cloned().unwrap_or_else(|| format!("interface {index}")),
+                name: known.map_or_else(|| format!("interface {index}"), |known| known.name.clone()),
+                description: known.and_then(|known| known.netns).map(|netns| format!("network namespace {netns}")),
                 link: any.map_or(crate::model::packet::LinkType::ETHERNET, |packet| packet.link),
-                snap_length: crate::live::capture::SNAP_LENGTH,
-                filter: None,
-                received: None,
-                dropped: None,
+                snap_length: known.map_or(0, |known| known.snap_length),
+                filter: known.map(|known| known.filter.clone()),
+                received: known.map(|known| known.received),
+                dropped: known.map(|known| known.dropped),
             }
         })
         .collect();
@@ -250,7 +253,7 @@ fn write(
             comment: comments.get(frame).map(String::as_str),
         });
     }
-    create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept)?)?;
+    create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept))?;
     create(&partial.join("incident.json"), format!("{}\n", json::line(incident)).as_bytes())
 }
 

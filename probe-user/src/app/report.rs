@@ -10,7 +10,8 @@ use anyhow::Context as _;
 
 use super::AppError;
 use crate::{
-    cli::plan::{Report, ReportFormat},
+    bundle::reader,
+    cli::report::{Format, Report},
     report::{collection::Collection, html, markdown},
 };
 
@@ -35,8 +36,8 @@ pub fn run(plan: &Report) -> Result<(), AppError> {
         )));
     }
     let text = match plan.format {
-        ReportFormat::Html => html::page(&collection, plan.title.as_deref()),
-        ReportFormat::Markdown => markdown::page(&collection, plan.title.as_deref()),
+        Format::Html => html::page(&collection, plan.title.as_deref()),
+        Format::Markdown => markdown::page(&collection, plan.title.as_deref()),
     };
     match &plan.out {
         Some(path) => write(path, &text).map_err(AppError::usage)?,
@@ -63,6 +64,12 @@ fn read(collection: &mut Collection, input: &Path) -> anyhow::Result<bool> {
     let mut any = false;
     for file in files {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        if reader::is_bundle(&bytes) {
+            let name = file.display();
+            anyhow::bail!(
+                "{name} is a recording; judge it first: probe502 analyze --json {name} | probe502 report - -o FILE.html"
+            );
+        }
         any |= collection.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
     }
     Ok(any)

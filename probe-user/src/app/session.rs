@@ -2,13 +2,13 @@
 
 use std::{
     io::{self, Write as _},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
 use super::{
     AppError,
-    output::{self, Form, SharedInterfaces, SharedTally},
+    output::{self, Form, SharedTally},
 };
 use crate::{
     cli::plan::Watch,
@@ -35,7 +35,6 @@ pub(super) struct Session<'a> {
     pub(super) followers: Followers,
     pub(super) intake: Intake,
     pub(super) counts: Arc<Counts>,
-    pub(super) interfaces: SharedInterfaces,
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
     pub(super) crowded_out: u64,
@@ -48,10 +47,6 @@ impl Session<'_> {
     pub(super) fn look(&mut self) -> Result<(), AppError> {
         let first = self.followers.instances().next().is_none();
         let changes = self.followers.look().map_err(AppError::host)?;
-        self.interfaces
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(&self.followers.interfaces().to_vec());
         if first {
             // The first look is told by `ready`.
             return Ok(());

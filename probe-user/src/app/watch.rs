@@ -15,28 +15,25 @@ use tokio::{
 
 use super::{
     AppError,
-    output::{self, Folder, Form, Printer, SharedInterfaces, SharedTally},
+    output::{self, Folder, Form, Printer, SharedTally},
+    recording,
     session::Session,
 };
 use crate::{
-    cli::plan::{Depth, Watch},
-    decode::kernel::Names,
+    bundle::tape::Interfaces,
+    cli::plan::{Depth, Record, Watch},
     live::{
         clock,
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
-        host::Lookup,
-        nginx,
+        host::answer_questions,
+        memory, nginx,
         scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
     },
-    model::{
-        case::CaseKind,
-        event::{Body, Source},
-        time::At,
-    },
-    pipeline::{Arrival, Limits, Question, Settings},
+    model::case::CaseKind,
+    pipeline::{Limits, Settings},
     report::json,
 };
 
@@ -52,11 +49,11 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
 
-/// Size of the ring, bytes: at 600 bytes a failure's records, a second of 10,000 failures.
-const RING_BYTES: u32 = 8 << 20;
+/// Size of the ring, bytes: read every 15 ms, it holds what 100,000 connections a second leave in that time. Mapped twice, it counts twice.
+const RING_BYTES: u32 = 4 << 20;
 
 /// Runs it.
-pub fn run(plan: &Watch) -> Result<(), AppError> {
+pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     log_to_stderr(plan);
     if !nix::unistd::geteuid().is_root() {
         return Err(AppError::host(anyhow::anyhow!(
@@ -69,7 +66,7 @@ pub fn run(plan: &Watch) -> Result<(), AppError> {
         .build()
         .context("cannot start the asynchronous runtime")
         .map_err(AppError::host)?;
-    runtime.block_on(watch(plan, folder))
+    runtime.block_on(watch(plan, record, folder))
 }
 
 fn log_to_stderr(plan: &Watch) {
@@ -96,6 +93,7 @@ fn scope(plan: &Watch) -> Scope {
         },
         uprobes: plan.uprobes,
         packets: plan.packets,
+        only_nginx: plan.only_nginx,
     }
 }
 
@@ -107,7 +105,7 @@ enum End {
     OutputGone,
 }
 
-async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
+async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) -> Result<(), AppError> {
     let started = Instant::now();
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut terminate = handler(SignalKind::terminate())?;
@@ -117,24 +115,36 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     }
 
     let tally = SharedTally::default();
-    let interfaces = SharedInterfaces::default();
-    let printer = Printer::new(form, clock::wall(), folder, Arc::clone(&interfaces), Arc::clone(&tally));
-    let settings = Settings { limits: Limits::default(), clock: clock::wall(), statuses: plan.statuses.clone() };
+    let interfaces = Interfaces::default();
+    let clock = clock::wall();
+    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally));
+    let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said)
+    let counts = Arc::new(Counts::default());
+    let (kernel, problem) = load(plan);
+    let recorder = record
+        .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
+        .transpose()
+        .map_err(AppError::host)?;
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder)
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
-    let counts = Arc::new(Counts::default());
     let processes = Arc::new(Notify::new());
-    let (kernel, reader, problem) = load(plan, &intake, &counts, &processes)?;
+    let (kernel, reader) = listen(kernel, &intake, &counts, &processes)?;
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts)),
+        followers: Followers::new(
+            scope(plan),
+            kernel,
+            problem,
+            intake.clone(),
+            Arc::clone(&counts),
+            Arc::clone(&interfaces),
+        ),
         intake: intake.clone(),
         counts,
-        interfaces,
         tally,
         losses: Losses::default(),
         crowded_out: 0,
@@ -144,6 +154,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     };
     session.look()?;
     session.ready();
+    memory::give_back();
     let lookups = answer_questions(intake.clone());
 
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -170,6 +181,7 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
             _ = look.tick() => session.look()?,
             _ = progress.tick() => {
                 session.count_losses();
+                session.report_trouble();
                 session.show_progress();
             }
         }
@@ -180,9 +192,9 @@ async fn watch(plan: &Watch, folder: Option<Folder>) -> Result<(), AppError> {
     let finish = tokio::task::spawn_blocking({
         let intake = intake.clone();
         move || {
+            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+            std::thread::sleep(LAST_WAIT);
             if let Some(reader) = reader {
-                // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
-                std::thread::sleep(LAST_WAIT);
                 reader.finish();
             }
             intake.deliver(Delivery::End);
@@ -257,51 +269,38 @@ fn finish_early(form: Form, started: Instant) -> Result<(), AppError> {
     Ok(())
 }
 
-type Loaded = (Option<Kernel>, Option<RingReader>, Option<String>);
-
-/// The kernel programs, and the thread that reads what they tell. Their absence is a gap, not an end.
-fn load(plan: &Watch, intake: &Intake, counts: &Arc<Counts>, processes: &Arc<Notify>) -> Result<Loaded, AppError> {
+/// The kernel programs. Their absence is a gap, not an end.
+fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
+    if !plan.ebpf {
+        return (None, Some("switched off (--no-ebpf)".to_owned()));
+    }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
         hide_btf: plan.hide_btf,
         ring_bytes: RING_BYTES,
         statuses: plan.statuses.clone(),
     };
-    let mut kernel = match Kernel::load(&options) {
-        Ok(kernel) => kernel,
+    match Kernel::load(&options) {
+        Ok(kernel) => (Some(kernel), None),
         Err(error) => {
             tracing::warn!("{error}");
-            return Ok((None, None, Some(error.to_string())));
+            (None, Some(error.to_string()))
         }
-    };
-    let names = Names {
-        drop_reasons: kernel.drop_reasons().clone(),
-        reset_reasons: kernel.reset_reasons().clone(),
-        hz: Kernel::hz(),
-    };
+    }
+}
+
+/// The thread that reads what they tell.
+fn listen(
+    kernel: Option<Kernel>,
+    intake: &Intake,
+    counts: &Arc<Counts>,
+    processes: &Arc<Notify>,
+) -> Result<(Option<Kernel>, Option<RingReader>), AppError> {
+    let Some(mut kernel) = kernel else { return Ok((None, None)) };
+    let names = recording::names(&kernel);
     let ring = kernel.take_ring().map_err(AppError::host)?;
     let reader = RingReader::start(ring, names, intake.clone(), Arc::clone(counts), Arc::clone(processes))
         .context("cannot start the thread that reads the kernel's ring")
         .map_err(AppError::host)?;
-    Ok((Some(kernel), Some(reader), None))
-}
-
-/// A thread that looks things up on the host: reading `/proc` may take milliseconds and must not hold anything else up.
-fn answer_questions(intake: Intake) -> std::sync::mpsc::Sender<Question> {
-    let (sender, receiver) = std::sync::mpsc::channel::<Question>();
-    let started = std::thread::Builder::new().name("lookup".into()).spawn(move || {
-        let mut lookup = Lookup::default();
-        while let Ok(question) = receiver.recv() {
-            let before = clock::now();
-            if let Some(fact) = lookup.answer(question) {
-                let at = At::between(before, clock::now());
-                let arrival = Arrival { at, source: Source::Probe, body: Body::Host(fact) };
-                intake.deliver(Delivery::Arrivals(vec![arrival]));
-            }
-        }
-    });
-    if let Err(error) = started {
-        tracing::warn!("nothing can be looked up on this host: {error}");
-    }
-    sender
+    Ok((Some(kernel), Some(reader)))
 }

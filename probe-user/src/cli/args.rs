@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "probe502", version, about, max_term_width = 100)]
 #[command(
-    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 2 bad usage or unreadable input, \
+    after_help = "Data goes to stdout, everything else to stderr. Exit status: 0 ran to its end, 1 check found a fault or analyze --fail-on-incident an incident, 2 bad usage or unreadable input, \
                         3 this host does not allow it."
 )]
 pub struct Arguments {
@@ -21,10 +21,20 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
+    #[cfg(feature = "live")]
     Watch(Watch),
     /// Make one page of what was caught, for the postmortem
-    Report(Report),
+    Report(super::report::Typed),
+    /// Watch, and keep what is needed to judge every failure again: a flight recorder
+    #[cfg(feature = "live")]
+    Record(Record),
+    /// The same verdicts offline: from a recording, or from captures that were made earlier, with nginx's logs where they are at hand
+    Analyze(Analyze),
+    /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
+    #[cfg(feature = "live")]
+    Check(Check),
     /// Say what this host lets the probe see, and what to do about what is missing
+    #[cfg(feature = "live")]
     Doctor(Doctor),
     /// Print the catalogue of causes, or the page of one of them
     Explain(Explain),
@@ -103,9 +113,110 @@ pub struct Watch {
     /// Do not capture packets
     #[arg(long)]
     pub no_packets: bool,
+    /// Only nginx's own namespace and processes, as if upstreams ran on another host
+    #[arg(long)]
+    pub only_nginx: bool,
+    /// Do not load the kernel programs: logs and packets only
+    #[arg(long, hide = true)]
+    pub no_ebpf: bool,
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 record`: as `watch`, and a file.
+#[derive(Debug, Args)]
+#[command(mut_arg("out", |out| out.required(true).value_name("FILE").help("The recording (FILE.p502)")))]
+pub struct Record {
+    /// As for watch.
+    #[command(flatten)]
+    pub watch: Watch,
+    /// Keep so much of what came before a failure
+    #[arg(long, value_name = "DUR", default_value = "30s")]
+    pub before: String,
+    /// Keep so much of what comes after one
+    #[arg(long, value_name = "DUR", default_value = "5s")]
+    pub after: String,
+    /// Memory for what may be needed; where that is less than --before takes, less is kept, and the recording says so
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    pub memory: String,
+    /// The most a file may take; the oldest failures go first
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+    /// The most failures a file may hold; the oldest go first
+    #[arg(long, value_name = "N")]
+    pub max_incidents: Option<u64>,
+    /// When a file is full, go on in a new one and keep N older ones (FILE.1, FILE.2 …)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rotate: u32,
+}
+
+/// `probe502 analyze`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
+pub struct Analyze {
+    /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// nginx's error log of that time
+    #[arg(long = "error-log", value_name = "FILE")]
+    pub error_logs: Vec<PathBuf>,
+    /// nginx's access log of that time
+    #[arg(long = "access-log", value_name = "FILE")]
+    pub access_logs: Vec<PathBuf>,
+    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// nginx's configuration of that time: what `nginx -T` prints, or the file
+    #[arg(long = "conf", value_name = "FILE")]
+    pub configuration: Option<PathBuf>,
+    /// An address that is an upstream of nginx, where the capture alone does not tell
+    #[arg(long = "upstream", value_name = "ADDR:PORT")]
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Statuses that make an incident
+    #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
+    pub statuses: Vec<u16>,
+    /// Also print every TCP connection, with Zeek's conn_state and history
+    #[arg(long)]
+    pub connections: bool,
+    /// Also print every HTTP/1 request with its status
+    #[arg(long)]
+    pub exchanges: bool,
+    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident of a recording
+    #[arg(short, long = "out", value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Exit with status 1 if there was an incident
+    #[arg(long)]
+    pub fail_on_incident: bool,
+    /// How it is printed.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `probe502 check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 no fault found, 1 a fault was found, 2 bad usage or unreadable input, 3 this host does not allow it."
+)]
+pub struct Check {
+    /// Check this nginx, master or worker (repeatable; default: every nginx on the host)
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Check this configuration file, from here, instead of a running nginx
+    #[arg(long, value_name = "FILE", conflicts_with = "pids")]
+    pub conf: Option<PathBuf>,
+    /// What to ask the upstreams for
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub probe_path: String,
+    /// Ask with HEAD instead of GET
+    #[arg(long)]
+    pub head: bool,
+    /// Send no request: connections and TLS handshakes only
+    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
+    pub no_request: bool,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -131,33 +242,4 @@ pub struct Explain {
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
-}
-
-/// `probe502 report`.
-#[derive(Debug, Args)]
-pub struct Report {
-    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
-    #[arg(value_name = "INPUT", required = true)]
-    pub inputs: Vec<PathBuf>,
-    /// Write here; - is stdout (default for markdown)
-    #[arg(short, long = "out", value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// What to make: a page that needs nothing else, or text for an issue (default: html, or markdown for FILE.md)
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub format: Option<ReportFormat>,
-    /// Call it so
-    #[arg(long, value_name = "TITLE")]
-    pub title: Option<String>,
-    /// Say nothing on stderr
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
-/// What a report can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ReportFormat {
-    /// One self-contained HTML file
-    Html,
-    /// Text for an issue
-    Markdown,
 }

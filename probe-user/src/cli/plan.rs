@@ -18,12 +18,34 @@ pub enum PlanError {
     /// Too many statuses.
     #[error("--status: at most eight statuses")]
     Statuses,
-    /// A page of HTML for the terminal.
-    #[error("report: an HTML page needs a file: give --out FILE.html (or --out - for stdout), or --format markdown")]
-    ReportWithoutFile,
+    /// A path that would not be one.
+    #[error("--probe-path {0:?}: not a path; write it like /health")]
+    ProbePath(String),
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
+    /// Standard input can be read only once.
+    #[error("-: standard input can be named only once")]
+    StandardInput,
+    /// A size that cannot be read.
+    #[error("--{flag} {text}: not a size; write it like 64MiB, 500M or 2GiB")]
+    Size {
+        /// The flag.
+        flag: &'static str,
+        /// What was typed.
+        text: String,
+    },
+    /// Too little room to record anything.
+    #[error("--{0}: at least {1} is needed")]
+    TooSmall(&'static str, &'static str),
+    /// A duration of another flag.
+    #[error("--{flag} {text}: not a duration; write it like 30s, 5m or 2h")]
+    Span {
+        /// The flag.
+        flag: &'static str,
+        /// What was typed.
+        text: String,
+    },
 }
 
 /// How deep to look.
@@ -74,57 +96,185 @@ pub struct Watch {
     pub uprobes: bool,
     /// Capture packets.
     pub packets: bool,
+    /// Only nginx's own namespace and processes.
+    pub only_nginx: bool,
+    /// Load the kernel programs.
+    pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
     /// How it is printed.
     pub output: Output,
 }
 
-/// `probe502 report`.
+/// `probe502 analyze`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// What to read; `-` is stdin.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
+pub struct Analyze {
+    /// Recordings or captures.
     pub inputs: Vec<PathBuf>,
-    /// Where to write; `None` is stdout.
+    /// Error logs.
+    pub error_logs: Vec<PathBuf>,
+    /// Access logs.
+    pub access_logs: Vec<PathBuf>,
+    /// The format of the access logs.
+    pub log_format: Option<String>,
+    /// nginx's configuration.
+    pub configuration: Option<PathBuf>,
+    /// Addresses that are upstreams.
+    pub upstreams: Vec<std::net::SocketAddr>,
+    /// Statuses that make an incident.
+    pub statuses: Vec<u16>,
+    /// Print every connection.
+    pub connections: bool,
+    /// Print every exchange.
+    pub exchanges: bool,
+    /// Where each incident of a recording is left too.
     pub out: Option<PathBuf>,
-    /// What to make.
-    pub format: ReportFormat,
-    /// The page's title.
-    pub title: Option<String>,
-    /// Nothing on stderr.
-    pub quiet: bool,
+    /// An incident makes the exit status 1.
+    pub fail_on_incident: bool,
+    /// How it is printed.
+    pub output: Output,
 }
 
-/// What a report can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReportFormat {
-    /// One self-contained HTML file.
-    Html,
-    /// Text for an issue.
-    Markdown,
+/// `probe502 check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// nginx processes to check; empty: every nginx.
+    pub pids: Vec<u32>,
+    /// A configuration file instead of a running nginx.
+    pub conf: Option<PathBuf>,
+    /// What upstreams are asked for.
+    pub probe_path: String,
+    /// Ask with `HEAD`.
+    pub head: bool,
+    /// Send requests at all.
+    pub request: bool,
+    /// How it is printed.
+    pub output: Output,
 }
 
-impl TryFrom<args::Report> for Report {
+impl TryFrom<args::Analyze> for Analyze {
     type Error = PlanError;
 
-    fn try_from(typed: args::Report) -> Result<Self, PlanError> {
-        let by_name = || typed.out.as_ref().is_some_and(|out| out.extension().is_some_and(|ending| ending == "md"));
-        let format = match typed.format {
-            Some(args::ReportFormat::Markdown) => ReportFormat::Markdown,
-            None if by_name() => ReportFormat::Markdown,
-            Some(args::ReportFormat::Html) | None => ReportFormat::Html,
-        };
-        if format == ReportFormat::Html && typed.out.is_none() {
-            return Err(PlanError::ReportWithoutFile);
+    fn try_from(typed: args::Analyze) -> Result<Self, PlanError> {
+        if typed.inputs.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+            return Err(PlanError::StandardInput);
         }
         Ok(Self {
             inputs: typed.inputs,
-            out: typed.out.filter(|out| out.as_os_str() != "-"),
-            format,
-            title: typed.title,
-            quiet: typed.quiet,
+            error_logs: typed.error_logs,
+            access_logs: typed.access_logs,
+            log_format: typed.log_format,
+            configuration: typed.configuration,
+            upstreams: typed.upstreams,
+            statuses: statuses(typed.statuses)?,
+            connections: typed.connections,
+            exchanges: typed.exchanges,
+            out: typed.out,
+            fail_on_incident: typed.fail_on_incident,
+            output: Output::from(&typed.output),
         })
     }
+}
+
+impl TryFrom<args::Check> for Check {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Check) -> Result<Self, PlanError> {
+        let is_path = typed.probe_path.starts_with('/') && typed.probe_path.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_path {
+            return Err(PlanError::ProbePath(typed.probe_path));
+        }
+        Ok(Self {
+            pids: typed.pids,
+            conf: typed.conf,
+            probe_path: typed.probe_path,
+            head: typed.head,
+            request: !typed.no_request,
+            output: Output::from(&typed.output),
+        })
+    }
+}
+
+/// `probe502 record`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What to watch; without a folder of its own.
+    pub watch: Watch,
+    /// The file.
+    pub file: PathBuf,
+    /// How long before a failure.
+    pub before: Duration,
+    /// How long after one.
+    pub after: Duration,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// Bytes of a file.
+    pub max_size: Option<u64>,
+    /// Incidents and near misses in a file.
+    pub max_incidents: Option<u64>,
+    /// Older files kept.
+    pub rotate: u32,
+}
+
+impl TryFrom<args::Record> for Record {
+    type Error = PlanError;
+
+    fn try_from(typed: args::Record) -> Result<Self, PlanError> {
+        let span = |flag, text: &str| duration(text).map_err(|_| PlanError::Span { flag, text: text.to_owned() });
+        let bytes = |flag, text: &str| size(text).ok_or_else(|| PlanError::Size { flag, text: text.to_owned() });
+        let (before, after) = (span("before", &typed.before)?, span("after", &typed.after)?);
+        let memory = bytes("memory", &typed.memory)?;
+        let memory = usize::try_from(memory).ok().filter(|memory| *memory >= 4 << 20);
+        let max_size = typed.max_size.as_deref().map(|text| bytes("max-size", text)).transpose()?;
+        if max_size.is_some_and(|max_size| max_size < 1 << 20) {
+            return Err(PlanError::TooSmall("max-size", "1MiB"));
+        }
+        if typed.max_incidents == Some(0) {
+            return Err(PlanError::TooSmall("max-incidents", "1"));
+        }
+        let mut watch = Watch::try_from(typed.watch)?;
+        Ok(Self {
+            file: watch.out.take().unwrap_or_default(),
+            watch,
+            before,
+            after,
+            memory: memory.ok_or(PlanError::TooSmall("memory", "4MiB"))?,
+            max_size,
+            max_incidents: typed.max_incidents,
+            rotate: typed.rotate,
+        })
+    }
+}
+
+/// Statuses that make an incident, each once.
+fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
+    typed.sort_unstable();
+    typed.dedup();
+    if let Some(bad) = typed.iter().find(|status| !(400..600).contains(*status)) {
+        return Err(PlanError::Status(*bad));
+    }
+    if typed.len() > 8 {
+        return Err(PlanError::Statuses);
+    }
+    Ok(typed)
+}
+
+/// `64MiB`, `500M`, `1048576`.
+fn size(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit: u64 = match unit {
+        "" | "B" => 1,
+        "k" | "kB" => 1_000,
+        "KiB" | "K" => 1 << 10,
+        "MB" => 1_000_000,
+        "MiB" | "M" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "GiB" | "G" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 impl From<&args::Output> for Output {
@@ -137,15 +287,7 @@ impl TryFrom<args::Watch> for Watch {
     type Error = PlanError;
 
     fn try_from(typed: args::Watch) -> Result<Self, PlanError> {
-        let mut statuses = typed.statuses;
-        statuses.sort_unstable();
-        statuses.dedup();
-        if let Some(bad) = statuses.iter().find(|status| !(400..600).contains(*status)) {
-            return Err(PlanError::Status(*bad));
-        }
-        if statuses.len() > 8 {
-            return Err(PlanError::Statuses);
-        }
+        let statuses = statuses(typed.statuses)?;
         if typed.count == Some(0) {
             return Err(PlanError::Count);
         }
@@ -163,8 +305,10 @@ impl TryFrom<args::Watch> for Watch {
             depth_auto: typed.depth == args::Depth::Auto,
             out: typed.out,
             wait: typed.wait,
-            uprobes: !typed.no_uprobes,
+            uprobes: !typed.no_uprobes && !typed.no_ebpf,
             packets: !typed.no_packets,
+            only_nginx: typed.only_nginx,
+            ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
             output: Output::from(&typed.output),
         })
@@ -227,24 +371,6 @@ mod tests {
         assert_eq!(watch("--status 502,42"), Err(PlanError::Status(42)));
         assert_eq!(watch("--count 0"), Err(PlanError::Count));
         assert!(matches!(watch("--duration soon"), Err(PlanError::Duration(_))));
-    }
-
-    fn report(line: &str) -> Result<Report, PlanError> {
-        let words = ["probe502", "report"].into_iter().chain(line.split_whitespace());
-        let args::Command::Report(typed) = args::Arguments::try_parse_from(words).unwrap().command else {
-            panic!("not report")
-        };
-        Report::try_from(typed)
-    }
-
-    #[test]
-    fn a_report_is_html_in_a_file_or_markdown_anywhere() {
-        assert_eq!(report("in"), Err(PlanError::ReportWithoutFile));
-        assert_eq!(report("in -o x.html").unwrap().format, ReportFormat::Html);
-        assert_eq!(report("in -o -").unwrap().out, None);
-        assert_eq!(report("in -o x.md").unwrap().format, ReportFormat::Markdown);
-        assert_eq!(report("in --format markdown").unwrap().out, None);
-        assert_eq!(report("in -o x.md --format html").unwrap().format, ReportFormat::Html);
     }
 
     #[test]

@@ -23,7 +23,9 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
     for (index, state) in told.iter().enumerate() {
         let fits = |state: &NginxAttempt, (_, log, complaint): &(Event, NginxLog, Complaint)| {
             let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
-            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody)
+            // What does not begin like HTTP is complained of, and then taken as it is.
+            let relayed = log.format.starts_with("upstream sent no valid");
+            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody || relayed)
         };
         let mine = if let Some(state) = state {
             complaints.next_if(|said| fits(state, said))
@@ -113,8 +115,11 @@ fn one(
     let socket = socket.or_else(|| last_socket(flow.filter(|_| unsaid)?, end).cloned());
     let seen = if unsaid { flow.and_then(|flow| seen_outcome(flow, state, end)) } else { None };
     // A connection that was made for this request is fresh; else nginx's own count of requests on it tells.
-    let requests =
-        upstream_connection.and_then(|connection| connection.requests).or_else(|| made_for_it.is_some().then_some(1));
+    // What connect() itself refused had certainly not been there before.
+    let at_once = complaint.is_some_and(|(.., c)| c.message == Message::ConnectFailedAtOnce);
+    let requests = upstream_connection
+        .and_then(|connection| connection.requests)
+        .or_else(|| (made_for_it.is_some() || at_once).then_some(1));
     let reused = requests.map(|n| n > 1);
     let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
     let started = match (reused, flow) {

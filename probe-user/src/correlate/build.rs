@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Correlator, Decided, Question, attempts, lines};
+use super::{Correlator, Decided, Question, attempts, lines, wire};
 use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
@@ -10,7 +10,7 @@ use crate::model::{
     coverage::{CaseCoverage, Sensor, Sight},
     event::{Body, Event},
     host::{Configuration, HostFact},
-    net::Address,
+    net::{Address, Errno},
     nginx::NginxStatus,
     process::Pid,
     socket::Syscall,
@@ -34,14 +34,16 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
 
 pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Case {
     let until = decided.close_at;
-    let worker = match &decided.from_lines {
-        Some(group) => Some(Pid(group.pid)),
-        None => Some(decided.request.key.worker),
+    let worker = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => Some(Pid(group.pid)),
+        (None, None) => Some(decided.request.key.worker),
+        (None, Some(_)) => None,
     };
     let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
-    let list = match &decided.from_lines {
-        Some(group) => lines::attempts(group, &correlator.flows, &calls),
-        None => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
+    let list = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), &group.seen),
+        (None, Some(group)) => group.attempts.clone(),
+        (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
     let holders: Vec<Pid> = list
@@ -51,21 +53,25 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         .map(|(pid, _)| *pid)
         .collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
-    processes.retain(|event| accepts_for(event, &list));
+    processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
     let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
     let configuration = instance.and_then(|instance| instance.configuration.clone());
-    let attempts_complete = match &decided.from_lines {
-        Some(group) => lines::complete(group, &list, configuration.as_ref()),
-        None => attempts::complete(&decided.request),
+    let attempts_complete = match (&decided.from_lines, &decided.from_wire) {
+        (Some(group), _) => lines::complete(group, &list, configuration.as_ref()),
+        (None, Some(_)) => false,
+        (None, None) => attempts::complete(&decided.request),
     };
     let complaints = complaints(decided);
-    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref());
-    let host = host(correlator, &list, &processes, worker);
-    let link = list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() {
-        Link::Inferred
-    } else {
-        Link::Exact
-    });
+    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
+    let host = host(correlator, &list, &processes, worker, begin);
+    let link =
+        list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() || decided.from_wire.is_some() {
+            Link::Inferred
+        } else {
+            Link::Exact
+        });
+    let request = request(decided);
+    let stored = correlator.answered.of(&request, decided.status).filter(|_| list.is_empty());
     Case {
         id,
         kind: decided.kind,
@@ -73,10 +79,13 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         origin: decided.origin,
         decided: decided.at,
         decided_by: decided.by.id,
-        request: request(decided),
+        request,
+        upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
+        stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
         configuration,
+        by_wire: decided.from_wire.is_some(),
         subrequest: decided.request.subrequest,
         link,
         complaints,
@@ -98,9 +107,19 @@ fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
     ports.into_iter().any(|port| port == listener.port())
 }
 
+/// A failed `connect()` concerns the case only where it was towards one of its attempts' peers.
+fn connects_for(event: &Event, attempts: &[Attempt]) -> bool {
+    let Body::Syscall(call) = &event.body else { return true };
+    let Syscall::Connect { address: Some(address), .. } = &call.call else { return true };
+    attempts.iter().any(|attempt| attempt.upstream.as_ref() == Some(address))
+}
+
 fn request(decided: &Decided) -> Request {
     if let Some(group) = &decided.from_lines {
         return lines::request(group);
+    }
+    if let Some(group) = &decided.from_wire {
+        return group.request.clone();
     }
     let said = |get: fn(&NginxStatus) -> Option<String>| decided.statuses.iter().find_map(get);
     let log = decided.request.complaints.first().map(|(_, log, _)| log);
@@ -139,15 +158,16 @@ fn complaints(decided: &Decided) -> Vec<(Event, Complaint)> {
     }
 }
 
-/// The failures that took the peers of a blackout out of rotation.
+/// The failures that took the peers of a blackout out of rotation; without a blackout, those behind.
 fn earlier(
     correlator: &Correlator,
     decided: &Decided,
     complaints: &[(Event, Complaint)],
     configuration: Option<&Configuration>,
+    list: &[Attempt],
 ) -> Vec<EarlierFailure> {
     let Some((blackout, _)) = complaints.iter().find(|(_, c)| c.message == Message::NoLiveUpstreams) else {
-        return Vec::new();
+        return behind(correlator, decided, list);
     };
     let name = match &decided.from_lines {
         Some(group) => group.lines.iter().find_map(|line| lines::peer_of(&line.line)),
@@ -171,28 +191,57 @@ fn earlier(
     correlator.failures.iter().filter(|failure| failure.at <= at).filter(counts).cloned().collect()
 }
 
+/// The failures of an nginx behind this one: its client is the connection of an attempt, while that lasted.
+fn behind(correlator: &Correlator, decided: &Decided, list: &[Attempt]) -> Vec<EarlierFailure> {
+    let is_client = |failure: &&EarlierFailure| {
+        list.iter().any(|attempt| {
+            let local = attempt.flow.one().and_then(|flow| flow.local);
+            local.is_some()
+                && failure.client == local
+                && attempt.started.is_some_and(|started| started <= failure.at)
+                && failure.at <= decided.at.latest
+        })
+    };
+    correlator.failures.iter().filter(is_client).cloned().collect()
+}
+
 fn host(
     correlator: &Correlator,
     list: &[Attempt],
     processes: &[Event],
     worker: Option<Pid>,
+    began: Moment,
 ) -> Vec<(crate::model::event::EventId, At, HostFact)> {
     let mut questions = BTreeSet::new();
     questions.extend(worker.map(Question::OpenFiles));
     for attempt in list {
         let upstream = attempt.upstream.as_ref().and_then(Address::ip);
-        questions.extend(upstream.map(|upstream| correlator.host.listeners(upstream, worker)));
+        if let Some(upstream) = upstream {
+            let netns = worker.and_then(|worker| correlator.host.netns(worker));
+            questions.insert(correlator.host.listeners(upstream, worker));
+            questions.extend(correlator.host.stopped_listening(upstream).map(Question::OtherListeners));
+            questions.insert(Question::Route { upstream, netns });
+            questions.insert(Question::LocalPorts { upstream, netns });
+            questions.extend(worker.into_iter().flat_map(|worker| correlator.host.names(upstream, worker)));
+        }
+        if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
+            questions.insert(Question::UnixSocket { path: path.clone(), worker });
+        }
         let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
     }
     for event in processes {
-        if let Body::Syscall(call) = &event.body
-            && matches!(call.call, Syscall::Accept { .. })
-        {
-            questions.insert(Question::OpenFiles(call.pid));
+        match &event.body {
+            Body::Syscall(call) if matches!(call.call, Syscall::Accept { .. }) => {
+                questions.insert(Question::OpenFiles(call.pid));
+            }
+            Body::Syscall(call) if matches!(call.call, Syscall::Socket { error: Errno::ENFILE, .. }) => {
+                questions.insert(Question::SystemFiles);
+            }
+            _ => {}
         }
     }
-    correlator.host.about(&questions)
+    correlator.host.about(&questions, began)
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {

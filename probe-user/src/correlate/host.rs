@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use super::limits::QUESTION_REST_NS;
+use super::{limits::QUESTION_REST_NS, served::Served};
 use crate::model::{
     event::{Event, EventId},
     host::{HostFact, NginxInstance},
@@ -15,7 +15,7 @@ use crate::model::{
 };
 
 /// Something to look up on the host now. The answer is a [`HostFact`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Question {
     /// Who listens on this upstream address?
     Listeners {
@@ -28,7 +28,59 @@ pub enum Question {
     OpenFiles(Pid),
     /// What is this process doing?
     ProcessState(Pid),
+    /// Where does this process listen?
+    OtherListeners(Pid),
+    /// Which route leads to this upstream?
+    Route {
+        /// The upstream.
+        upstream: SocketAddr,
+        /// nginx's network namespace.
+        netns: Option<u32>,
+    },
+    /// How many local ports lead to this upstream already?
+    LocalPorts {
+        /// The upstream.
+        upstream: SocketAddr,
+        /// nginx's network namespace.
+        netns: Option<u32>,
+    },
+    /// How many files has the whole system open?
+    SystemFiles,
+    /// What does this name of the configuration resolve to, for this nginx?
+    Name {
+        /// The name.
+        name: String,
+        /// The port that is written with it.
+        port: u16,
+        /// The nginx's master.
+        master: Pid,
+    },
+    /// What is on the way to this unix socket, and who listens there?
+    UnixSocket {
+        /// The path.
+        path: String,
+        /// The worker that asks.
+        worker: Pid,
+    },
 }
+
+impl Question {
+    /// The question without who asked: answers are filed under it.
+    fn subject(self) -> Self {
+        match self {
+            Self::Name { name, port, .. } => Self::Name { name, port, master: Pid(0) },
+            Self::UnixSocket { path, .. } => Self::UnixSocket { path, worker: Pid(0) },
+            other => other,
+        }
+    }
+}
+
+/// Counts of refused handshakes that are remembered, newest last.
+const OVERFLOWS: usize = 256;
+/// Names with the same port that are looked up for one failure.
+const NAMES: usize = 8;
+/// An older answer about who listens says nothing about the attempt.
+const LISTENERS_LAST_NS: u64 = 1_000_000_000;
 
 /// How many different subjects are remembered of each kind; the least recently learnt goes first.
 const SUBJECTS: usize = 1_024;
@@ -43,13 +95,23 @@ pub(super) struct Host {
     questions: VecDeque<Question>,
     asked: BTreeMap<Question, Moment>,
     known_upstreams: BTreeSet<SocketAddr>,
+    served: Served,
+    overflows: VecDeque<(EventId, At, HostFact)>,
+    /// Children that nobody but the kernel has told of yet.
+    forks: BTreeMap<Pid, EventId>,
 }
 
 impl Host {
+    /// Takes any event that may tell who serves an upstream.
+    pub(super) fn handle(&mut self, event: &Event) {
+        self.served.handle(event);
+    }
+
     pub(super) fn learn(&mut self, event: &Event, fact: &HostFact) {
         let question = match fact {
             HostFact::Nginx(instance) => {
                 for worker in &instance.workers {
+                    self.forks.remove(worker);
                     self.masters.insert(*worker, instance.master);
                 }
                 self.masters.insert(instance.master, instance.master);
@@ -63,23 +125,49 @@ impl Host {
             HostFact::NginxGone { master } => {
                 // Its last failures may still be open; the instance is kept until its number is used again.
                 self.masters.retain(|_, m| m != master);
+                self.forks.retain(|child, _| self.masters.contains_key(child));
                 return;
             }
             HostFact::OpenConnection { upstream, .. } => {
                 self.add_upstream(*upstream);
                 return;
             }
-            HostFact::Listeners { upstream, netns, .. } => Question::Listeners { upstream: *upstream, netns: *netns },
+            HostFact::Served { upstream, pid, command, .. } => {
+                self.served.serves(event, *upstream, *pid, command.clone());
+                return;
+            }
+            HostFact::ListenOverflows { .. } => {
+                if self.overflows.len() >= OVERFLOWS {
+                    self.overflows.pop_front();
+                }
+                self.overflows.push_back((event.id, event.at, fact.clone()));
+                return;
+            }
+            HostFact::Listeners { upstream, netns, listeners, .. } => {
+                self.served.found(event, *upstream, listeners);
+                Question::Listeners { upstream: *upstream, netns: *netns }
+            }
+            HostFact::OtherListeners { pid, .. } => Question::OtherListeners(*pid),
+            HostFact::Route { upstream, netns, .. } => Question::Route { upstream: *upstream, netns: *netns },
+            HostFact::LocalPorts { upstream, netns, .. } => Question::LocalPorts { upstream: *upstream, netns: *netns },
+            HostFact::SystemFiles { .. } => Question::SystemFiles,
+            HostFact::Name { name, port, .. } => Question::Name { name: name.clone(), port: *port, master: Pid(0) },
+            HostFact::UnixSocket(socket) => Question::UnixSocket { path: socket.path.clone(), worker: Pid(0) },
             HostFact::OpenFiles { pid, .. } => Question::OpenFiles(*pid),
             HostFact::ProcessState { pid, .. } => Question::ProcessState(*pid),
         };
         if self.facts.len() >= SUBJECTS && !self.facts.contains_key(&question) {
-            let oldest = self.facts.iter().min_by_key(|(_, (id, ..))| *id).map(|(question, _)| *question);
+            let oldest = self.facts.iter().min_by_key(|(_, (id, ..))| *id).map(|(question, _)| question.clone());
             if let Some(oldest) = oldest {
                 self.facts.remove(&oldest);
             }
         }
         self.facts.insert(question, (event.id, event.at, fact.clone()));
+    }
+
+    /// Where what is known was told, answers to questions and forks; a recorder keeps the rest by its kind.
+    pub(super) fn events(&self) -> impl Iterator<Item = EventId> {
+        self.facts.values().map(|(id, ..)| *id).chain(self.forks.values().copied())
     }
 
     fn add_upstream(&mut self, address: SocketAddr) {
@@ -92,9 +180,10 @@ impl Host {
         std::mem::take(&mut self.new_upstreams)
     }
 
-    pub(super) fn forked(&mut self, parent: Pid, child: Pid) {
+    pub(super) fn forked(&mut self, parent: Pid, child: Pid, told_in: EventId) {
         if let Some(master) = self.masters.get(&parent).copied() {
             self.masters.insert(child, master);
+            self.forks.insert(child, told_in);
         }
     }
 
@@ -102,6 +191,27 @@ impl Host {
     pub(super) fn instance_of(&self, worker: Pid) -> Option<&NginxInstance> {
         let master = self.masters.get(&worker)?;
         self.instances.get(master).map(|(_, _, instance)| instance)
+    }
+
+    /// nginx's network namespace.
+    pub(super) fn netns(&self, worker: Pid) -> Option<u32> {
+        self.instance_of(worker).and_then(|instance| instance.netns)
+    }
+
+    /// The names of this worker's configuration that may stand for the upstream.
+    pub(super) fn names(&self, upstream: SocketAddr, worker: Pid) -> Vec<Question> {
+        let Some(instance) = self.instance_of(worker) else { return Vec::new() };
+        let names = instance.configuration.iter().flat_map(|configuration| &configuration.names);
+        names
+            .filter(|name| name.port == upstream.port())
+            .take(NAMES)
+            .map(|name| Question::Name { name: name.name.clone(), port: name.port, master: instance.master })
+            .collect()
+    }
+
+    /// Whoever closed its listener on this address, and lives.
+    pub(super) fn stopped_listening(&self, upstream: SocketAddr) -> Option<Pid> {
+        self.served.alive_elsewhere(upstream)
     }
 
     /// The question about an upstream of this worker.
@@ -117,7 +227,7 @@ impl Host {
         if self.asked.len() >= SUBJECTS {
             self.asked.retain(|_, at| now.since_ns(*at) < QUESTION_REST_NS);
         }
-        self.asked.insert(question, now);
+        self.asked.insert(question.clone(), now);
         self.questions.push_back(question);
     }
 
@@ -125,8 +235,31 @@ impl Host {
         self.questions.pop_front()
     }
 
-    /// What is known about these subjects.
-    pub(super) fn about(&self, questions: &BTreeSet<Question>) -> Vec<(EventId, At, HostFact)> {
-        questions.iter().filter_map(|question| self.facts.get(question).cloned()).collect()
+    /// What is known about these subjects, for something that began at `began`.
+    pub(super) fn about(&self, questions: &BTreeSet<Question>, began: Moment) -> Vec<(EventId, At, HostFact)> {
+        let mut found = Vec::new();
+        let mut homes = BTreeSet::new();
+        for question in questions {
+            if let Question::Listeners { upstream, .. } = question {
+                found.extend(self.served.former(*upstream));
+            }
+            let Some((id, at, fact)) = self.facts.get(&question.clone().subject()) else { continue };
+            if let HostFact::Listeners { listeners, .. } = fact {
+                if at.latest.plus_ns(LISTENERS_LAST_NS) < began {
+                    continue;
+                }
+                homes.extend(listeners.iter().filter_map(|listener| listener.netns));
+            }
+            found.push((*id, *at, fact.clone()));
+        }
+        let of_home = |(_, _, fact): &&(EventId, At, HostFact)| match fact {
+            HostFact::ListenOverflows { netns, .. } => homes.contains(netns),
+            _ => false,
+        };
+        let counts: Vec<_> = self.overflows.iter().filter(of_home).cloned().collect();
+        // The last before it began, and those since.
+        let before = counts.iter().rposition(|(_, at, _)| at.latest <= began).unwrap_or(0);
+        found.extend(counts.into_iter().skip(before));
+        found
     }
 }

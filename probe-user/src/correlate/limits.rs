@@ -26,6 +26,13 @@ impl Default for Limits {
 /// capture's read timeout) was within 100 ms. The contract allows 1 s to the printed line.
 pub const CLOSE_DELAY_NS: u64 = 200_000_000;
 
+/// It waits so much longer when a process that held its connection was asked to end and has not ended: gunicorn's worker takes 20 to
+/// 80 ms from the close in its handler to its exit, on an idle machine.
+pub const END_DELAY_NS: u64 = 400_000_000;
+
+/// A signal so long before the decision can be the reason of it that a handler carries out.
+pub const ASKED_BEFORE_NS: u64 = 2_500_000_000;
+
 /// A case that is known from the logs only waits longer: its final status stands in the access log, which nginx writes after the answer.
 pub const LOG_CLOSE_DELAY_NS: u64 = 400_000_000;
 

@@ -10,7 +10,7 @@ use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
     case::{CaseKind, Origin, Request},
     complaint::{Complaint, Message, Phase},
-    event::Event,
+    event::{Event, EventId},
     flow::{Flow, Side},
     host::{Configuration, UpstreamGroup},
     net::{Address, Errno},
@@ -65,6 +65,8 @@ pub struct LineGroup {
     pub decided_by: Event,
     /// When its lines had had time to arrive.
     pub due: Moment,
+    /// What packets alone showed of its attempts, each with the line it belongs to.
+    pub seen: Vec<(EventId, Attempt)>,
 }
 
 /// What waits to be put together.
@@ -206,13 +208,15 @@ impl Lines {
             number: last.line.number,
             kind,
             origin: Origin::Nginx,
-            status,
+            // What does not begin like HTTP is relayed as it is, and logged with status 009: the client gets none then.
+            status: status.filter(|status| *status >= 100),
             client: answer.map(|(.., client)| client).or(client),
             logged: access.as_ref().map(|(_, line)| logged_attempts(line)).unwrap_or_default(),
             at,
             decided_by,
             due,
             lines,
+            seen: Vec::new(),
         }
     }
 }

@@ -2,42 +2,49 @@
 //!
 //! `handle(event)`, `advance(to)`, then `poll_question()` and `poll_case()` until empty.
 
+mod answered;
 pub mod attempts;
 mod build;
+mod due;
+mod failures;
 pub mod flows;
 mod host;
 pub mod limits;
 pub mod lines;
+pub mod memory;
 pub mod notable;
 mod questions;
 pub mod requests;
+mod sensors;
+mod served;
 mod telling;
 mod tuple;
+pub mod wire;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use answered::Answered;
 use flows::Flows;
 use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use wire::Wires;
 use written::Written;
 
 pub use host::Question;
 
 use crate::model::{
-    attempt::Outcome,
-    case::{Case, CaseId, CaseKind, EarlierFailure, Origin},
+    case::{Case, CaseKind, EarlierFailure, Origin},
     complaint::Phase,
-    coverage::{Coverage, Sensor, Sight},
-    event::{Body, Event},
-    net::{Address, Errno},
+    coverage::{Sensor, Sight},
+    event::{Body, Event, EventId},
+    net::Address,
     nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
-    socket::Syscall,
     time::{At, Moment, WallClock},
 };
 
@@ -69,6 +76,8 @@ struct Decided {
     line: Option<ErrorLine>,
     /// Known from the logs only.
     from_lines: Option<lines::LineGroup>,
+    /// Known from packets only.
+    from_wire: Option<wire::WireGroup>,
 }
 
 /// The state.
@@ -79,9 +88,10 @@ pub struct Correlator {
     flows: Flows,
     requests: Requests,
     lines: Lines,
+    wires: Wires,
     notable: Notable,
-    /// Descriptors that became upstream connections: when, for which request and client connection.
-    connections: VecDeque<(Moment, RequestKey, u64, i32)>,
+    /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
+    connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
@@ -91,9 +101,13 @@ pub struct Correlator {
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
+    answered: Answered,
     /// Whose attempts are being told.
     telling: Option<Telling>,
     last_case: u64,
+    put_off: Option<EventId>,
+    /// What was decided before this moment was told by the run that this one takes up.
+    told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
     finished: bool,
@@ -112,6 +126,7 @@ impl Correlator {
             flows: Flows::new(limits),
             requests: Requests::new(limits),
             lines: Lines::default(),
+            wires: Wires::default(),
             notable: Notable::new(limits),
             connections: VecDeque::new(),
             speaking: BTreeSet::new(),
@@ -121,8 +136,11 @@ impl Correlator {
             losses: VecDeque::new(),
             decided: VecDeque::new(),
             failures: VecDeque::new(),
+            answered: Answered::default(),
             telling: None,
             last_case: 0,
+            put_off: None,
+            told_before: Moment(0),
             swept: Moment(0),
             finished: false,
             ended: None,
@@ -137,8 +155,15 @@ impl Correlator {
     /// Takes the next event.
     pub fn handle(&mut self, event: &Event) {
         self.now = self.now.max(event.at.latest);
+        if let (true, Body::Packet(packet)) = (self.wires.is_on(), &event.body) {
+            // What it is of follows it.
+            self.wires.packet(event, packet);
+            return;
+        }
         self.flows.handle(event);
         self.notable.handle(event);
+        self.host.handle(event);
+        self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
@@ -148,15 +173,10 @@ impl Correlator {
                     self.flows.add_upstream(address);
                 }
                 if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = fact {
-                    self.flows.already_open(*worker, *local, *upstream, None, event.at.latest);
+                    self.flows.already_open(*worker, *local, *upstream, event);
                 }
             }
-            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child),
-            Body::Syscall(call) => {
-                if let Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } = &call.call {
-                    self.host.ask(Question::OpenFiles(call.pid), self.now);
-                }
-            }
+            Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line),
@@ -170,7 +190,8 @@ impl Correlator {
                     }
                 }
             }
-            Body::Socket(_) | Body::Drop(_) | Body::Process(_) => {}
+            Body::Wire(wire) => self.wires.handle(event, wire),
+            Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
 
@@ -180,6 +201,7 @@ impl Correlator {
         if self.sight(Sensor::NginxFunctions) != Sight::On {
             self.decide_lines();
         }
+        self.decide_wires();
         self.flows.forget(self.now);
         // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
@@ -208,19 +230,9 @@ impl Correlator {
             self.lines.hurry();
             self.decide_lines();
         }
+        self.wires.hurry();
+        self.decide_wires();
         self.finished = true;
-    }
-
-    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
-    /// that may be blamed on it is put together.
-    pub fn poll_case(&mut self) -> Option<Case> {
-        loop {
-            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            let decided = if due { self.decided.pop_front()? } else { return None };
-            if let Some(case) = self.close(decided) {
-                return Some(case);
-            }
-        }
     }
 
     /// The next thing somebody should look up on the host; its answer comes back as an event.
@@ -233,14 +245,7 @@ impl Correlator {
     pub fn next_deadline(&self) -> Option<Moment> {
         let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
-        decided.into_iter().chain(lines).min()
-    }
-
-    /// The cause found for an attempt of a case: blackouts are blamed on it.
-    pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
-        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
-            failure.cause = Some(cause);
-        }
+        decided.into_iter().chain(lines).chain(self.wires.next_due()).min()
     }
 
     /// Connections remembered.
@@ -251,18 +256,6 @@ impl Correlator {
 
     fn sight(&self, sensor: Sensor) -> Sight {
         self.sensors.get(&sensor).map_or(Sight::Off, |(sight, _)| *sight)
-    }
-
-    fn coverage(&mut self, at: At, coverage: &Coverage) {
-        match coverage {
-            Coverage::Sensor { sensor, sight, why } => {
-                self.sensors.insert(*sensor, (*sight, why.clone()));
-                self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
-            }
-            Coverage::Lost { sensor, count, why } => {
-                self.losses.push_back((at, *sensor, *count, why.clone()));
-            }
-        }
     }
 
     /// Whether this worker's failures are heard inside it: then its log lines tell nothing new, also where another nginx is mute.
@@ -280,12 +273,12 @@ impl Correlator {
                 self.speaking.insert(status.worker);
                 self.status(event, status);
             }
-            NginxEvent::Attempt(attempt) => self.attempt(attempt),
+            NginxEvent::Attempt(attempt) => self.attempt(event.id, attempt),
             NginxEvent::Connection { request: Some(key), number, fd, .. } => {
                 if self.connections.len() >= limits::CONNECTIONS {
                     self.connections.pop_front();
                 }
-                self.connections.push_back((event.at.latest, *key, *number, *fd));
+                self.connections.push_back((event.at.latest, *key, *number, *fd, event.id));
             }
             NginxEvent::Connection { .. } => {}
         }
@@ -306,6 +299,7 @@ impl Correlator {
         }
         let truncated = complaint.phase == Phase::ReadingBody;
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
+        open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
         open.complaints.push((event.clone(), log.clone(), complaint));
         if truncated {
@@ -324,6 +318,7 @@ impl Correlator {
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.subrequest |= status.parent.is_some();
                 if status.parent.is_none() {
                     open.special = Some((event.clone(), status.clone()));
@@ -335,6 +330,7 @@ impl Correlator {
             }
             StatusPoint::Redirect => {
                 let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
                 open.redirected = true;
             }
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
@@ -367,11 +363,14 @@ impl Correlator {
                 None => return,
             }
         };
-        if status.attempts.is_some() {
+        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
+        let by_subrequest = request.subrequest && status.attempts == Some(0);
+        if status.attempts.is_some() && !by_subrequest {
             request.attempts.clear();
             request.attempts_known = true;
             request.attempts_total = status.attempts.unwrap_or(0);
         }
+        request.heard.push(event.id);
         if let Some(telling) = &mut self.telling {
             telling.decided = true;
         }
@@ -414,11 +413,13 @@ impl Correlator {
             statuses,
             line: None,
             from_lines: None,
+            from_wire: None,
         });
     }
 
     fn decide_lines(&mut self) {
-        while let Some(group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
+        while let Some(mut group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
+            self.wires.claim(&mut group, &self.settings.statuses);
             let at = group.at;
             let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
             let mut lone = Requests::new(Limits::default());
@@ -435,6 +436,26 @@ impl Correlator {
                 statuses: Vec::new(),
                 line: None,
                 from_lines: Some(group),
+                from_wire: None,
+            };
+            self.decided.push_back(decided);
+        }
+    }
+
+    fn decide_wires(&mut self) {
+        while let Some(group) = self.wires.poll(self.now, &self.settings.statuses) {
+            let decided = Decided {
+                kind: group.kind,
+                origin: group.origin,
+                status: group.status,
+                at: group.at,
+                by: group.decided_by.clone(),
+                close_at: self.now,
+                request: OpenRequest::of_nobody(group.at.latest),
+                statuses: Vec::new(),
+                line: None,
+                from_lines: None,
+                from_wire: Some(group),
             };
             self.decided.push_back(decided);
         }
@@ -459,30 +480,19 @@ impl Correlator {
             }
         }
         let (key, number) = (decided.request.key, decided.request.identity.0);
-        let mine = |(at, k, n, _): &&(Moment, RequestKey, u64, i32)| {
+        let mine = |(at, k, n, ..): &&(Moment, RequestKey, u64, i32, EventId)| {
             *k == key && number.is_none_or(|number| number == *n) && *at <= decided.at.latest
         };
-        decided.request.connections = self.connections.iter().filter(mine).map(|(at, .., fd)| (*at, *fd)).collect();
+        decided.request.connections =
+            self.connections.iter().filter(mine).map(|(at, _, _, fd, _)| (*at, *fd)).collect();
         decided.line = lines.into_iter().flatten().next();
+        if decided.at.latest < self.told_before {
+            return None;
+        }
         self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, &decided);
-        let failed = |outcome| outcome != Outcome::Ok;
-        for attempt in case.attempts.iter().filter(|attempt| failed(attempt.outcome)) {
-            // A group's name is nginx's entry for "no live upstreams" and no peer that could have failed.
-            let Some(peer) = attempt.peer_name.as_ref().filter(|peer| Address::parse(peer).is_some()) else { continue };
-            if self.failures.len() >= self.settings.limits.failures {
-                self.failures.pop_front();
-            }
-            let at = attempt.complaint.as_ref().map_or(case.decided.latest, |(event, _)| event.at.latest);
-            self.failures.push_back(EarlierFailure {
-                case: case.id.clone(),
-                at,
-                peer: peer.clone(),
-                cause: None,
-                worker: case.worker,
-            });
-        }
+        self.remember(&case);
         Some(case)
     }
 }

@@ -1,6 +1,6 @@
 //! Events that may explain a failure later: exits, signals, OOM kills, failed system calls.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::limits::{Limits, NOTABLE_LINGER_NS};
 use crate::model::{
@@ -46,11 +46,35 @@ impl Notable {
         }
     }
 
+    /// Every event kept.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter()
+    }
+
     /// Forgets what is too old.
     pub fn forget(&mut self, now: Moment) {
         while self.events.front().is_some_and(|event| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS) {
             self.events.pop_front();
         }
+    }
+
+    /// Processes that were sent a signal to end since then, and have not ended.
+    #[must_use]
+    pub fn asked_to_end(&self, since: Moment) -> BTreeSet<Pid> {
+        let mut asked = BTreeSet::new();
+        for event in self.events.iter().filter(|event| event.at.latest >= since) {
+            match &event.body {
+                // SIGINT, SIGQUIT, SIGABRT, SIGTERM; SIGKILL has no handler.
+                Body::Process(ProcessEvent::Signalled { target, signal: 2 | 3 | 6 | 15, .. }) => {
+                    asked.insert(*target);
+                }
+                Body::Process(ProcessEvent::Exited { pid, .. }) => {
+                    asked.remove(pid);
+                }
+                _ => {}
+            }
+        }
+        asked
     }
 
     /// What may concern a request served by `worker` over connections held by `holders`, between the two moments.

@@ -1,10 +1,15 @@
 //! What to look up on the host when nginx complains: soon, because the answer changes.
 
-use super::{Correlator, Question};
+use std::net::SocketAddr;
+
+use super::{Correlator, Question, lines::peer_of};
 use crate::model::{
     complaint::{Message, Phase},
-    net::Address,
+    event::{Body, Event},
+    net::{Address, Errno},
     nginx::NginxLog,
+    process::Pid,
+    socket::{SocketChange, Syscall, TcpState},
 };
 
 impl Correlator {
@@ -18,6 +23,15 @@ impl Correlator {
         }
         if let Some(upstream) = upstream {
             self.host.ask(self.host.listeners(upstream, Some(log.worker)), self.now);
+            if phase == Phase::Connecting {
+                self.ask_about_names(upstream, log.worker);
+                if let Some(pid) = self.host.stopped_listening(upstream) {
+                    self.host.ask(Question::OtherListeners(pid), self.now);
+                }
+            }
+        }
+        if let (Message::BindFailed, Some(upstream)) = (message, upstream) {
+            self.host.ask(Question::LocalPorts { upstream, netns: self.host.netns(log.worker) }, self.now);
         }
         if message == Message::TimedOut && phase != Phase::Connecting {
             let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
@@ -27,6 +41,60 @@ impl Correlator {
                 .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
             if let Some(pid) = holder {
                 self.host.ask(Question::ProcessState(pid), self.now);
+            }
+        }
+    }
+
+    /// A name that led elsewhere when nginx started may be why nobody answers at the address.
+    fn ask_about_names(&mut self, upstream: SocketAddr, worker: Pid) {
+        for question in self.host.names(upstream, worker) {
+            self.host.ask(question, self.now);
+        }
+    }
+
+    /// What the kernel shows of a failure before, or without, nginx's own word.
+    pub(super) fn wonder(&mut self, event: &Event) {
+        match &event.body {
+            Body::Syscall(call) => match &call.call {
+                Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } => {
+                    self.host.ask(Question::OpenFiles(call.pid), self.now);
+                }
+                Syscall::Socket { error: Errno::ENFILE, .. } => self.host.ask(Question::SystemFiles, self.now),
+                Syscall::Connect { result: Err(errno), address: Some(address), .. } => {
+                    self.ask_about_connect(*errno, address, call.pid);
+                }
+                _ => {}
+            },
+            // A SYN that has to be repeated: is the queue full that it is not taken into?
+            Body::Socket(e) if e.socket.state == TcpState::SynSent => {
+                if let (SocketChange::Retransmitted { .. }, Some(upstream)) = (&e.change, e.socket.remote) {
+                    let loopback = upstream.ip().is_loopback();
+                    let netns = e.socket.netns.filter(|_| loopback);
+                    self.host.ask(Question::Listeners { upstream, netns }, self.now);
+                }
+            }
+            Body::ErrorLine(line) => {
+                if let Some(Address::Ip(upstream)) = peer_of(line).as_deref().and_then(Address::parse) {
+                    let worker = Pid(line.pid);
+                    self.host.ask(self.host.listeners(upstream, Some(worker)), self.now);
+                    self.ask_about_names(upstream, worker);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ask_about_connect(&mut self, errno: Errno, address: &Address, worker: Pid) {
+        match (address, errno) {
+            (_, Errno::EINPROGRESS) => {}
+            (Address::Unix(path), _) => {
+                self.host.ask(Question::UnixSocket { path: path.clone(), worker }, self.now);
+            }
+            (Address::Ip(upstream), Errno::EADDRNOTAVAIL) => {
+                self.host.ask(Question::LocalPorts { upstream: *upstream, netns: self.host.netns(worker) }, self.now);
+            }
+            (Address::Ip(upstream), _) => {
+                self.host.ask(Question::Route { upstream: *upstream, netns: self.host.netns(worker) }, self.now);
             }
         }
     }

@@ -6,8 +6,9 @@ use super::limits::{Limits, REQUEST_PATIENCE_NS};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::{Complaint, Message, Phase},
-    event::Event,
+    event::{Event, EventId},
     nginx::{NginxAttempt, NginxLog, NginxStatus, RequestKey},
+    process::Pid,
     time::Moment,
 };
 
@@ -36,9 +37,16 @@ pub struct OpenRequest {
     pub subrequest: bool,
     /// Descriptors that became upstream connections for it.
     pub connections: Vec<(Moment, i32)>,
+    /// The events that said all this.
+    pub heard: Vec<EventId>,
 }
 
 impl OpenRequest {
+    /// One of which nginx said nothing.
+    pub(super) fn of_nobody(since: Moment) -> Self {
+        Self::new(RequestKey { worker: Pid(0), pointer: 0 }, since, (None, None))
+    }
+
     fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
         Self {
             key,
@@ -52,6 +60,7 @@ impl OpenRequest {
             attempts_total: 0,
             subrequest: false,
             connections: Vec::new(),
+            heard: Vec::new(),
         }
     }
 }
@@ -86,6 +95,11 @@ impl Requests {
     /// The open request with this key.
     pub fn get_mut(&mut self, key: RequestKey) -> Option<&mut OpenRequest> {
         self.open.get_mut(&key)
+    }
+
+    /// Every open request.
+    pub fn open(&self) -> impl Iterator<Item = &OpenRequest> {
+        self.open.values()
     }
 
     /// Takes it out, for its decision.
@@ -136,8 +150,10 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
     let complained = !request.complaints.is_empty();
     let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
-    // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile.
-    let intercepted = last_accepted && !request.redirected;
+    // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile: to
+    // the page of an `error_page`, if the status is still the upstream's.
+    let upstreams = request.attempts.last().is_some_and(|attempt| attempt.status == Some(status));
+    let intercepted = last_accepted && (!request.redirected || upstreams);
     let made_by_nginx = request.special.is_some() && !intercepted;
     let origin = if made_by_nginx {
         Origin::Nginx

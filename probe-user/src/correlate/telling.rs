@@ -1,7 +1,10 @@
 //! Whose attempts nginx is telling.
 
 use super::{Correlator, limits::ATTEMPTS_TOLD};
-use crate::model::nginx::{NginxAttempt, RequestKey};
+use crate::model::{
+    event::EventId,
+    nginx::{NginxAttempt, RequestKey},
+};
 
 /// nginx's list of attempts follows the status it belongs to, record by record.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +19,7 @@ pub(super) struct Telling {
 
 impl Correlator {
     /// Takes an entry of nginx's list.
-    pub(super) fn attempt(&mut self, attempt: &NginxAttempt) {
+    pub(super) fn attempt(&mut self, told_in: EventId, attempt: &NginxAttempt) {
         let Some(Telling { told, main, decided }) = self.telling else { return };
         if told != attempt.request {
             return;
@@ -27,6 +30,7 @@ impl Correlator {
             self.requests.get_mut(main)
         };
         let Some(target) = target else { return };
+        target.heard.push(told_in);
         if attempt.index == 0 {
             target.attempts.clear();
             target.attempts_known = true;

@@ -3,7 +3,9 @@
 
 mod address;
 mod inherit;
+pub mod layout;
 mod lexer;
+mod places;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -12,6 +14,8 @@ pub mod units;
 use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
+
+pub use address::Target;
 
 use crate::model::{
     host::{Configuration, UpstreamGroup, UpstreamServer},
@@ -74,6 +78,7 @@ pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     logs(main, &mut error_logs, &mut access_logs);
     let mut listen = BTreeSet::new();
     for http in blocks(main, "http") {
+        configuration.places.extend(places::of_http(http));
         decoded.default_access_log |= !http.iter().any(|directive| directive.name == "access_log");
         for group in http.iter().filter(|directive| directive.name == "upstream") {
             configuration.groups.push(self::group(group, &mut decoded.names));
@@ -112,11 +117,11 @@ fn passes(main: &[Directive], decoded: &mut Decoded) {
             let Some(argument) = directive.arguments.first() else { return };
             match address::pass(&directive.name, argument) {
                 None => {}
-                Some(address::Target::Variable) => decoded.variable.push(argument.clone()),
-                Some(address::Target::Address(address)) => upstreams.push(address),
+                Some(Target::Variable) => decoded.variable.push(argument.clone()),
+                Some(Target::Address(address)) => upstreams.push(address),
                 // A group's name wins over DNS, whatever port is written.
-                Some(address::Target::Name(host, _)) if groups.contains_key(&host.to_lowercase()) => {}
-                Some(address::Target::Name(host, port)) => decoded.names.extend(port.map(|port| (host, port))),
+                Some(Target::Name(host, _)) if groups.contains_key(&host.to_lowercase()) => {}
+                Some(Target::Name(host, port)) => decoded.names.extend(port.map(|port| (host, port))),
             }
         });
     }
@@ -141,9 +146,9 @@ fn group(block: &Directive, names: &mut Vec<(String, u16)>) -> UpstreamGroup {
         let parameter = |key: &str| parameters.iter().find_map(|text| text.strip_prefix(key)?.strip_prefix('='));
         let mut addresses = Vec::new();
         match address::server(name) {
-            Some(address::Target::Address(address)) => addresses.push(address),
-            Some(address::Target::Name(host, port)) => names.extend(port.map(|port| (host, port))),
-            Some(address::Target::Variable) | None => {}
+            Some(Target::Address(address)) => addresses.push(address),
+            Some(Target::Name(host, port)) => names.extend(port.map(|port| (host, port))),
+            Some(Target::Variable) | None => {}
         }
         group.servers.push(UpstreamServer {
             name: name.clone(),

@@ -3,7 +3,7 @@
 use super::{
     cause::Finding,
     causes::{ending, signal_name},
-    reading::{Death, Reading, Survival, duration, evidence, need},
+    reading::{Death, Reading, Survival, duration, evidence, is_fault, need},
 };
 use crate::model::{
     coverage::Sensor,
@@ -43,7 +43,16 @@ fn manner(death: &Death<'_>) -> Manner {
         // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS: what a process brings upon itself.
         Ending::Signal { signal: 4..=8 | 11 | 24 | 25 | 31, .. } => Manner::Crashed,
         Ending::Signal { .. } => Manner::Killed,
+        Ending::Exit(_) if caught_fault(death).is_some() => Manner::Crashed,
         Ending::Exit(_) => Manner::Exited,
+    }
+}
+
+/// The fault of the processor that a handler of the process's own turned into an exit.
+pub(super) fn caught_fault(death: &Death<'_>) -> Option<u32> {
+    match (&death.signal, death.how) {
+        (Some((_, signal, None)), Ending::Exit(_)) if is_fault(*signal) => Some(*signal),
+        _ => None,
     }
 }
 
@@ -75,11 +84,17 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
 /// Who, and how long before the connection broke.
 pub(super) fn story(reading: &Reading<'_>, death: &Death<'_>) -> String {
     let (pid, command) = &death.process;
+    let (upstream, how) = (reading.upstream_name(), ending(death.how));
+    if death.closed_first {
+        let after = death.event.at.latest.since_ns(reading.ended_at()) / 1_000;
+        return format!(
+            "{command} (pid {pid}), which held this connection at {upstream}, closed it unanswered and ended ({how}) {} later",
+            duration(after)
+        );
+    }
     let before = reading.ended_at().since_ns(death.event.at.latest) / 1_000;
     format!(
-        "{command} (pid {pid}), which held this connection at {}, ended ({}) {} before the connection broke",
-        reading.upstream_name(),
-        ending(death.how),
+        "{command} (pid {pid}), which held this connection at {upstream}, ended ({how}) {} before the connection broke",
         duration(before)
     )
 }

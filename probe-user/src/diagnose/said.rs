@@ -4,6 +4,7 @@ use super::{
     cause::Finding,
     reading::{Reading, complaint_evidence, need},
 };
+use crate::model::evidence::Fact;
 use crate::model::{
     complaint::{Complaint, Message},
     coverage::Sensor,
@@ -37,4 +38,24 @@ pub(super) fn connect_returned(reading: &Reading<'_>, errnos: &[Errno]) -> Optio
     finding.support(reading.complaint_evidence());
     finding.require(call.map(|(_, evidence)| evidence), || need(Sensor::Syscalls, "the connect() that failed"));
     Some((finding, errno))
+}
+
+/// The remark that a name of nginx's configuration leads elsewhere by now, and what to do about it.
+pub(super) fn remark_moved_name(finding: &mut Finding, reading: &Reading<'_>) {
+    let Some(moved) = reading.moved_name() else { return };
+    if let Fact::NameMoved { name, holds, now } = &moved.fact {
+        let now = match now.as_slice() {
+            [] => "does not resolve any more".to_owned(),
+            some => format!("now resolves to {}", some.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        finding.say(format_args!(
+            " The name {name} in nginx's configuration {now}; nginx holds {holds} since it started or was last reloaded."
+        ));
+        finding.fix.insert(0, format!("Reload nginx: it resolves {name} only when it reads its configuration."));
+        finding.fix.push(format!(
+            "To follow {name} without a reload: `resolver ADDRESS valid=10s;` with a variable in proxy_pass, or `server {name} resolve;` \
+             with a zone (nginx 1.27.3 and later)."
+        ));
+    }
+    finding.support(Some(moved));
 }

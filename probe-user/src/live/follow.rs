@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, PoisonError, atomic::AtomicU64},
 };
 
 use probe_abi::{
@@ -13,7 +13,9 @@ use probe_abi::{
 };
 
 use super::{
-    capture::{Capture, CaptureError, Options, SNAP_LENGTH, Statistics, filter, interfaces},
+    capture::{
+        Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, Statistics, filter, interfaces,
+    },
     clock,
     ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
     host::Lookup,
@@ -24,6 +26,7 @@ use super::{
     thinker::{Delivery, Intake},
 };
 use crate::{
+    bundle::{packets::Interface, tape::Interfaces},
     model::{
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
@@ -68,7 +71,7 @@ pub struct Followers {
     lookup: Lookup,
     followed: BTreeMap<u32, Followed>,
     numbers: Arc<AtomicU64>,
-    interfaces: Vec<String>,
+    interfaces: Interfaces,
     last_interface: u32,
     told: BTreeMap<Sensor, (Sight, Option<String>)>,
     capture_problem: Option<String>,
@@ -85,6 +88,7 @@ impl Followers {
         kernel_problem: Option<String>,
         intake: Intake,
         counts: Arc<Counts>,
+        interfaces: Interfaces,
     ) -> Self {
         Self {
             counts,
@@ -95,7 +99,7 @@ impl Followers {
             lookup: Lookup::default(),
             followed: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(0)),
-            interfaces: Vec::new(),
+            interfaces,
             last_interface: 0,
             told: BTreeMap::new(),
             capture_problem: None,
@@ -123,18 +127,18 @@ impl Followers {
         self.followed.iter().flat_map(|(pid, followed)| followed.found.gaps.iter().map(|gap| (*pid, gap.as_str())))
     }
 
-    /// Names of the interfaces packets come from, by [`super::capture::CapturedPacket::interface`].
-    #[must_use]
-    pub fn interfaces(&self) -> &[String] {
-        &self.interfaces
-    }
-
     /// What all captures counted.
     #[must_use]
     pub fn packet_statistics(&self) -> Statistics {
         let mut sum = self.ended_captures;
+        let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
         for capture in self.followed.values().flat_map(|followed| &followed.captures) {
-            add(&mut sum, capture.statistics());
+            let statistics = capture.statistics();
+            add(&mut sum, statistics);
+            let own = usize::try_from(capture.options.index).ok().and_then(|index| interfaces.get_mut(index));
+            if let Some(own) = own {
+                (own.received, own.dropped) = (statistics.received, statistics.dropped());
+            }
         }
         sum
     }
@@ -239,6 +243,11 @@ impl Followers {
         self.tell(vec![Body::Host(HostFact::NginxGone { master: Pid(pid) })]);
     }
 
+    /// Whether nginx's own functions are to tell what it does.
+    const fn asks_nginx(&self) -> bool {
+        self.scope.uprobes && self.kernel.is_some()
+    }
+
     fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
         let off = |why: String| {
             vec![Attachment {
@@ -296,7 +305,13 @@ impl Followers {
             let open = nginx::open_connections(&master.workers, &BTreeSet::new());
             upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
         }
-        let servers = self.lookup.servers(&upstreams, found.instance.netns);
+        let (servers, facts) = if self.scope.only_nginx {
+            Default::default()
+        } else {
+            self.lookup.servers(&upstreams, found.instance.netns)
+        };
+        // Before anything fails: afterwards nobody could tell who served.
+        self.tell(facts.into_iter().map(Body::Host).collect());
         if let Some(kernel) = &mut self.kernel {
             for address in &upstreams {
                 if let Err(error) = kernel.watch_upstream(endpoint(*address)) {
@@ -361,7 +376,7 @@ impl Followers {
         let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
         let names = if self.scope.interfaces.is_empty() {
             let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
-            if !self.scope.uprobes && !names.iter().any(|name| name == "any") {
+            if !self.asks_nginx() && !names.iter().any(|name| name == "any") {
                 // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
                 let all = interfaces::list(netns.as_ref())?;
                 let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
@@ -371,7 +386,11 @@ impl Followers {
         } else {
             self.scope.interfaces.clone()
         };
-        let detail = if self.scope.depth == Depth::Deep { filter::Detail::Everything } else { filter::Detail::Fates };
+        let (detail, buffer) = if self.scope.depth == Depth::Deep {
+            (filter::Detail::Everything, EVERYTHING_BUFFER)
+        } else {
+            (filter::Detail::Fates, FATES_BUFFER)
+        };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
@@ -382,19 +401,26 @@ impl Followers {
                 netns: netns.clone(),
                 filter: filter.text.clone(),
                 snap_length: SNAP_LENGTH,
+                buffer,
                 numbers: Arc::clone(&self.numbers),
             };
             let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
             captures.push(Capture::start(options, sink)?);
             self.last_interface += 1;
-            self.interfaces.push(name);
+            self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).push(Interface {
+                name,
+                netns: found.instance.netns,
+                filter: filter.text.clone(),
+                snap_length: SNAP_LENGTH,
+                ..Interface::default()
+            });
         }
         Ok(captures)
     }
 
     fn follow_logs(&self, found: &Found) -> Tails {
         let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
-        let access = sources::follows_access_log(&self.scope, statuses);
+        let access = !self.asks_nginx() || sources::follows_access_log(&self.scope, statuses);
         sources::follow_logs(found, access, &self.intake, &self.counts)
     }
 

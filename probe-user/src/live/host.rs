@@ -1,6 +1,11 @@
 //! Looking things up on this host: who listens, how many files are open, what a process is doing.
 
+mod answers;
 mod diag;
+mod names;
+mod numbers;
+mod route;
+mod unix;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,11 +21,12 @@ use procfs::{
     process::{FDTarget, LimitValue, Process, all_processes},
 };
 
+pub use self::answers::answer_questions;
 use self::diag::Listening;
-use super::{capture, namespaces, nginx::plain};
+use super::{capture, clock, namespaces, nginx::plain};
 use crate::{
     model::{
-        host::{HostFact, Listener},
+        host::{HostFact, Listener, UnixListener},
         process::Pid,
     },
     pipeline::Question,
@@ -28,6 +34,9 @@ use crate::{
 
 /// The list of network namespaces is looked up again after this; a new container is rarer.
 const NAMESPACES_REST: Duration = Duration::from_secs(2);
+
+/// Network namespaces that are searched for the owner of a unix socket.
+const NAMESPACES: usize = 64;
 
 /// Listeners nearby that are worth naming.
 const NEARBY: usize = 8;
@@ -43,13 +52,79 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// Looks it up now; `None` when the subject is gone.
-    pub fn answer(&mut self, question: Question) -> Option<HostFact> {
+    /// Looks it up now; nothing when the subject is gone.
+    pub fn answer(&mut self, question: &Question) -> Vec<HostFact> {
         match question {
-            Question::Listeners { upstream, netns } => Some(self.listeners(upstream, netns)),
-            Question::OpenFiles(pid) => open_files(pid),
-            Question::ProcessState(pid) => process_state(pid),
+            Question::Listeners { upstream, netns } => {
+                let fact = self.listeners(*upstream, *netns);
+                let mut facts = numbers::overflows(&fact, &self.namespaces);
+                facts.push(fact);
+                facts
+            }
+            Question::OpenFiles(pid) => open_files(*pid).into_iter().collect(),
+            Question::ProcessState(pid) => process_state(*pid).into_iter().collect(),
+            Question::OtherListeners(pid) => other_listeners(*pid).into_iter().collect(),
+            Question::Route { upstream, netns } => self.route(*upstream, *netns).into_iter().collect(),
+            Question::LocalPorts { upstream, netns } => self.local_ports(*upstream, *netns).into_iter().collect(),
+            Question::SystemFiles => numbers::system_files().into_iter().collect(),
+            Question::Name { name, port, master } => names::resolve(name, *port, master.0).into_iter().collect(),
+            Question::UnixSocket { path, worker } => self.unix_socket(path, *worker).into_iter().collect(),
         }
+    }
+
+    /// A process in this network namespace; without one, any process of the first that is known: where all is one.
+    fn resident(&mut self, netns: Option<u32>) -> Option<u32> {
+        self.look_around();
+        match netns {
+            Some(netns) => self.namespaces.get(&netns).copied(),
+            None => Some(std::process::id()),
+        }
+    }
+
+    fn route(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Option<HostFact> {
+        let pid = self.resident(netns)?;
+        let (kind, destination) = within(pid, || route::to(plain(upstream).ip()))?.ok()?;
+        Some(HostFact::Route { upstream, netns, kind, destination })
+    }
+
+    fn local_ports(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Option<HostFact> {
+        let pid = self.resident(netns)?;
+        let (range, towards) = within(pid, || Some((numbers::port_range()?, diag::towards(plain(upstream)).ok()?)))??;
+        let mut ports: BTreeMap<u16, bool> = BTreeMap::new();
+        for (port, waits) in towards.into_iter().filter(|(port, _)| (range.0..=range.1).contains(port)) {
+            *ports.entry(port).or_insert(true) &= waits;
+        }
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let waiting = count(ports.values().filter(|waits| **waits).count());
+        Some(HostFact::LocalPorts { upstream, netns, range, in_use: count(ports.len()), waiting })
+    }
+
+    fn unix_socket(&mut self, path: &str, worker: Pid) -> Option<HostFact> {
+        let home = namespaces::inode(worker.0, "net")?;
+        let walked = unix::walk(path, worker)?;
+        let mut socket = walked.socket;
+        if socket.missing.is_none() {
+            self.look_around();
+            // A socket belongs to the namespace it was made in, whoever may reach its file.
+            let others = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).filter(|(netns, _)| *netns != home);
+            let all: Vec<(u32, u32)> = [(home, worker.0)].into_iter().chain(others.take(NAMESPACES)).collect();
+            let found = all.into_iter().find_map(|(netns, pid)| {
+                let listeners = within(pid, unix::listening)?.ok()?;
+                let listener = listeners.into_iter().find(|one| one.is(path, walked.file))?;
+                Some((netns, listener))
+            });
+            socket.listener = found.map(|(netns, found)| {
+                let owner = self.owner(netns, found.inode);
+                let command =
+                    owner.and_then(|pid| Process::new(pid).ok()).and_then(|p| p.stat().ok()).map(|stat| stat.comm);
+                UnixListener {
+                    pid: owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid),
+                    command,
+                    queue: found.queue,
+                }
+            });
+        }
+        Some(HostFact::UnixSocket(socket))
     }
 
     /// Who listens on this address. For a loopback address only the given namespace counts.
@@ -78,6 +153,25 @@ impl Lookup {
         nearby.sort();
         nearby.truncate(NEARBY);
         HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
+    }
+
+    /// Who listens on other ports, where a connection to this address would arrive.
+    pub fn other_ports(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<Listener> {
+        let loopback = upstream.ip().is_loopback();
+        self.look_around();
+        let homes: Vec<(u32, u32)> = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).collect();
+        let is_home = |candidate: u32, pid: u32| {
+            if loopback { netns.is_none_or(|wanted| wanted == candidate) } else { is_local(pid, upstream.ip()) }
+        };
+        let mut found = Vec::new();
+        for (netns, pid) in homes.into_iter().filter(|(netns, pid)| is_home(*netns, *pid)) {
+            for one in listening(pid).iter().filter(|one| one.address.port() != upstream.port()) {
+                found.push(self.listener(one, netns));
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
     }
 
     fn listener(&mut self, one: &Listening, netns: u32) -> Listener {
@@ -127,16 +221,28 @@ impl Lookup {
         }
     }
 
-    /// Processes that serve these addresses on this host, with their children: they inherit the listener.
-    pub fn servers(&mut self, upstreams: &BTreeSet<SocketAddr>, netns: Option<u32>) -> Vec<Pid> {
+    /// Processes that serve these addresses on this host, with their children, which inherit the listener; and what later failures are
+    /// compared with: who serves which address now, and how often full queues have refused a handshake in their namespaces.
+    pub fn servers(&mut self, upstreams: &BTreeSet<SocketAddr>, netns: Option<u32>) -> (Vec<Pid>, Vec<HostFact>) {
+        let now = clock::now();
         let mut found = BTreeSet::new();
+        let mut facts: Vec<HostFact> = Vec::new();
         for upstream in upstreams {
             let home = if upstream.ip().is_loopback() { netns } else { None };
-            if let HostFact::Listeners { listeners, .. } = self.listeners(*upstream, home) {
-                found.extend(listeners.iter().filter_map(|listener| listener.pid));
+            let looked_up = self.listeners(*upstream, home);
+            for fact in numbers::overflows(&looked_up, &self.namespaces) {
+                if !facts.contains(&fact) {
+                    facts.push(fact);
+                }
             }
+            let HostFact::Listeners { listeners, .. } = looked_up else { continue };
+            found.extend(listeners.iter().filter_map(|listener| listener.pid));
+            facts.extend(listeners.into_iter().find_map(|listener| {
+                let (upstream, pid, command) = (*upstream, listener.pid?, listener.command);
+                Some(HostFact::Served { upstream, pid, command, seen: now, closed: None, ended: None, signal: None })
+            }));
         }
-        let Ok(processes) = all_processes() else { return found.into_iter().collect() };
+        let Ok(processes) = all_processes() else { return (found.into_iter().collect(), facts) };
         let mut parents: BTreeMap<u32, u32> = BTreeMap::new();
         for stat in processes.flatten().filter_map(|process| process.stat().ok()) {
             if let (Ok(pid), Ok(parent)) = (u32::try_from(stat.pid), u32::try_from(stat.ppid)) {
@@ -157,8 +263,43 @@ impl Lookup {
         };
         let children: Vec<Pid> = parents.keys().copied().filter(|pid| descends(*pid)).map(Pid).collect();
         found.extend(children);
-        found.into_iter().collect()
+        (found.into_iter().collect(), facts)
     }
+}
+
+/// Where a process listens.
+fn other_listeners(pid: Pid) -> Option<HostFact> {
+    let process = process(pid)?;
+    let command = process.stat().ok()?.comm;
+    let netns = namespaces::inode(pid.0, "net");
+    let sockets: BTreeSet<u64> = process
+        .fd()
+        .ok()?
+        .flatten()
+        .filter_map(|descriptor| match descriptor.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect();
+    let listeners = listening(pid.0)
+        .into_iter()
+        .filter(|one| sockets.contains(&one.inode))
+        .map(|one| Listener {
+            address: one.address,
+            netns,
+            pid: Some(pid),
+            command: Some(command.clone()),
+            accept_queue: one.queue,
+        })
+        .take(NEARBY)
+        .collect();
+    Some(HostFact::OtherListeners { pid, listeners })
+}
+
+/// Does something in the network namespace of a process.
+fn within<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
+    capture::inside(Some(&Arc::new(namespace)), work).ok()
 }
 
 fn holds(pid: i32, inode: u64) -> bool {

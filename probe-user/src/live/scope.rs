@@ -24,4 +24,6 @@ pub struct Scope {
     pub uprobes: bool,
     /// Capture packets.
     pub packets: bool,
+    /// Nothing of the upstreams' side, as if they ran on another host.
+    pub only_nginx: bool,
 }

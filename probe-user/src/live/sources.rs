@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
+use probe_abi::{Header, Kind};
 use tokio::sync::Notify;
+use zerocopy::FromBytes as _;
 
 use super::{
     capture, clock,
@@ -17,13 +19,14 @@ use super::{
     nginx::Found,
     scope::{Depth, Scope},
     tail::{self, Place, Tail},
-    thinker::{Delivery, Intake},
+    thinker::{Delivery, Intake, Records},
 };
 use crate::{
+    bundle::tape::Raw,
     decode::{
         access_log::{self, Pattern},
         error_log,
-        kernel::{self, Names},
+        kernel::{self, Decoded, Names},
         packet,
     },
     model::{
@@ -71,6 +74,7 @@ impl RingReader {
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
+        let names = Arc::new(names);
         let thread = thread::Builder::new()
             .name("ring".into())
             .spawn(move || read_ring(ring, &names, &intake, &counts, &processes, &told))?;
@@ -87,28 +91,30 @@ impl RingReader {
     }
 }
 
-fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, processes: &Notify, stop: &AtomicBool) {
+fn read_ring(
+    mut ring: Ring,
+    names: &Arc<Names>,
+    intake: &Intake,
+    counts: &Counts,
+    processes: &Notify,
+    stop: &AtomicBool,
+) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
-        let mut batch = Vec::with_capacity(BATCH);
+        let mut batch = Records::new(Arc::clone(names));
         while batch.len() < BATCH {
-            match ring.next(|record| kernel::decode(record, names)) {
-                Some(Ok(decoded)) => {
-                    tracing::trace!(?decoded, "record");
-                    if concerns_nginx(&decoded.body) {
-                        processes.notify_one();
-                    }
-                    batch.push(Arrival { at: At::exactly(decoded.time), source: Source::Kernel, body: decoded.body });
+            let more = ring.next(|record| {
+                if concerns_nginx(record, names) {
+                    processes.notify_one();
                 }
-                Some(Err(error)) => {
-                    counts.unreadable.fetch_add(1, Ordering::Relaxed);
-                    tracing::debug!("unreadable kernel record: {error}");
-                }
-                None => break,
+                batch.push(record);
+            });
+            if more.is_none() {
+                break;
             }
         }
         let read = batch.len();
-        if read > 0 && !intake.try_deliver(Delivery::Arrivals(batch)) {
+        if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
         if read == BATCH {
@@ -125,10 +131,14 @@ fn read_ring(mut ring: Ring, names: &Names, intake: &Intake, counts: &Counts, pr
 }
 
 /// A new program called nginx, or a master's new child or lost child.
-fn concerns_nginx(body: &Body) -> bool {
-    let Body::Process(event) = body else { return false };
+fn concerns_nginx(record: &[u8], names: &Names) -> bool {
+    let rare = [Kind::Fork, Kind::Exec, Kind::Exit].map(|kind| kind as u16);
+    if !Header::ref_from_prefix(record).is_ok_and(|(header, _)| rare.contains(&header.kind)) {
+        return false;
+    }
+    let Ok(Decoded { body: Body::Process(event), .. }) = kernel::decode(record, names) else { return false };
     match event {
-        ProcessEvent::Executed { role, .. } => *role != Role::Upstream,
+        ProcessEvent::Executed { role, .. } => role != Role::Upstream,
         ProcessEvent::Forked { role, .. } | ProcessEvent::Exited { role, .. } => {
             matches!(role, Role::NginxMaster | Role::NginxWorker)
         }
@@ -185,12 +195,14 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
                 return true;
             };
             let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
-            deliver(&intake, at, Source::ErrorLog, Body::ErrorLine(decoded.line))
+            let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::ErrorLine(line.bytes))
         });
         tails.start(place.clone(), sink);
     }
     for (place, format) in found.access_logs.iter().filter(|_| access) {
-        let pattern = Pattern::compile(format.as_deref().unwrap_or(access_log::COMBINED));
+        let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
+        let pattern = Pattern::compile(&format);
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
         let sink: tail::Sink = Box::new(move |line| {
             let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
@@ -199,7 +211,8 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             };
             let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));
             let at = line_time(unix, resolution, line.arrived);
-            deliver(&intake, at, Source::AccessLog, Body::AccessLine(decoded.line))
+            let arrival = Arrival { at, source: Source::AccessLog, body: Body::AccessLine(decoded.line) };
+            deliver(&intake, arrival, || Raw::AccessLine(Arc::clone(&format), line.bytes))
         });
         tails.start(place.clone(), sink);
     }
@@ -215,8 +228,12 @@ impl Tails {
     }
 }
 
-fn deliver(intake: &Intake, at: At, source: Source, body: Body) -> bool {
-    intake.try_deliver(Delivery::Arrivals(vec![Arrival { at, source, body }]))
+fn deliver(intake: &Intake, arrival: Arrival, raw: impl FnOnce() -> Raw) -> bool {
+    intake.try_deliver(if intake.is_recording() {
+        Delivery::Raw(vec![(arrival, raw())])
+    } else {
+        Delivery::Arrivals(vec![arrival])
+    })
 }
 
 /// A log's local time, without a zone, in this host's zone.
@@ -313,6 +330,15 @@ pub(super) fn sensors<'a>(
         (Sensor::Configuration, Sight::Degraded, Some(unread.join("; ")))
     });
     list.push((Sensor::Host, Sight::On, None));
+    list.push(if scope.only_nginx {
+        (
+            Sensor::UpstreamSide,
+            Sight::Off,
+            Some("left out (--only-nginx): upstreams are taken for other hosts'".to_owned()),
+        )
+    } else {
+        (Sensor::UpstreamSide, Sight::On, None)
+    });
     list
 }
 

@@ -1,16 +1,37 @@
 //! The one thread that thinks: everything the sources deliver goes through the pipeline here, and nowhere else.
 
 use std::{
+    collections::BTreeMap,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{capture::CapturedPacket, clock, packets::PacketStore};
+use super::{
+    clock,
+    recorder::Recorder,
+    sieve::{GoesOn, Sieve},
+    sources::Counts,
+};
 use crate::{
-    model::case::CaseKind,
+    bundle::{
+        entry,
+        packets::{CapturedPacket, PacketStore},
+        tape::Raw,
+    },
+    decode::kernel::{self, Names},
+    model::{
+        case::CaseKind,
+        coverage::{Coverage, Sensor, Sight},
+        event::{Body, Source},
+        time::{At, Moment},
+    },
     pipeline::{Arrival, Judged, Pipeline, Question, Settings},
 };
 
@@ -24,22 +45,84 @@ const TURN: Duration = Duration::from_millis(10);
 /// Deliveries that may wait for the thread. A storm fills it; what does not fit is counted as lost and never blocks the kernel's ring.
 const WAITING: usize = 65_536;
 
+/// Bytes of deliveries that may wait for the thread: at 3 kB a failure's records and packets, 30,000 failures.
+const UNDERWAY: usize = 96 << 20;
+
 /// Memory for packets kept for incidents to come. At a filter that lets a few packets of a connection through, seconds of thousands of them.
 const PACKET_BYTES: usize = 12 << 20;
+
+/// Records of the kernel's ring, as they came.
+#[derive(Debug)]
+pub struct Records {
+    names: Arc<Names>,
+    bytes: Vec<u8>,
+    lengths: Vec<usize>,
+}
+
+impl Records {
+    /// None yet; to be read with these names.
+    #[must_use]
+    pub const fn new(names: Arc<Names>) -> Self {
+        Self { names, bytes: Vec::new(), lengths: Vec::new() }
+    }
+
+    /// Adds a record.
+    pub fn push(&mut self, record: &[u8]) {
+        self.bytes.extend_from_slice(record);
+        self.lengths.push(record.len());
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    fn each(&self, mut take: impl FnMut(&[u8])) {
+        let mut from = 0;
+        for length in &self.lengths {
+            take(self.bytes.get(from..from + length).unwrap_or_default());
+            from += length;
+        }
+    }
+}
 
 /// Something a source delivers.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Events.
+    /// Events that the probe found out itself; or any, where nothing is recorded.
     Arrivals(Vec<Arrival>),
+    /// Records of the kernel's ring.
+    Records(Records),
+    /// Events with what they were decoded from.
+    Raw(Vec<(Arrival, Raw)>),
     /// A packet that decodes to an event.
     Packet(Box<(Arrival, CapturedPacket)>),
     /// No more will come.
     End,
 }
 
+impl Delivery {
+    /// What it holds, about, bytes.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Arrivals(arrivals) => arrivals.len() * size_of::<Arrival>(),
+            Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
+            Self::Raw(both) => both.len() * (size_of::<Arrival>() + size_of::<Raw>() + 256),
+            Self::Packet(both) => size_of::<(Arrival, CapturedPacket)>() + both.1.bytes.len(),
+            Self::End => 0,
+        }
+    }
+}
+
 /// What the thread says to the rest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// Somebody should look this up.
     Question(Question),
@@ -59,47 +142,94 @@ pub trait Sink: Send {
 
 /// The way in. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Intake(SyncSender<Delivery>);
+pub struct Intake {
+    sender: SyncSender<Delivery>,
+    /// Bytes on the way, about.
+    underway: Arc<AtomicUsize>,
+    recording: bool,
+}
 
 impl Intake {
+    /// Whether the raw form of what is delivered is wanted ([`Delivery::Raw`]).
+    #[must_use]
+    pub const fn is_recording(&self) -> bool {
+        self.recording
+    }
+
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
-        match self.0.try_send(delivery) {
+        let weight = delivery.weight();
+        if self.underway.fetch_add(weight, Ordering::Relaxed) > UNDERWAY {
+            self.underway.fetch_sub(weight, Ordering::Relaxed);
+            return false;
+        }
+        match self.sender.try_send(delivery) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => true,
-            Err(TrySendError::Full(_)) => false,
+            Err(TrySendError::Full(_)) => {
+                self.underway.fetch_sub(weight, Ordering::Relaxed);
+                false
+            }
         }
     }
 
     /// Delivers, waiting for room: for what is rare and must not be lost (coverage, answers about the host, the end).
     pub fn deliver(&self, delivery: Delivery) {
+        self.underway.fetch_add(delivery.weight(), Ordering::Relaxed);
         // The thread ends only when the program does.
-        let _ = self.0.send(delivery);
+        let _ = self.sender.send(delivery);
     }
 }
 
-/// Starts the thread.
+/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
+    counts: Arc<Counts>,
+    recorder: Option<Recorder>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
-    let thinker = Thinker { pipeline: Pipeline::new(settings), packets: PacketStore::new(PACKET_BYTES), sink, said };
+    let underway = Arc::new(AtomicUsize::new(0));
+    let recording = recorder.is_some();
+    let mut pipeline = Pipeline::new(settings);
+    if recording {
+        pipeline.keep_places();
+    }
+    let thinker = Thinker {
+        pipeline,
+        packets: PacketStore::new(PACKET_BYTES),
+        sieve: Sieve::default(),
+        names: Arc::default(),
+        sights: BTreeMap::new(),
+        counts,
+        underway: Arc::clone(&underway),
+        sink,
+        said,
+        recorder,
+    };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake(sender), handle))
+    Ok((Intake { sender, underway, recording }, handle))
 }
 
 struct Thinker {
     pipeline: Pipeline,
     packets: PacketStore,
+    sieve: Sieve,
+    names: Arc<Names>,
+    /// How well nginx's own functions are heard.
+    sights: BTreeMap<Sensor, Sight>,
+    counts: Arc<Counts>,
+    underway: Arc<AtomicUsize>,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
+    recorder: Option<Recorder>,
 }
 
 impl Thinker {
     /// Returns how many arrivals came too late for their place.
     fn run(mut self, deliveries: &Receiver<Delivery>) -> u64 {
+        self.sieve.set_open(true);
         loop {
             let mut next = match deliveries.recv_timeout(TURN) {
                 Ok(delivery) => Some(delivery),
@@ -116,27 +246,101 @@ impl Thinker {
                 next = if ended || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
             if ended {
+                self.release(Moment(u64::MAX));
+                let told = self.pipeline.told();
                 self.pipeline.finish();
+                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
+                self.record();
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.end(told);
+                }
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
             }
-            self.pipeline.advance(now.minus_ns(LAG_NS));
+            let until = now.minus_ns(LAG_NS);
+            self.release(until);
+            self.pipeline.advance(until);
+            self.record();
             self.speak();
         }
     }
 
     fn take(&mut self, delivery: Delivery) -> bool {
+        self.underway.fetch_sub(delivery.weight(), Ordering::Relaxed);
         match delivery {
-            Delivery::Arrivals(arrivals) => arrivals.into_iter().for_each(|arrival| self.pipeline.push(arrival)),
-            Delivery::Packet(both) => {
-                let (arrival, packet) = *both;
-                self.packets.push(packet);
-                self.pipeline.push(arrival);
+            Delivery::Arrivals(arrivals) => {
+                for arrival in arrivals {
+                    self.hear(&arrival);
+                    let found = self.recorder.as_ref().and_then(|_| entry::finding(arrival.at, &arrival.body));
+                    push(&mut self.pipeline, &mut self.recorder, arrival, found.map(Raw::Finding));
+                }
             }
+            Delivery::Raw(both) => {
+                for (arrival, raw) in both {
+                    push(&mut self.pipeline, &mut self.recorder, arrival, Some(raw));
+                }
+            }
+            Delivery::Records(records) => {
+                records.each(|record| self.sieve.record(record));
+                self.names = records.names;
+            }
+            Delivery::Packet(both) => self.sieve.packet(both),
             Delivery::End => return true,
         }
         false
+    }
+
+    /// Nothing is let go unless nginx itself says which connections failed, and how every request ended.
+    fn hear(&mut self, arrival: &Arrival) {
+        if let Body::Coverage(Coverage::Sensor { sensor, sight, .. }) = &arrival.body
+            && matches!(sensor, Sensor::NginxFunctions | Sensor::NginxStatuses)
+        {
+            self.sights.insert(*sensor, *sight);
+            let heard = self.sights.len() == 2 && self.sights.values().all(|sight| *sight == Sight::On);
+            self.sieve.set_open(!heard);
+        }
+    }
+
+    /// Everything up to here goes into the pipeline, except what the sieve lets go.
+    fn release(&mut self, until: Moment) {
+        let Self { sieve, pipeline, packets, names, counts, recorder, .. } = self;
+        sieve.release(until.0, |what| match what {
+            GoesOn::Record(record) => match kernel::decode(record, names) {
+                Ok(decoded) => {
+                    tracing::trace!(?decoded, "record");
+                    let at = At::exactly(decoded.time);
+                    let raw = recorder.as_ref().map(|_| Raw::Kernel(record.into()));
+                    push(pipeline, recorder, Arrival { at, source: Source::Kernel, body: decoded.body }, raw);
+                }
+                Err(error) => {
+                    counts.unreadable.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!("unreadable kernel record: {error}");
+                }
+            },
+            GoesOn::Packet(both) => {
+                let (arrival, packet) = *both;
+                let netns = match &arrival.body {
+                    Body::Packet(event) => event.netns,
+                    _ => None,
+                };
+                let raw = recorder.as_ref().map(|_| Raw::Packet(Box::new(packet.clone()), netns));
+                packets.push(packet);
+                push(pipeline, recorder, arrival, raw);
+            }
+        });
+    }
+
+    /// What got its place in the stream is kept.
+    fn record(&mut self) {
+        let Some(recorder) = &mut self.recorder else { return };
+        for placed in self.pipeline.take_placed() {
+            recorder.tape.place(placed.arrival, placed.id, placed.behind);
+        }
+        if recorder.tape.tell(self.pipeline.told()) {
+            recorder.tape.forget(&self.pipeline.memory().events);
+        }
+        recorder.write();
     }
 
     fn speak(&mut self) {
@@ -144,6 +348,9 @@ impl Thinker {
             let _ = self.said.send(Said::Question(question));
         }
         while let Some(judged) = self.pipeline.poll_case() {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.case(&judged, || self.pipeline.memory());
+            }
             match self.sink.case(&judged, &self.packets) {
                 Ok(()) => {
                     let _ = self.said.send(Said::Case(judged.case.kind));
@@ -153,5 +360,13 @@ impl Thinker {
                 }
             }
         }
+    }
+}
+
+fn push(pipeline: &mut Pipeline, recorder: &mut Option<Recorder>, arrival: Arrival, raw: Option<Raw>) {
+    let at = arrival.at;
+    let number = pipeline.push(arrival);
+    if let (Some(recorder), Some(raw)) = (recorder, raw) {
+        recorder.tape.hold(number, at, raw);
     }
 }

@@ -33,13 +33,15 @@ pub struct Merge {
 }
 
 impl Merge {
-    /// Takes an arrival. One that comes after its moment has been released is counted as late and leaves next.
-    pub fn push(&mut self, arrival: Arrival) {
+    /// Takes an arrival and says which it was, counted from 1. One that comes after its moment has been released is counted as late and
+    /// leaves next.
+    pub fn push(&mut self, arrival: Arrival) -> u64 {
         self.arrived += 1;
         if arrival.at.latest < self.watermark {
             self.late += 1;
         }
         self.waiting.insert((arrival.at.latest, arrival.source, self.arrived), arrival);
+        self.arrived
     }
 
     /// Promises that every source has delivered everything up to and including this moment. Going back is ignored.
@@ -49,13 +51,19 @@ impl Merge {
 
     /// The next event in order, if it can be known.
     pub fn pop(&mut self) -> Option<Event> {
+        self.pop_numbered().map(|(_, event)| event)
+    }
+
+    /// The same, with the number [`Merge::push`] gave the arrival.
+    pub fn pop_numbered(&mut self) -> Option<(u64, Event)> {
         let entry = self.waiting.first_entry()?;
-        if entry.key().0 > self.watermark {
+        let (moment, _, number) = *entry.key();
+        if moment > self.watermark {
             return None;
         }
         let Arrival { at, source, body } = entry.remove();
         self.released += 1;
-        Some(Event { id: EventId(self.released), at, source, body })
+        Some((number, Event { id: EventId(self.released), at, source, body }))
     }
 
     /// Everything up to here has left or can leave.

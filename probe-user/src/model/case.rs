@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     attempt::{Attempt, Link},
     coverage::CaseCoverage,
@@ -16,7 +18,7 @@ use super::{
 pub struct CaseId(pub String);
 
 /// What kind of case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CaseKind {
     /// The client got a gateway failure.
     Incident,
@@ -54,7 +56,7 @@ pub enum Origin {
     Unknown,
 }
 
-/// An earlier failure at the same peers, for blackouts (`no live upstreams`).
+/// An earlier failure: at the same peers, for blackouts (`no live upstreams`); or of the nginx behind this one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EarlierFailure {
     /// The case it belongs to.
@@ -67,6 +69,17 @@ pub struct EarlierFailure {
     pub cause: Option<&'static str>,
     /// The worker whose counter it raised.
     pub worker: Option<Pid>,
+    /// The client of that request.
+    pub client: Option<SocketAddr>,
+}
+
+/// An earlier failure of the same request, which nginx may have put into its cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The case.
+    pub case: CaseId,
+    /// When.
+    pub at: Moment,
 }
 
 /// A case.
@@ -97,6 +110,8 @@ pub struct Case {
     /// It is certain that nothing else was tried: the last attempt here made the status. Without nginx's own list another attempt may
     /// have followed that left no line.
     pub attempts_complete: bool,
+    /// It is known from packets only: nginx said nothing of it.
+    pub by_wire: bool,
     /// The failure was in a subrequest.
     pub subrequest: bool,
     /// How the attempts are tied to the request: the weakest of theirs, or of the request itself when there are none.
@@ -108,8 +123,13 @@ pub struct Case {
     pub processes: Vec<Event>,
     /// What the host looked like.
     pub host: Vec<(EventId, At, HostFact)>,
-    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last.
+    /// For blackouts: failures of the same group's peers within their `fail_timeout`, newest last. Otherwise: failures of another nginx
+    /// that is watched too, for requests that came over the connections of these attempts.
     pub earlier: Vec<EarlierFailure>,
+    /// nginx's upstream module had begun to work on the request; `None`: not known.
+    pub upstream_begun: Option<bool>,
+    /// Where nothing was tried: the last case with the same host, URI and status in which something was.
+    pub stored: Option<Stored>,
     /// What could be seen.
     pub coverage: CaseCoverage,
 }

@@ -113,16 +113,17 @@ impl Message {
             ("upstream sent invalid FastCGI", Message::FastCgi),
             ("upstream sent unexpected FastCGI", Message::FastCgi),
             ("upstream rejected request", Message::Grpc),
-            ("upstream sent goaway", Message::Grpc),
-            ("upstream sent too large http2", Message::Grpc),
-            ("upstream sent unexpected http2", Message::Grpc),
             ("upstream violated", Message::Grpc),
+            ("memcached sent invalid", Message::InvalidHeader),
             ("upstream sent no valid", Message::InvalidHeader),
             ("upstream sent invalid", Message::InvalidHeader),
             ("upstream sent duplicate", Message::InvalidHeader),
             ("upstream sent unknown", Message::InvalidHeader),
             ("upstream sent \"Content-Length\" and", Message::InvalidHeader),
         ];
+        if is_about_http2(text) {
+            return Some(Self::Grpc);
+        }
         if let Some((_, message)) = TABLE.iter().find(|(start, _)| text.starts_with(start)) {
             return Some(*message);
         }
@@ -140,6 +141,14 @@ impl Message {
         // ngx_connection_error() formats "%s" in versions that pass the text as an argument; upstream texts all begin with the word.
         text.starts_with("upstream ").then_some(Self::Other)
     }
+}
+
+/// Frames, streams and windows are HTTP/2's own words. (`ngx_http_grpc_module.c`, `ngx_http_proxy_v2_module.c`; what stands in quotes is
+/// the upstream's.)
+fn is_about_http2(text: &str) -> bool {
+    let Some(rest) = text.strip_prefix("upstream sent ") else { return false };
+    let own = rest.split('"').next().unwrap_or(rest);
+    ["goaway", "http2", "frame", "stream", "window"].iter().any(|word| own.contains(word))
 }
 
 impl Phase {

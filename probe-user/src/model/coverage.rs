@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::time::At;
 
 /// Something that sees one kind of thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Sensor {
     /// TCP state changes of watched flows.
     SocketStates,
@@ -41,6 +43,9 @@ pub enum Sensor {
     Configuration,
     /// Listeners and processes of this host (`/proc`, sockets).
     Host,
+    /// What the sensors above see beyond nginx's own namespace and processes: the upstream's end, where that is on this host. Off: nothing
+    /// of it is in the stream, as if every upstream ran on another host.
+    UpstreamSide,
 }
 
 impl Sensor {
@@ -63,6 +68,7 @@ impl Sensor {
         Self::AccessLog,
         Self::Configuration,
         Self::Host,
+        Self::UpstreamSide,
     ];
 
     /// The name used in `ready` and by `doctor`.
@@ -86,6 +92,7 @@ impl Sensor {
             Self::AccessLog => "access-log",
             Self::Configuration => "configuration",
             Self::Host => "host",
+            Self::UpstreamSide => "upstream-side",
         }
     }
 }
@@ -97,7 +104,7 @@ impl fmt::Display for Sensor {
 }
 
 /// How well a sensor sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Sight {
     /// Everything it is made for.
     On,
@@ -108,7 +115,7 @@ pub enum Sight {
 }
 
 /// A statement about coverage.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coverage {
     /// From this event's time on, the sensor sees like this.
     Sensor {
@@ -153,6 +160,12 @@ impl CaseCoverage {
         let on = self.sensors.iter().any(|(s, sight, _)| *s == sensor && *sight == Sight::On);
         let lost = if sensor == Sensor::Packets { self.packets_dropped } else { self.events_lost };
         on && lost == 0 && !self.cut_short
+    }
+
+    /// Whether it was said that the sensor sees nothing; one never spoken of was not left out on purpose.
+    #[must_use]
+    pub fn left_out(&self, sensor: Sensor) -> bool {
+        self.sensors.iter().any(|(s, sight, why)| *s == sensor && *sight == Sight::Off && why.is_some())
     }
 
     /// How well the sensor saw; a sensor never spoken of saw nothing.

@@ -8,6 +8,7 @@ use super::{
     process::ProcessEvent,
     socket::{DropEvent, SocketEvent, SyscallEvent},
     time::At,
+    wire::Wire,
 };
 
 /// Names an event within one run. Given in stream order, so it is also a position.
@@ -57,6 +58,8 @@ pub enum Body {
     Nginx(NginxEvent),
     /// On the wire.
     Packet(PacketEvent),
+    /// What the packets of a connection come to, where nginx itself could not be watched.
+    Wire(Wire),
     /// A line of nginx's error log.
     ErrorLine(ErrorLine),
     /// A line of nginx's access log.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{
     event::EventId,
+    host::{Asker, PathPart, RouteKind},
     net::Errno,
     process::{Ending, Pid, Sender},
 };
@@ -63,6 +64,82 @@ pub enum Fact {
         address: SocketAddr,
         /// Who.
         process: Option<(Option<Pid>, String)>,
+    },
+    /// Who used to listen there, and what became of it.
+    FormerListener {
+        /// Where.
+        upstream: SocketAddr,
+        /// Who.
+        process: (Pid, String),
+        /// How it ended, where that was seen.
+        how: Option<Ending>,
+        /// The signal that asked it to, and who sent it.
+        signal: Option<(u32, Option<Sender>)>,
+        /// How long before nginx asked it was gone, microseconds.
+        ago_us: Option<u64>,
+    },
+    /// Full accept queues of the listener's network namespace refused handshakes meanwhile.
+    ListenOverflows {
+        /// How many.
+        count: u64,
+    },
+    /// The route this host has to the upstream.
+    Route {
+        /// What it does.
+        kind: RouteKind,
+        /// For what.
+        destination: Option<String>,
+    },
+    /// Local ports towards the upstream.
+    LocalPorts {
+        /// First and last.
+        range: (u16, u16),
+        /// Held.
+        in_use: u32,
+        /// Of these, in `TIME_WAIT`.
+        waiting: u32,
+    },
+    /// Open files of the system.
+    SystemFiles {
+        /// Open.
+        open: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// A name of the configuration has other addresses now than the one nginx holds.
+    NameMoved {
+        /// The name.
+        name: String,
+        /// What nginx holds.
+        holds: SocketAddr,
+        /// What it resolves to now.
+        now: Vec<SocketAddr>,
+    },
+    /// A part of the path denies the worker.
+    PathDenied {
+        /// Which.
+        part: PathPart,
+        /// Whom.
+        asker: Asker,
+    },
+    /// A part of the path does not exist.
+    PathMissing {
+        /// Which.
+        path: String,
+    },
+    /// Nobody listens on the unix socket.
+    NoUnixListener {
+        /// Its path.
+        path: String,
+    },
+    /// The queue of the unix socket.
+    UnixQueue {
+        /// Who listens.
+        process: Option<(Option<Pid>, String)>,
+        /// Waiting.
+        waiting: u32,
+        /// The limit.
+        limit: u32,
     },
     /// The socket was told this errno.
     SocketError {
@@ -220,6 +297,41 @@ pub enum Fact {
     },
     /// No socket was opened and no packet sent for this request.
     NothingTried,
+    /// The configuration itself answers.
+    Configured {
+        /// The directive as written.
+        directive: String,
+        /// Where: `location /cart`.
+        place: String,
+    },
+    /// nginx's upstream module made the answer before it looked for a peer.
+    FromCache,
+    /// The same request had failed before.
+    StoredBefore {
+        /// In this case.
+        case: String,
+        /// Microseconds before this one.
+        before_us: u64,
+    },
+    /// What came does not look like what was expected.
+    LooksLike {
+        /// The protocol it looks like.
+        what: &'static str,
+    },
+    /// A RST whose TTL is not that of the upstream's other packets.
+    ForeignTtl {
+        /// The RST's.
+        reset: u8,
+        /// The others'.
+        peer: u8,
+    },
+    /// The upstream's kernel, this host's own, sent an answer that never arrived.
+    AnswerNotTaken {
+        /// Bytes of it that were under way.
+        bytes: u32,
+        /// How often segments were sent again.
+        times: u32,
+    },
     /// The kernel dropped a packet of the flow.
     Dropped {
         /// The reason.

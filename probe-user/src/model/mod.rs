@@ -15,3 +15,4 @@ pub mod process;
 pub mod socket;
 pub mod time;
 pub mod verdict;
+pub mod wire;

@@ -2,8 +2,10 @@
 
 use std::{fmt, net::SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// Where a peer is: `IP:port`, `[IPv6]:port` or `unix:/path`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Address {
     /// Over TCP.
     Ip(SocketAddr),

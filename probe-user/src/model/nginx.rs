@@ -104,6 +104,8 @@ pub struct NginxStatus {
     pub host: Option<String>,
     /// The client as nginx sees it.
     pub client: Option<SocketAddr>,
+    /// nginx's upstream module had begun to work on the request: it looks into the cache first, then for a peer. `None`: not known.
+    pub upstream_begun: Option<bool>,
     /// How many [`NginxAttempt`]s follow at once; `None`: they could not be read.
     pub attempts: Option<u32>,
 }

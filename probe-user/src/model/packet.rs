@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// Points back at a captured packet: `packets.pcapng#12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PacketRef(pub u64);
 
 /// What a captured packet begins with: a number of <https://www.tcpdump.org/linktypes.html>.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LinkType(pub u16);
 
 impl LinkType {
@@ -30,7 +32,7 @@ impl LinkType {
 }
 
 /// Which way a packet went past the capturing interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Direction {
     /// Into this host (or namespace).
     Inbound,
@@ -155,10 +157,41 @@ pub enum Content {
         /// Level and description of an alert in the clear.
         alert: Option<(u8, u8)>,
     },
+    /// The first words of another protocol.
+    Foreign(Foreign),
     /// Anything else.
     Other,
     /// There is a payload, and none of it was captured.
     NotCaptured,
+}
+
+/// Protocols that are met where HTTP was expected, by how they begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Foreign {
+    /// `SSH-2.0-…` (RFC 4253, section 4.2).
+    Ssh,
+    /// `220 …`: SMTP or FTP.
+    Mail,
+    /// `-ERR …`: Redis, or POP3.
+    Redis,
+    /// `<html…` or `<!DOCTYPE…` without a header before it.
+    Html,
+    /// A `SETTINGS` frame (RFC 9113, section 3.4).
+    Http2,
+}
+
+impl Foreign {
+    /// As a sentence says it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ssh => "SSH",
+            Self::Mail => "SMTP or FTP",
+            Self::Redis => "Redis or POP3",
+            Self::Html => "HTML without a header",
+            Self::Http2 => "HTTP/2",
+        }
+    }
 }
 
 /// An ICMP message about a TCP flow.

@@ -1,7 +1,9 @@
 //! Time. All inner times are nanoseconds since boot, suspend included (`CLOCK_BOOTTIME`); wall time exists only at the edges.
 
+use serde::{Deserialize, Serialize};
+
 /// A moment: nanoseconds since boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Moment(pub u64);
 
 impl Moment {
@@ -80,7 +82,7 @@ impl At {
 }
 
 /// Maps moments to wall time: `unix = boot + offset`. Taken when the run starts and stored with what it produced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WallClock {
     /// Nanoseconds to add to a moment to get nanoseconds since 1970.
     pub offset_ns: i64,

@@ -1,8 +1,10 @@
 //! Verdicts as people and programs read them, as text and files. Pure: values in, text and bytes out, and somebody else writes them.
 
 pub mod collection;
+pub mod connection;
 pub mod digest;
 pub mod explain;
+pub mod findings;
 pub mod html;
 pub mod json;
 pub mod markdown;

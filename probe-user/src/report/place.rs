@@ -62,7 +62,7 @@ impl Place {
                 Some(at_nginx(case, &format!("access log: {status}")))
             }
             Body::Host(fact) => of_host(fact, case),
-            Body::Coverage(_) => None,
+            Body::Coverage(_) | Body::Wire(_) => None,
         }
     }
 
@@ -223,6 +223,7 @@ fn of_packet(packet: &TcpPacket) -> Place {
         Content::HttpRequest { line, .. } => redact::request_line(line),
         Content::Tls { alert: Some((_, description)), .. } => format!("TLS alert {description}"),
         Content::Tls { .. } => "TLS".to_owned(),
+        Content::Foreign(foreign) => foreign.name().to_owned(),
         Content::Empty | Content::Other | Content::NotCaptured if packet.payload_length > 0 => {
             format!("{} bytes", packet.payload_length)
         }
@@ -236,6 +237,11 @@ fn of_packet(packet: &TcpPacket) -> Place {
         brief: cut(&parts.join(" ")),
         ..Place::default()
     }
+}
+
+/// Something of nginx's own host.
+fn own_host(brief: &str) -> Place {
+    Place { side: Some(NGINX), brief: cut(brief), ..Place::default() }
 }
 
 fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
@@ -275,6 +281,26 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
             brief: "already open".to_owned(),
             ..Place::default()
         }),
+        HostFact::Served { upstream, pid, command, ended, .. } => {
+            let brief = if ended.is_some() { "gone" } else { "stopped listening" };
+            let at = Some(upstream.to_string());
+            Some(Place { from: at, ..process(*pid, command.as_deref().unwrap_or_default(), brief.to_owned()) })
+        }
+        HostFact::OtherListeners { listeners, .. } => {
+            let listener = listeners.first()?;
+            Some(Place {
+                from: Some(listener.address.to_string()),
+                ..process(listener.pid?, listener.command.as_deref()?, "listens elsewhere".to_owned())
+            })
+        }
+        HostFact::ListenOverflows { count, .. } => {
+            Some(Place { side: Some(UPSTREAM), brief: cut(&format!("ListenOverflows {count}")), ..Place::default() })
+        }
+        HostFact::Route { kind, .. } => Some(own_host(&format!("route: {}", kind.name()))),
+        HostFact::LocalPorts { in_use, .. } => Some(own_host(&format!("{in_use} local ports in use"))),
+        HostFact::SystemFiles { open, limit } => Some(own_host(&format!("{open} of {limit} files open in all"))),
+        HostFact::Name { name, .. } => Some(own_host(&format!("{} resolved", redact::text(name)))),
+        HostFact::UnixSocket(socket) => Some(own_host(&redact::text(&socket.path))),
         HostFact::Nginx(_) | HostFact::NginxGone { .. } => None,
     }
 }

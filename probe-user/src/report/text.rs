@@ -43,6 +43,21 @@ impl Style {
         };
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     }
+
+    /// A word that says how much a finding weighs.
+    pub(super) fn weight(self, weight: crate::check::Weight, text: &str) -> String {
+        let ink = match weight {
+            crate::check::Weight::Fault => Ink::Bad,
+            crate::check::Weight::Risk => Ink::Unsure,
+            crate::check::Weight::Note => Ink::Quiet,
+        };
+        self.paint(ink, text)
+    }
+
+    /// What is to be read first.
+    pub(super) fn strong(self, text: &str) -> String {
+        self.paint(Ink::Strong, text)
+    }
 }
 
 /// An incident or near miss as text: several lines, with a line end after the last.

@@ -141,6 +141,14 @@ fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<Told> {
         return told(&event);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());
+    if case.by_wire {
+        // nginx itself was not heard: what was seen is the answer's packet, or the end of the last attempt.
+        let text = match case.status {
+            Some(status) => format!("the request is answered {status}"),
+            None => "the attempt has failed".to_owned(),
+        };
+        return Some(Told { source: "packet", text, place: Some(Place::decision(case, &status)) });
+    }
     let text = format!("nginx decides {status}");
     Some(Told { source: "nginx", text, place: Some(Place::decision(case, &status)) })
 }
@@ -157,25 +165,31 @@ fn matters(event: &Event, case: &Case) -> bool {
                     flags.syn()
                         || flags.fin()
                         || flags.rst()
-                        || matches!(tcp.content, Content::HttpStatus { .. } | Content::HttpRequest { .. })
+                        || matches!(
+                            tcp.content,
+                            Content::HttpStatus { .. } | Content::HttpRequest { .. } | Content::Foreign(_)
+                        )
                         || matches!(tcp.content, Content::Tls { alert: Some(_), .. })
                 }
                 PacketBody::Icmp(_) => true,
             },
             Body::Socket(socket) => !matches!(socket.change, SocketChange::SynAckRetransmitted),
             Body::Drop(_) | Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
-            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) => false,
+            Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) | Body::Wire(_) => false,
         }
 }
 
 /// The row of a fact that rests on no event of the case.
 fn homeless(claim: &Evidence, against: bool) -> Row {
     let (source, t_us) = match &claim.fact {
-        Fact::PeerDisabled { before_us, .. } => ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX)),
+        Fact::PeerDisabled { before_us, .. } | Fact::StoredBefore { before_us, .. } => {
+            ("nginx", -i64::try_from(*before_us).unwrap_or(i64::MAX))
+        }
         Fact::OpenFiles { .. } | Fact::ListensNearby { .. } | Fact::ListensThere { .. } | Fact::AcceptQueue { .. } => {
             ("host", 0)
         }
-        Fact::NginxTimer { .. } => ("config", 0),
+        Fact::FormerListener { ago_us, .. } => ("process", -i64::try_from(ago_us.unwrap_or(0)).unwrap_or(i64::MAX)),
+        Fact::NginxTimer { .. } | Fact::NameMoved { .. } | Fact::Configured { .. } => ("config", 0),
         _ => ("nginx", 0),
     };
     Row {

@@ -1,5 +1,7 @@
 //! The words for events and facts. Every string from outside goes through [`redact`].
 
+mod host;
+
 use std::net::SocketAddr;
 
 use super::redact;
@@ -42,7 +44,7 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
             ("log", format!("access log: status {status}"))
         }
         Body::Host(fact) => host_fact(fact),
-        Body::Coverage(_) => return None,
+        Body::Coverage(_) | Body::Wire(_) => return None,
     })
 }
 
@@ -209,6 +211,7 @@ fn tcp_packet(packet: &TcpPacket) -> String {
         Content::HttpRequest { line, .. } => redact::request_line(line),
         Content::Tls { alert: Some((level, description)), .. } => format!("TLS alert {description} (level {level})"),
         Content::Tls { .. } => "TLS".to_owned(),
+        Content::Foreign(foreign) => foreign.name().to_owned(),
         Content::Empty | Content::Other | Content::NotCaptured => return out,
     };
     out + ": " + &content
@@ -240,6 +243,7 @@ fn host_fact(fact: &HostFact) -> (&'static str, String) {
         HostFact::ProcessState { pid, command, state, wait_channel } => {
             ("host", process_state(*pid, command, *state, wait_channel.as_deref()))
         }
+        other => ("host", host::host_fact(other).unwrap_or_default()),
     }
 }
 
@@ -301,6 +305,10 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
         | Fact::ListensNearby { .. }
+        | Fact::LocalPorts { .. }
+        | Fact::SystemFiles { .. }
+        | Fact::PathMissing { .. }
+        | Fact::NoUnixListener { .. }
         | Fact::UpstreamStatus { .. }
         | Fact::FinReceived { acknowledged_request: None }
         | Fact::ResetReceived { after_request_us: None }
@@ -392,6 +400,8 @@ pub fn fact(of: &Fact) -> String {
             let cause = cause.unwrap_or("not yet judged");
             format!("{} had failed {} before: {cause}, case {case}", redact::text(peer), micros(*before_us))
         }
+        Fact::Configured { .. } | Fact::FromCache | Fact::StoredBefore { .. } => origin(of),
+        Fact::LooksLike { .. } | Fact::ForeignTtl { .. } | Fact::AnswerNotTaken { .. } => on_the_wire(of),
         Fact::NothingTried => "no connection was tried for this request".to_owned(),
         Fact::Dropped { reason } => {
             format!(
@@ -406,6 +416,37 @@ pub fn fact(of: &Fact) -> String {
         Fact::ProcessState { process: (pid, command), state, wait_channel } => {
             process_state(*pid, command, *state, wait_channel.as_deref())
         }
+        other => host::fact(other).unwrap_or_default(),
+    }
+}
+
+/// Where an answer came from that no upstream gave.
+fn origin(of: &Fact) -> String {
+    match of {
+        Fact::Configured { directive, place } => {
+            format!("the configuration says `{}` in {}", redact::text(directive), redact::text(place))
+        }
+        Fact::FromCache => "nginx's upstream module answered before it looked for a server: from its cache".to_owned(),
+        Fact::StoredBefore { case, before_us } => {
+            format!("the same request had failed {} before: case {case}", micros(*before_us))
+        }
+        _ => String::new(),
+    }
+}
+
+/// What packets and their repetition tell.
+fn on_the_wire(of: &Fact) -> String {
+    match of {
+        Fact::LooksLike { what } => format!("it looks like {what}"),
+        Fact::ForeignTtl { reset, peer } => {
+            format!("that RST came with TTL {reset}, the upstream's other packets with TTL {peer}")
+        }
+        Fact::AnswerNotTaken { bytes, times } => {
+            format!(
+                "the upstream sent {bytes} bytes of its answer {times} more times, and nginx's side took none of them"
+            )
+        }
+        _ => String::new(),
     }
 }
 

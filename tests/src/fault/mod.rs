@@ -3,11 +3,29 @@
 mod closing;
 mod connecting;
 mod exhaustion;
+mod firewall;
+mod gone;
 mod harmless;
+mod keepalive;
+mod list;
+mod names;
+mod network;
+mod origin;
+mod ports;
+mod process;
+mod protocol;
+mod queue;
+mod routing;
+pub mod servers;
+mod stall;
+mod tls;
+mod truncated;
+mod unix;
 
 use anyhow::{Context, Result};
 
 use crate::expect::Witness;
+use crate::lab::Lab;
 use crate::site::{Plan, Site};
 
 /// A named way to break a site.
@@ -35,6 +53,15 @@ impl std::fmt::Debug for Fault {
     }
 }
 
+/// Faults that share one nginx, and the lab they need.
+#[derive(Clone)]
+pub struct Party {
+    /// The faults, in an order in which none spoils the next.
+    pub faults: Vec<Fault>,
+    /// Makes the lab.
+    pub lab: fn() -> Result<Lab>,
+}
+
 impl Fault {
     /// What most faults are like.
     const fn new(
@@ -52,15 +79,100 @@ impl Fault {
         [connecting::FAULTS, closing::FAULTS, exhaustion::FAULTS, harmless::FAULTS].concat()
     }
 
+    /// Those of the family `connect` that have a suite of their own.
+    #[must_use]
+    pub fn of_connect() -> Vec<Self> {
+        let [rejects, others] = firewall::FAULTS;
+        [
+            rejects,
+            others,
+            routing::FAULTS,
+            queue::FAULTS,
+            ports::FAULTS,
+            unix::FAULTS,
+            unix::UNPRIVILEGED,
+            gone::FAULTS,
+            names::RESOLVED,
+            names::HELD,
+            names::LOCALHOST,
+        ]
+        .concat()
+    }
+
+    /// Those of real servers, which have a suite of their own.
+    #[must_use]
+    pub fn of_servers() -> Vec<Self> {
+        servers::FAULTS.concat()
+    }
+
+    /// Those of the family `connection` that have a suite of their own.
+    #[must_use]
+    pub fn of_connection() -> Vec<Self> {
+        [process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+    }
+
+    /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
+    #[must_use]
+    pub fn of_router() -> Vec<Self> {
+        network::FAULTS.to_vec()
+    }
+
+    /// Those of the families `protocol` and `origin` that have a suite of their own.
+    #[must_use]
+    pub fn of_protocol() -> Vec<Self> {
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+    }
+
+    /// Every fault of every suite.
+    #[must_use]
+    pub fn every() -> Vec<Self> {
+        [
+            Self::all(),
+            Self::of_servers(),
+            Self::of_connection(),
+            Self::of_router(),
+            Self::of_protocol(),
+            Self::of_connect(),
+        ]
+        .concat()
+    }
+
+    /// Every fault of every suite, in parties that can share an nginx.
+    #[must_use]
+    pub fn parties() -> Vec<Party> {
+        let plain = |faults| Party { faults, lab: Lab::new };
+        let mut parties = vec![plain(Self::sharing()), plain(Self::of_connection()), plain(Self::of_protocol())];
+        parties.push(Party { faults: Self::of_router(), lab: Lab::with_router });
+        // What one server's fault leaves behind must not be blamed for another's.
+        let server = |fault: &Self| fault.name.split('-').next();
+        parties.extend(
+            Self::of_servers().chunk_by(|one, other| server(one) == server(other)).map(<[_]>::to_vec).map(plain),
+        );
+        parties.extend(Self::all().into_iter().filter(|fault| fault.alone).map(|fault| plain(vec![fault])));
+        parties
+    }
+
     /// Those that can share one site.
     #[must_use]
     pub fn sharing() -> Vec<Self> {
         Self::all().into_iter().filter(|fault| !fault.alone).collect()
     }
 
+    /// The catalogue's families, as far as their faults can share an nginx, and servers that no other fault takes away.
+    #[must_use]
+    pub fn families() -> [(&'static str, Vec<Self>); 4] {
+        let families = [
+            ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
+            ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
+            ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
+            ("origin", [origin::FAULTS, harmless::FAULTS].concat()),
+        ];
+        families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
+    }
+
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::all().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        Self::every().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 
@@ -68,11 +180,22 @@ impl Fault {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::Fault;
+    use super::{Fault, Party};
+
+    #[test]
+    fn every_fault_is_in_one_party() {
+        let mut parties: Vec<&str> =
+            Fault::parties().iter().flat_map(|Party { faults, .. }| faults).map(|fault| fault.name).collect();
+        let mut every: Vec<&str> = Fault::every().iter().map(|fault| fault.name).collect();
+        parties.sort_unstable();
+        every.sort_unstable();
+        assert_eq!(parties, every);
+    }
 
     #[test]
     fn names_are_unique() {
-        let names: BTreeSet<_> = Fault::all().iter().map(|fault| fault.name).collect();
-        assert_eq!(names.len(), Fault::all().len());
+        let every = Fault::every();
+        let names: BTreeSet<_> = every.iter().map(|fault| fault.name).collect();
+        assert_eq!(names.len(), every.len());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::wire;
+
 /// What to do with a request that has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Behaviour {
@@ -22,8 +24,36 @@ pub(super) enum Action {
     Reset,
     /// Close without a byte.
     Close,
+    /// Send these bytes, then reset.
+    AnswerAndReset(Vec<u8>),
+    /// Send these bytes, then nothing, ever.
+    AnswerAndHang(Vec<u8>),
     /// Nothing, ever.
     Hang,
+    /// Ends the sending side; the connection stays open.
+    Shutdown,
+    /// The process ends by this signal, of its own making.
+    Crash(i32),
+    /// The process ends with this status.
+    Exit(i32),
+    /// A fault in another worker; this one closes a little later, for reasons of its own.
+    SiblingCrash,
+}
+
+/// A header that does not end.
+const HALF: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/pl";
+/// A body that does not end. More than nginx holds back before it sends (`postpone_output`, 1460 bytes).
+const CUT: &[u8] = &cut();
+
+const fn cut() -> [u8; 2_045] {
+    let mut bytes = [b'x'; 2_045];
+    let header = b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n";
+    let mut index = 0;
+    while index < header.len() {
+        bytes[index] = header[index];
+        index += 1;
+    }
+    bytes
 }
 
 impl Behaviour {
@@ -31,23 +61,45 @@ impl Behaviour {
     pub(super) fn of(target: &str) -> Self {
         let mut segments = target.split(['/', '?']).skip(1);
         let name = segments.next().unwrap_or_default();
-        let number = segments.next().and_then(|segment| segment.parse::<u64>().ok());
+        let second = segments.next().unwrap_or_default();
+        let number = second.parse::<u64>().ok();
         let delay = match name {
-            "slow" | "reset" | "close" => Duration::from_millis(number.unwrap_or(0)),
+            "slow" | "reset" | "close" | "stall" => Duration::from_millis(number.unwrap_or(0)),
             _ => Duration::ZERO,
         };
         let action = match name {
             "ok" | "slow" => Action::Answer(response(200, "hello from the upstream\n")),
             "reset" => Action::Reset,
             "close" => Action::Close,
-            "half" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nContent-Type: text/pl".to_vec()),
+            "half" => Action::AnswerAndClose(HALF.to_vec()),
             "hang" => Action::Hang,
+            "half-hang" => Action::AnswerAndHang(HALF.to_vec()),
+            "half-reset" => Action::AnswerAndReset(HALF.to_vec()),
+            "shutdown" => Action::Shutdown,
+            "crash" => Action::Crash(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
+            "exit" => Action::Exit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
+            "sibling" => Action::SiblingCrash,
+            "cut" => Action::AnswerAndClose(CUT.to_vec()),
+            "cut-reset" => Action::AnswerAndReset(CUT.to_vec()),
+            "cut-hang" => Action::AnswerAndHang(CUT.to_vec()),
+            "cut-chunk" => Action::AnswerAndClose(
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nthe firs\r\n20\r\nthe sec".to_vec(),
+            ),
             "status" => {
                 let status = number.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
                 Action::Answer(response(status, "the upstream's own words\n"))
             }
             "bighdr" => Action::AnswerAndClose(big_header()),
             "garbage" => Action::AnswerAndClose(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+            "alert" => Action::AnswerAndClose(wire::alert(u8::try_from(number.unwrap_or(10)).unwrap_or(10))),
+            "bad-line" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nX-Bad\x01Name: 1\r\n\r\nok".to_vec()),
+            "bad-coding" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: rot13\r\n\r\nbx".to_vec()),
+            "large" => Action::Answer(response(200, &"large ".repeat(4 * 1024))),
+            "fastcgi" => Action::AnswerAndClose(wire::fastcgi(second)),
+            "http2" => {
+                let error = segments.next().and_then(|segment| segment.parse().ok()).unwrap_or(0);
+                Action::AnswerAndHang(wire::http2(second, error))
+            }
             _ => Action::Answer(response(404, "no such behaviour\n")),
         };
         Self { delay, action }

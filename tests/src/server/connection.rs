@@ -1,12 +1,14 @@
 //! One connection of the lab's upstream.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
 
 use super::behaviour::{Action, Behaviour, response};
+use super::prefork;
 use crate::client::find;
 
 /// How a connection ends.
@@ -18,6 +20,20 @@ pub(super) enum Ending {
     Reset,
 }
 
+/// How long after its sibling's end a worker closes: the two are told apart by nothing but who held the connection.
+const BESIDE: Duration = Duration::from_millis(30);
+
+/// What becomes of a request that is left unread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    /// The connection is closed over it.
+    Close,
+    /// It waits for the command to answer.
+    Wait,
+    /// Nothing.
+    Never,
+}
+
 /// Where a connection stands.
 #[derive(Debug)]
 enum Phase {
@@ -26,16 +42,40 @@ enum Phase {
     /// Has read a request and acts on it when the time has come.
     Waiting { until: Instant, action: Action, keep: bool },
     /// Sends, then goes on reading or closes.
-    Writing { keep: bool },
+    Writing { then: Afterwards },
     /// Has read a request and will never answer.
     Hanging,
+    /// Reads nothing until it is told to answer (`/early`), or for ever (`/ignore`).
+    Deaf { answers: bool },
+}
+
+/// What happens when everything is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    /// The next request.
+    Keep,
+    /// The end.
+    End(Ending),
+    /// Nothing any more.
+    Hang,
+}
+
+/// What a connection's listener is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Requests choose the behaviour.
+    Requests,
+    /// Commands to the server.
+    Control,
+    /// Whatever comes is met with this behaviour.
+    Script(String),
 }
 
 /// A connection and what has been read of its next request.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
-    control: bool,
+    role: Role,
     phase: Phase,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -43,9 +83,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, control: bool, now: Instant) -> Self {
+    pub(super) fn new(stream: TcpStream, role: Role, now: Instant) -> Self {
         let phase = Phase::Reading { since: now };
-        Self { stream, control, phase, input: Vec::new(), output: Vec::new(), command: None }
+        Self { stream, role, phase, input: Vec::new(), output: Vec::new(), command: None }
     }
 
     pub(super) fn stream(&self) -> &TcpStream {
@@ -57,7 +97,7 @@ impl Connection {
         match self.phase {
             Phase::Writing { .. } => PollFlags::POLLOUT,
             Phase::Reading { .. } | Phase::Hanging => PollFlags::POLLIN,
-            Phase::Waiting { .. } => PollFlags::empty(),
+            Phase::Waiting { .. } | Phase::Deaf { .. } => PollFlags::empty(),
         }
     }
 
@@ -66,13 +106,23 @@ impl Connection {
         match self.phase {
             Phase::Reading { since } => idle.filter(|_| self.is_idle()).map(|idle| since + idle),
             Phase::Waiting { until, .. } => Some(until),
-            Phase::Writing { .. } | Phase::Hanging => None,
+            Phase::Writing { .. } | Phase::Hanging | Phase::Deaf { .. } => None,
         }
     }
 
     /// Waits for a request of which nothing has come yet.
     pub(super) fn is_idle(&self) -> bool {
-        !self.control && matches!(self.phase, Phase::Reading { .. }) && self.input.is_empty()
+        self.role != Role::Control && matches!(self.phase, Phase::Reading { .. }) && self.input.is_empty()
+    }
+
+    /// Waits with the request unread for the command to answer.
+    pub(super) fn waits_unread(&self) -> bool {
+        matches!(self.phase, Phase::Deaf { answers: true })
+    }
+
+    /// Sends these bytes at once, whatever the phase.
+    pub(super) fn blurt(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
     }
 
     /// A command that came in on the control address.
@@ -83,7 +133,7 @@ impl Connection {
     /// Sends the answer to a command.
     pub(super) fn answer(&mut self, text: &str) {
         self.output = response(200, text);
-        self.phase = Phase::Writing { keep: true };
+        self.phase = Phase::Writing { then: Afterwards::Keep };
     }
 
     /// Does what can be done now; says how the connection ends when it does.
@@ -93,8 +143,17 @@ impl Connection {
             return Some(Ending::Close);
         }
         if ready && matches!(self.phase, Phase::Reading { .. } | Phase::Hanging) {
-            if self.asks_to_stay_unread() {
-                return Some(Ending::Close);
+            match self.asks_to_stay_unread() {
+                Some(Unread::Close) => return Some(Ending::Close),
+                Some(Unread::Wait) => {
+                    self.phase = Phase::Deaf { answers: true };
+                    return None;
+                }
+                Some(Unread::Never) => {
+                    self.phase = Phase::Deaf { answers: false };
+                    return None;
+                }
+                None => {}
             }
             if !self.read() {
                 return Some(Ending::Close);
@@ -111,40 +170,66 @@ impl Connection {
                     if now < *until {
                         return None;
                     }
-                    let keep = *keep;
-                    match action.clone() {
-                        Action::Reset => return Some(Ending::Reset),
-                        Action::Close => return Some(Ending::Close),
-                        Action::Hang => self.phase = Phase::Hanging,
-                        Action::Answer(bytes) => {
-                            self.output = bytes;
-                            self.phase = Phase::Writing { keep };
-                        }
-                        Action::AnswerAndClose(bytes) => {
-                            self.output = bytes;
-                            self.phase = Phase::Writing { keep: false };
-                        }
+                    let keep = if *keep { Afterwards::Keep } else { Afterwards::End(Ending::Close) };
+                    if let Some(ending) = self.act(action.clone(), keep, now) {
+                        return Some(ending);
                     }
                 }
-                Phase::Writing { keep } => {
-                    let keep = *keep;
-                    match self.write() {
-                        Ok(false) => return None,
-                        Ok(true) if keep => self.phase = Phase::Reading { since: now },
-                        Ok(true) | Err(()) => return Some(Ending::Close),
+                Phase::Writing { then } => {
+                    let then = *then;
+                    match (self.write(), then) {
+                        (Ok(false), _) => return None,
+                        (Ok(true), Afterwards::Keep) => self.phase = Phase::Reading { since: now },
+                        (Ok(true), Afterwards::Hang) => self.phase = Phase::Hanging,
+                        (Ok(true), Afterwards::End(ending)) => return Some(ending),
+                        (Err(()), _) => return Some(Ending::Close),
                     }
                 }
-                Phase::Hanging => return None,
+                Phase::Deaf { .. } | Phase::Hanging => return None,
             }
         }
     }
 
-    /// Whether what waits in the kernel asks to be closed unread.
-    fn asks_to_stay_unread(&self) -> bool {
+    /// Does what the request asks for; says how the connection ends when it does.
+    fn act(&mut self, action: Action, keep: Afterwards, now: Instant) -> Option<Ending> {
+        let (bytes, then) = match action {
+            Action::Reset => return Some(Ending::Reset),
+            Action::Close => return Some(Ending::Close),
+            Action::Hang => (Vec::new(), Afterwards::Hang),
+            Action::Answer(bytes) => (bytes, keep),
+            Action::AnswerAndClose(bytes) => (bytes, Afterwards::End(Ending::Close)),
+            Action::AnswerAndReset(bytes) => (bytes, Afterwards::End(Ending::Reset)),
+            Action::AnswerAndHang(bytes) => (bytes, Afterwards::Hang),
+            Action::Shutdown => {
+                let _ = self.stream.shutdown(Shutdown::Write);
+                (Vec::new(), Afterwards::Hang)
+            }
+            Action::Crash(signal) => {
+                prefork::crash(signal);
+                return Some(Ending::Close);
+            }
+            Action::Exit(status) => std::process::exit(status),
+            Action::SiblingCrash => {
+                prefork::kill_siblings(Signal::SIGSEGV);
+                self.phase = Phase::Waiting { until: now + BESIDE, action: Action::Close, keep: false };
+                return None;
+            }
+        };
+        self.output = bytes;
+        self.phase = Phase::Writing { then };
+        None
+    }
+
+    /// Whether what waits in the kernel asks to be left unread.
+    fn asks_to_stay_unread(&self) -> Option<Unread> {
         let mut start = [0; 64];
-        let Ok(count) = self.stream.peek(&mut start) else { return false };
+        let count = self.stream.peek(&mut start).ok()?;
         let start = &start[..count];
-        self.input.is_empty() && !self.control && (find(start, b" /unread").is_some())
+        if !self.input.is_empty() || self.role == Role::Control {
+            return None;
+        }
+        let wishes = [(b" /unread", Unread::Close), (b" /early/", Unread::Wait), (b" /ignore", Unread::Never)];
+        wishes.into_iter().find(|(wish, _)| find(start, &wish[..]).is_some()).map(|(_, unread)| unread)
     }
 
     /// Reads what is there; false at the end of the stream.
@@ -163,6 +248,22 @@ impl Connection {
 
     /// Takes a whole request off the input, if one is there.
     fn take_request(&mut self, now: Instant) -> bool {
+        if let Role::Script(target) = &self.role {
+            if self.input.is_empty() {
+                return false;
+            }
+            let behaviour = Behaviour::of(target);
+            self.input.clear();
+            self.phase = Phase::Waiting { until: now + behaviour.delay, action: behaviour.action, keep: false };
+            return true;
+        }
+        // Not a method: as servers of plain HTTP answer to a TLS handshake.
+        if self.input.first().is_some_and(|byte| !byte.is_ascii_uppercase()) {
+            self.input.clear();
+            let action = Action::AnswerAndClose(response(400, "plain HTTP is spoken here\n"));
+            self.phase = Phase::Waiting { until: now, action, keep: false };
+            return true;
+        }
         let Some(end) = find(&self.input, b"\r\n\r\n") else { return false };
         let head = String::from_utf8_lossy(&self.input[..end]).to_ascii_lowercase();
         let length: usize = field(&head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
@@ -172,7 +273,7 @@ impl Connection {
         let original = String::from_utf8_lossy(&self.input[..end]).into_owned();
         self.input.drain(..end + 4 + length);
         let target = original.split(' ').nth(1).unwrap_or("/").to_owned();
-        if self.control {
+        if self.role == Role::Control {
             self.command = Some(target);
             // The server answers in the same turn.
             self.phase = Phase::Hanging;

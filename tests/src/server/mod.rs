@@ -10,24 +10,40 @@
 //! | `/unread` | closes with the request unread: the kernel resets |
 //! | `/hang` | takes the request and never answers |
 //! | `/status/CODE` | answers that status |
+//! | `/half-hang`, `/half-reset` | half a header, then silence or a reset |
+//! | `/cut`, `/cut-reset`, `/cut-hang`, `/cut-chunk` | part of a body, then a close, a reset or silence |
+//! | `/shutdown` | reads the request, then ends its sending side only |
+//! | `/crash/SIGNAL`, `/exit/STATUS` | the process ends so |
+//! | `/sibling` | another worker crashes, then this one closes |
+//! | `/early/` | leaves the request unread until the command `/answer-early`: a 413, then a close |
+//! | `/ignore` | leaves the request unread for ever |
+//! | `/alert/N`, `/fastcgi/WHAT`, `/http2/WHAT/ERROR` | bytes of other protocols (`wire.rs`) |
+//! | `/bad-line`, `/bad-coding` | a good status line, then a header that is none |
+//! | `/large` | a body of many packets |
 //! | `/bighdr` | a response header larger than any default buffer |
 //! | `/garbage` | something that is not HTTP |
 //!
 //! Further segments are ignored, so a request can carry a number of its own.
+//! An address may be a unix socket (`unix:/path`), and may have a behaviour of its own (`10.0.0.1:80=/http2/goaway/0`), which then meets
+//! whatever comes there. With `--workers N` a master forks as many and replaces those that end.
 //! On the control address `GET /close-idle`, `/reset-idle` and `/count` say what to do with idle keepalive connections.
+//! `/stop-listening/PORT` closes a listener.
 
 mod behaviour;
 mod connection;
+mod prefork;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use connection::{Connection, Ending};
+use connection::{Connection, Ending, Role};
 
 /// After a failed accept the listener rests so long, as servers do that would otherwise spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -35,21 +51,37 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the command line says.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
-    listen: Vec<SocketAddr>,
+    listen: Vec<(Place, Role)>,
     control: Option<SocketAddr>,
     idle: Option<Duration>,
+    workers: usize,
+    backlog: Option<i32>,
 }
 
-/// The program: `upstream ADDRESS... [--control ADDRESS] [--idle-ms N]`; runs until it is killed.
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Internet(SocketAddr),
+    Unix(String),
+}
+
+/// The program: `upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N] [--backlog N]`; runs until it is killed.
 pub fn serve(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = parse(arguments)?;
     let mut listeners = Vec::new();
-    for address in &options.listen {
-        listeners.push(Listener::open(*address, false)?);
+    for (place, role) in &options.listen {
+        let listener = Listener::open(place, role.clone())?;
+        if let Some(backlog) = options.backlog {
+            // A second listen() only changes the queue's length.
+            let backlog = nix::sys::socket::Backlog::new(backlog).context("--backlog")?;
+            nix::sys::socket::listen(&listener, backlog).context("listen again")?;
+        }
+        listeners.push(listener);
     }
     if let Some(address) = options.control {
-        listeners.push(Listener::open(address, true)?);
+        listeners.push(Listener::open(&Place::Internet(address), Role::Control)?);
     }
+    prefork::begin(options.workers)?;
     let mut server = Server { listeners, connections: BTreeMap::new(), next: 0, idle: options.idle };
     loop {
         server.turn()?;
@@ -64,27 +96,86 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
         match word.as_str() {
             "--control" => options.control = Some(value()?.parse().context("--control")?),
             "--idle-ms" => options.idle = Some(Duration::from_millis(value()?.parse().context("--idle-ms")?)),
-            address => options.listen.push(address.parse().with_context(|| format!("the address {address:?}"))?),
+            "--backlog" => options.backlog = Some(value()?.parse().context("--backlog")?),
+            "--workers" => options.workers = value()?.parse().context("--workers")?,
+            listen => {
+                let (address, role) = match listen.split_once('=') {
+                    Some((address, behaviour)) => (address, Role::Script(behaviour.to_owned())),
+                    None => (listen, Role::Requests),
+                };
+                let place = match address.strip_prefix("unix:") {
+                    Some(path) => Place::Unix(path.to_owned()),
+                    None => Place::Internet(address.parse().with_context(|| format!("the address {address:?}"))?),
+                };
+                options.listen.push((place, role));
+            }
         }
     }
     if options.listen.is_empty() {
-        bail!("usage: upstream ADDRESS... [--control ADDRESS] [--idle-ms N]");
+        bail!("usage: upstream ADDRESS[=BEHAVIOUR]... [--control ADDRESS] [--idle-ms N] [--workers N] [--backlog N]");
     }
     Ok(options)
 }
 
 /// A listening socket.
 struct Listener {
-    socket: TcpListener,
-    control: bool,
+    socket: Socket,
+    role: Role,
     rests_until: Option<Instant>,
 }
 
+/// Of one family or the other.
+enum Socket {
+    Internet(TcpListener),
+    Unix(UnixListener),
+}
+
 impl Listener {
-    fn open(address: SocketAddr, control: bool) -> Result<Self> {
-        let socket = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, control, rests_until: None })
+    fn open(place: &Place, role: Role) -> Result<Self> {
+        let socket = match place {
+            Place::Internet(address) => {
+                let socket = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+                socket.set_nonblocking(true)?;
+                Socket::Internet(socket)
+            }
+            Place::Unix(path) => {
+                let socket = UnixListener::bind(path).with_context(|| format!("listen on {path}"))?;
+                socket.set_nonblocking(true)?;
+                Socket::Unix(socket)
+            }
+        };
+        Ok(Self { socket, role, rests_until: None })
+    }
+
+    /// Whether it listens on this port.
+    fn is_on(&self, port: &str) -> bool {
+        match &self.socket {
+            Socket::Internet(socket) => socket.local_addr().is_ok_and(|address| address.port().to_string() == port),
+            Socket::Unix(_) => false,
+        }
+    }
+
+    /// Takes a connection. Streams of both families read, write and close alike.
+    fn accept(&self) -> std::io::Result<TcpStream> {
+        let stream = match &self.socket {
+            Socket::Internet(socket) => {
+                let (stream, _peer) = socket.accept()?;
+                stream.set_nodelay(true)?;
+                stream
+            }
+            Socket::Unix(socket) => TcpStream::from(OwnedFd::from(socket.accept()?.0)),
+        };
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Internet(socket) => socket.as_fd(),
+            Socket::Unix(socket) => socket.as_fd(),
+        }
     }
 }
 
@@ -104,8 +195,7 @@ impl Server {
         let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(self.listeners.len() + self.connections.len());
         for listener in &self.listeners {
             let rests = listener.rests_until.is_some_and(|until| until > now);
-            polled
-                .push(PollFd::new(listener.socket.as_fd(), if rests { PollFlags::empty() } else { PollFlags::POLLIN }));
+            polled.push(PollFd::new(listener.as_fd(), if rests { PollFlags::empty() } else { PollFlags::POLLIN }));
         }
         let order: Vec<u64> = self.connections.keys().copied().collect();
         for connection in self.connections.values() {
@@ -142,13 +232,12 @@ impl Server {
 
     /// Takes every connection that waits.
     fn accept(&mut self, index: usize, now: Instant) -> Result<()> {
-        let listener = &mut self.listeners[index];
+        // A command of this very turn may have closed one.
+        let Some(listener) = self.listeners.get_mut(index) else { return Ok(()) };
         loop {
-            match listener.socket.accept() {
-                Ok((stream, _peer)) => {
-                    stream.set_nonblocking(true)?;
-                    stream.set_nodelay(true)?;
-                    self.connections.insert(self.next, Connection::new(stream, listener.control, now));
+            match listener.accept() {
+                Ok(stream) => {
+                    self.connections.insert(self.next, Connection::new(stream, listener.role.clone(), now));
                     self.next += 1;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
@@ -178,6 +267,14 @@ impl Server {
 
     /// Carries out a command from the control address and says to how many connections it applied.
     fn command(&mut self, command: &str) -> String {
+        if let Some(port) = command.strip_prefix("/stop-listening/") {
+            let before = self.listeners.len();
+            self.listeners.retain(|listener| !listener.is_on(port));
+            return (before - self.listeners.len()).to_string();
+        }
+        if command == "/answer-early" {
+            return self.answer_early().to_string();
+        }
         let idle: Vec<u64> =
             self.connections.iter().filter(|(_, connection)| connection.is_idle()).map(|(id, _)| *id).collect();
         let ending = match command {
@@ -191,6 +288,18 @@ impl Server {
             }
         }
         idle.len().to_string()
+    }
+
+    /// Answers without having read, as servers do that refuse by the header's first lines, and closes.
+    fn answer_early(&mut self) -> usize {
+        let waiting: Vec<u64> = self.connections.iter().filter(|(_, c)| c.waits_unread()).map(|(id, _)| *id).collect();
+        for id in &waiting {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.blurt(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+            self.end(*id, Ending::Close);
+        }
+        waiting.len()
     }
 
     /// Ends a connection.
@@ -214,16 +323,23 @@ fn linger_zero(stream: &TcpStream) {
 mod tests {
     use std::time::Duration;
 
-    use super::{Options, parse};
+    use super::{Options, Place, Role, parse};
 
     #[test]
     fn the_command_line_is_read() {
-        let words = ["10.0.0.1:80", "[::1]:80", "--idle-ms", "250", "--control", "127.0.0.1:81"];
-        let options = parse(words.into_iter().map(str::to_owned)).unwrap();
+        let words =
+            "10.0.0.1:80 unix:/run/app.sock [::1]:80=/http2/rst/7 --idle-ms 250 --control 127.0.0.1:81 --workers 2";
+        let options = parse(words.split(' ').map(str::to_owned)).unwrap();
         let wanted = Options {
-            listen: vec!["10.0.0.1:80".parse().unwrap(), "[::1]:80".parse().unwrap()],
+            listen: vec![
+                (Place::Internet("10.0.0.1:80".parse().unwrap()), Role::Requests),
+                (Place::Unix("/run/app.sock".to_owned()), Role::Requests),
+                (Place::Internet("[::1]:80".parse().unwrap()), Role::Script("/http2/rst/7".to_owned())),
+            ],
             control: Some("127.0.0.1:81".parse().unwrap()),
             idle: Some(Duration::from_millis(250)),
+            workers: 2,
+            backlog: None,
         };
         assert_eq!(options, wanted);
         assert!(parse(std::iter::empty()).is_err());

@@ -25,6 +25,7 @@ pub enum CrowdEnd {
 pub fn crowd(seed: u64, connections: &[(u16, CrowdEnd)]) -> Vec<Arrival> {
     let peer = |place| Peer { place, v6: false };
     let world = World {
+        masters: 1,
         workers: 2,
         peers: vec![peer(Place::Loopback), peer(Place::Elsewhere)],
         counts_failures: false,

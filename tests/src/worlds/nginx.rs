@@ -1,6 +1,6 @@
 //! nginx's side of the stage: workers that do one thing at a time, requests with their numbers and pointers, what nginx says of them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use probe502::model::{
     coverage::Sensor,
@@ -19,8 +19,12 @@ use super::{
     tcp::Connection,
 };
 
-/// nginx's listen address.
-pub const LISTEN: &str = "10.0.0.1:80";
+/// The masters' listen addresses.
+pub const LISTEN: [SocketAddr; 2] = [at(80), at(81)];
+
+const fn at(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), port)
+}
 /// The name clients use.
 pub const HOST: &str = "shop.example";
 /// How long one turn of a worker's event loop may take at most here.
@@ -91,6 +95,12 @@ impl Worker {
 pub struct Inner {
     /// Worker and pointer.
     pub key: RequestKey,
+    /// The main request, if this is its subrequest.
+    pub parent: Option<RequestKey>,
+    /// Where the client reached nginx.
+    pub listen: SocketAddr,
+    /// nginx's upstream module has to do with it.
+    pub passed: bool,
     /// `*N`.
     pub number: u64,
     /// The how-manieth on the client's connection.
@@ -131,7 +141,7 @@ pub struct Words {
     pub text: &'static str,
     /// The errno.
     pub errno: Option<Errno>,
-    /// What it was doing.
+    /// What it was doing; empty: it does not say.
     pub action: &'static str,
     /// 2 alert, 4 error.
     pub level: u32,
@@ -149,13 +159,15 @@ impl Words {
 pub const CONNECTING: &str = "connecting to upstream";
 /// While sending.
 pub const SENDING: &str = "sending request to upstream";
+/// While the TLS handshake is on.
+pub const HANDSHAKING: &str = "SSL handshaking to upstream";
 /// While waiting for the header.
 pub const READING_HEADER: &str = "reading response header from upstream";
 /// After the header.
 pub const READING: &str = "reading upstream";
 
 impl Inner {
-    /// nginx writes to its error log about an attempt at `peer`.
+    /// nginx writes to its error log about an attempt at `peer`; empty: about none.
     pub fn complain(&self, tape: &mut Tape, t: u64, words: Words, peer: &str, connection: Option<&Connection>) {
         let upstream = connection.map(|connection| UpstreamConnection {
             fd: connection.fd,
@@ -163,34 +175,38 @@ impl Inner {
             unix: false,
             socket: Some(connection.nginx_socket(t)),
         });
+        let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let log = NginxLog {
             status: None,
             worker: self.key.worker,
             request: Some(self.key),
-            parent: None,
+            parent: self.parent,
             number: Some(self.number),
             client_requests: Some(self.client_requests),
             level: words.level,
             errno: words.errno,
             format: words.text.to_owned(),
-            action: Some(words.action.to_owned()),
-            peer: Some(peer.to_owned()),
+            action: said(words.action),
+            peer: said(peer),
             upstream,
             client: Some(self.client),
         };
         tape.nginx(Sensor::NginxFunctions, t, NginxEvent::Log(Box::new(log)));
         let line = ErrorLine {
-            level: if words.level == 2 { "alert" } else { "error" }.to_owned(),
+            level: ["alert", "crit", "error"]
+                .get(words.level.saturating_sub(2) as usize)
+                .unwrap_or(&"error")
+                .to_string(),
             pid: self.key.worker.0,
             number: Some(self.number),
             message: words.text.to_owned(),
             errno: words.errno,
-            action: Some(words.action.to_owned()),
+            action: said(words.action),
             client: Some(self.client.ip().to_string()),
             server: Some(HOST.to_owned()),
             request: Some(self.line.clone()),
-            subrequest: None,
-            upstream: Some(format!("http://{peer}/")),
+            subrequest: self.parent.map(|_| "/auth".to_owned()),
+            upstream: said(peer).map(|peer| format!("http://{peer}/")),
             host: Some(HOST.to_owned()),
         };
         tape.line(Sensor::ErrorLog, t + 1_000, Body::ErrorLine(line));
@@ -203,7 +219,7 @@ impl Inner {
         tape.nginx(Sensor::NginxFunctions, t, event);
     }
 
-    fn status(&self, tape: &mut Tape, t: u64, point: StatusPoint, status: u16) -> u64 {
+    fn status(&self, tape: &mut Tape, t: u64, point: StatusPoint, status: u16, overriding: Option<u16>) -> u64 {
         let sensor = match point {
             StatusPoint::SendHeader => Sensor::NginxStatuses,
             StatusPoint::SpecialResponse | StatusPoint::Redirect => Sensor::NginxFunctions,
@@ -213,11 +229,12 @@ impl Inner {
             point,
             worker: self.key.worker,
             request: self.key,
-            parent: None,
+            parent: self.parent,
             number: Some(self.number),
             client_requests: Some(self.client_requests),
             status,
-            overriding: None,
+            overriding,
+            upstream_begun: Some(self.passed),
             request_line: Some(self.line.clone()),
             host: Some(HOST.to_owned()),
             client: Some(self.client),
@@ -245,21 +262,39 @@ impl Inner {
         now + 1_000
     }
 
-    /// nginx makes an error response itself.
-    pub fn special_response(&self, tape: &mut Tape, t: u64, status: u16) -> u64 {
-        self.status(tape, t, StatusPoint::SpecialResponse, status)
+    /// nginx makes an error response itself; `overriding`: its page has a status of its own.
+    pub fn special_response(&self, tape: &mut Tape, t: u64, status: u16, overriding: Option<u16>) -> u64 {
+        self.status(tape, t, StatusPoint::SpecialResponse, status, overriding)
     }
 
-    /// The header goes to the client.
+    /// The request goes on to an error page.
+    pub fn redirect(&self, tape: &mut Tape, t: u64, status: u16) -> u64 {
+        self.status(tape, t, StatusPoint::Redirect, status, None)
+    }
+
+    /// The header goes to the client; a subrequest's goes nowhere.
     pub fn send_header(&self, tape: &mut Tape, t: u64, status: u16) -> u64 {
-        let now = self.status(tape, t, StatusPoint::SendHeader, status);
-        if let Ok(listen) = LISTEN.parse() {
+        let now = self.status(tape, t, StatusPoint::SendHeader, status, None);
+        if self.parent.is_none() {
             let line = format!("HTTP/1.1 {status} -");
             let sequence = tape.dice.sequence();
-            let packet = header(listen, self.client, sequence, 1, PSH_ACK, 64);
+            let packet = header(self.listen, self.client, sequence, 1, PSH_ACK, 64);
             tape.packet(now, packet, 300, Content::HttpStatus { code: status, line });
         }
         now + 1_000
+    }
+
+    /// Its subrequest.
+    #[must_use]
+    pub fn subrequest(&self, pointer: u64) -> Self {
+        let key = RequestKey { worker: self.key.worker, pointer };
+        Self { key, parent: Some(self.key), states: Vec::new(), ..self.clone() }
+    }
+
+    /// The main request of a subrequest, which tried nothing itself.
+    #[must_use]
+    pub fn main(&self) -> Self {
+        Self { key: self.parent.unwrap_or(self.key), parent: None, passed: false, states: Vec::new(), ..self.clone() }
     }
 
     /// The line in the access log.

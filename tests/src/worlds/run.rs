@@ -85,7 +85,7 @@ fn ask(story: &Story, view: &View, arrivals: &[Arrival]) -> (Vec<Arrival>, Vec<J
         while let Some(question) = pipeline.poll_question() {
             // Looking takes its time, and the sources' delay lies between.
             let at = watermark + 20 * MS + 300 * US * (1 + u64::try_from(answers.len() % 7).unwrap_or(0));
-            if let Some(answer) = view.answer(story, question, at) {
+            if let Some(answer) = view.answer(story, &question, at) {
                 pipeline.push(answer.clone());
                 answers.push(answer);
             }

@@ -29,8 +29,8 @@ pub const BEGIN: u64 = 100 * SECOND;
 pub const FIRST: u64 = 200 * SECOND;
 /// The name of the upstream group.
 pub const GROUP: &str = "app";
-/// nginx's master.
-pub const MASTER: Pid = Pid(800);
+/// The masters.
+pub const MASTERS: [Pid; 2] = [Pid(800), Pid(700)];
 
 /// A server of the group while the world is played.
 #[derive(Clone, Debug)]
@@ -122,7 +122,7 @@ pub struct Stage<'a> {
     pub lives: Vec<Life>,
     ports: Vec<(SocketAddr, u16, u64)>,
     next_port: u16,
-    next_number: u64,
+    next_number: [u64; 2],
     next_client: u16,
     /// Client connections that are open: worker, number, requests so far, client, since when.
     clients: Vec<(usize, u64, u64, SocketAddr, u64)>,
@@ -166,15 +166,21 @@ impl<'a> Stage<'a> {
             lives: Vec::new(),
             ports: Vec::new(),
             next_port: 40_000,
-            next_number: 1,
+            next_number: [1, 1],
             next_client: 50_000,
             clients: Vec::new(),
         }
     }
 
-    /// What nginx is, as the probe learns it.
+    /// Whose worker it is.
     #[must_use]
-    pub fn instance(&self) -> NginxInstance {
+    pub fn master_of(&self, worker: usize) -> usize {
+        worker % self.world.masters.clamp(1, MASTERS.len())
+    }
+
+    /// What an nginx is, as the probe learns it.
+    #[must_use]
+    pub fn instance(&self, master: usize) -> NginxInstance {
         let servers = self
             .servers
             .iter()
@@ -191,7 +197,7 @@ impl<'a> Stage<'a> {
             UpstreamGroup { name: GROUP.to_owned(), servers, keepalive: Some(32), keepalive_timeout_ms: Some(60_000) };
         let configuration = Configuration {
             groups: vec![group],
-            listen: LISTEN.parse().into_iter().collect(),
+            listen: LISTEN.get(master).copied().into_iter().collect(),
             upstreams: self.servers.iter().map(|server| Address::Ip(server.address)).collect(),
             directives: vec![
                 ("proxy_connect_timeout".to_owned(), format!("{}ms", self.connect_timeout / MS)),
@@ -199,9 +205,10 @@ impl<'a> Stage<'a> {
             ],
             ..Configuration::default()
         };
+        let own = self.workers.iter().enumerate().filter(|(index, _)| self.master_of(*index) == master);
         NginxInstance {
-            master: MASTER,
-            workers: self.workers.iter().map(|worker| worker.pid).collect(),
+            master: MASTERS.get(master).copied().unwrap_or(MASTERS[0]),
+            workers: own.map(|(_, worker)| worker.pid).collect(),
             version: Some("1.22.1".to_owned()),
             netns: Some(NGINX_NETNS),
             configuration: Some(configuration),
@@ -264,6 +271,7 @@ impl<'a> Stage<'a> {
 
     /// A request of a client arrives.
     pub fn arrive(&mut self, worker: usize, t: u64, same_client: bool, method: &str) -> Inner {
+        let master = self.master_of(worker);
         let kept = self.clients.iter().position(|(w, .., since)| *w == worker && *since < t);
         let (number, client_requests, client) = match kept {
             Some(index) if same_client => {
@@ -271,16 +279,24 @@ impl<'a> Stage<'a> {
                 (number, requests + 1, client)
             }
             _ => {
-                self.next_number += self.tape.dice.between(1, 3);
+                let more = self.tape.dice.between(1, 3);
+                let next = self.next_number.get_mut(master);
+                let number = next.map_or(1, |next| {
+                    *next += more;
+                    *next
+                });
                 self.next_client += 1;
                 let host = u8::try_from(self.tape.dice.between(7, 9)).unwrap_or(7);
-                (self.next_number, 1, SocketAddr::from(([10, 0, 0, host], self.next_client)))
+                (number, 1, SocketAddr::from(([10, 0, 0, host], self.next_client)))
             }
         };
         let path = ["/cart", "/", "/api/items"][usize::try_from(self.tape.dice.between(0, 2)).unwrap_or(0)];
         let pointer = self.workers.get_mut(worker).map_or(0x1000, |worker| worker.pointer(t));
         Inner {
             key: probe502::model::nginx::RequestKey { worker: self.worker_pid(worker), pointer },
+            parent: None,
+            passed: false,
+            listen: LISTEN.get(master).copied().unwrap_or(LISTEN[0]),
             number,
             client_requests,
             begun: t,
@@ -302,7 +318,9 @@ impl<'a> Stage<'a> {
 
     /// What the probe learns when it starts.
     pub fn introduce(&mut self, t: u64) {
-        let fact = HostFact::Nginx(self.instance());
-        self.tape.host(Some(Sensor::Configuration), t, fact);
+        for master in 0..self.world.masters.clamp(1, MASTERS.len()) {
+            let fact = HostFact::Nginx(self.instance(master));
+            self.tape.host(Some(Sensor::Configuration), t, fact);
+        }
     }
 }

@@ -5,8 +5,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::{
     truth::{
-        Answer, Attempt, Course, Death, Fate, ForeignEnd, Lost, Noise, NoiseKind, Peer, Place, Race, Read, Request,
-        World,
+        Answer, Attempt, Course, Death, Dress, Fate, ForeignEnd, Lost, Noise, NoiseKind, Peer, Place, Race, Read,
+        Request, Shortage, UnixFate, World,
     },
     view::View,
 };
@@ -14,7 +14,7 @@ use super::{
 /// Any world.
 pub fn worlds() -> impl Strategy<Value = World> {
     (
-        1usize..=2,
+        (1usize..=2, 1usize..=2),
         vec(peers(), 1..=3),
         any::<bool>(),
         any::<bool>(),
@@ -22,14 +22,8 @@ pub fn worlds() -> impl Strategy<Value = World> {
         vec(noises(), 0..=3),
         any::<u64>(),
     )
-        .prop_map(|(workers, peers, counts_failures, detailed_access_log, requests, noise, seed)| World {
-            workers,
-            peers,
-            counts_failures,
-            detailed_access_log,
-            requests,
-            noise,
-            seed,
+        .prop_map(|((masters, workers), peers, counts_failures, detailed_access_log, requests, noise, seed)| {
+            World { masters, workers, peers, counts_failures, detailed_access_log, requests, noise, seed }
         })
 }
 
@@ -40,15 +34,33 @@ fn peers() -> impl Strategy<Value = Peer> {
 
 fn requests() -> impl Strategy<Value = Request> {
     let gaps = prop_oneof![3 => 0u32..3, 2 => 3u32..400, 1 => 400u32..20_000];
-    (gaps, 0usize..2, any::<bool>(), proptest::bool::weighted(0.3), courses())
-        .prop_map(|(gap_ms, worker, same_client, post, course)| Request { gap_ms, worker, same_client, post, course })
+    let dress = prop_oneof![
+        8 => Just(Dress::Plain),
+        1 => Just(Dress::ErrorPage),
+        1 => Just(Dress::HiddenPage),
+        2 => Just(Dress::Subrequest),
+    ];
+    (gaps, 0usize..2, any::<bool>(), proptest::bool::weighted(0.3), courses(), dress).prop_map(
+        |(gap_ms, worker, same_client, post, course, dress)| Request {
+            gap_ms,
+            worker,
+            same_client,
+            post,
+            course,
+            dress,
+        },
+    )
 }
 
 fn courses() -> impl Strategy<Value = Course> {
+    let unix = select(vec![UnixFate::Missing, UnixFate::Refused, UnixFate::Denied, UnixFate::Full, UnixFate::Closed]);
     prop_oneof![
-        12 => vec(attempts(), 1..=3).prop_map(Course::Passed),
-        1 => select(vec![502u16, 503]).prop_map(Course::Returned),
-        1 => (0usize..3).prop_map(|peer| Course::Abandoned { peer }),
+        24 => vec(attempts(), 1..=3).prop_map(Course::Passed),
+        2 => select(vec![502u16, 503]).prop_map(Course::Returned),
+        1 => Just(Course::Unresolved),
+        1 => Just(Course::Cached),
+        3 => unix.prop_map(Course::Unix),
+        2 => (0usize..3).prop_map(|peer| Course::Abandoned { peer }),
     ]
 }
 
@@ -78,6 +90,12 @@ fn fates() -> impl Strategy<Value = Fate> {
         2 => any::<bool>().prop_map(|stuck| Fate::UpstreamFiles { stuck }),
         5 => (deaths(), read(), after()).prop_map(|(death, read, after_us)| Fate::Died { death, read, after_us }),
         1 => any::<bool>().prop_map(|reset| Fate::Truncated { reset }),
+        2 => select(vec![Shortage::Ports, Shortage::Route, Shortage::Permission]).prop_map(Fate::Local),
+        1 => Just(Fate::NginxConnections),
+        2 => select(vec![Fate::TooBig, Fate::Malformed, Fate::TlsClosed, Fate::TlsCertificate]),
+        2 => Just(Fate::EarlyLost),
+        2 => (any::<bool>(), after()).prop_map(|(other_ttl, after_us)| Fate::Injected { other_ttl, after_us }),
+        1 => Just(Fate::Stalled),
     ]
 }
 
@@ -105,6 +123,7 @@ fn noises() -> impl Strategy<Value = Noise> {
 pub fn views() -> impl Strategy<Value = View> {
     prop_oneof![
         2 => Just(View::whole()),
+        2 => Just(View::whole().without(Sensor::UpstreamSide)),
         1 => any::<u64>().prop_map(|seed| View { off: all_but(&[Sensor::ErrorLog, Sensor::AccessLog]), seed, ..View::default() }),
         2 => partial(true),
         3 => partial(false),
@@ -132,7 +151,8 @@ fn partial(uprobes: bool) -> impl Strategy<Value = View> {
     let losses = || prop_oneof![3 => Just(0u16), 1 => 1u16..400];
     (vec(sensors(), 0..6), vec(sensors(), 0..3), losses(), losses(), option::weighted(0.15, 0u16..1_000), any::<u64>())
         .prop_map(|(off, mut degraded, lost_records, lost_packets, late, seed)| {
-            degraded.retain(|sensor| !off.contains(sensor));
+            // The upstreams' side is looked at or left out; it has no gaps of its own.
+            degraded.retain(|sensor| !off.contains(sensor) && *sensor != Sensor::UpstreamSide);
             View { off, degraded, lost_records, lost_packets, late, alone: false, seed }
         })
 }

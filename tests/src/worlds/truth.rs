@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// A stretch of life of an nginx and its upstreams.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// nginx's workers.
+    /// nginx masters; the workers are theirs in turn.
+    pub masters: usize,
+    /// Their workers.
     pub workers: usize,
     /// The servers of its one upstream group.
     pub peers: Vec<Peer>,
@@ -62,6 +64,21 @@ pub struct Request {
     pub post: bool,
     /// What it is.
     pub course: Course,
+    /// What stands between the upstream's fate and the client.
+    pub dress: Dress,
+}
+
+/// What stands between the upstream's fate and the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dress {
+    /// Nothing.
+    Plain,
+    /// `error_page 500 502 504 /sorry.html;`: the status stays.
+    ErrorPage,
+    /// `error_page 500 502 504 =200 /sorry.html;`: the client sees 200.
+    HiddenPage,
+    /// It is `auth_request`'s subrequest that is passed to the upstream; when it fails the client sees 500.
+    Subrequest,
 }
 
 /// What becomes of a request.
@@ -71,11 +88,32 @@ pub enum Course {
     Passed(Vec<Attempt>),
     /// `return 502;` (or another status).
     Returned(u16),
+    /// The upstream's name is not resolved.
+    Unresolved,
+    /// A 502 that nginx has in its cache.
+    Cached,
+    /// It is passed to a unix socket, the only server.
+    Unix(UnixFate),
     /// The client goes away while the upstream works.
     Abandoned {
         /// Which peer.
         peer: usize,
     },
+}
+
+/// What becomes of an attempt over a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnixFate {
+    /// There is no such file.
+    Missing,
+    /// Nobody listens on it.
+    Refused,
+    /// nginx's user may not.
+    Denied,
+    /// The backlog is full.
+    Full,
+    /// The application closes without an answer.
+    Closed,
 }
 
 /// One try at one peer.
@@ -160,11 +198,45 @@ pub enum Fate {
         /// Microseconds after the request came.
         after_us: u32,
     },
+    /// `connect()` fails at once, and no packet leaves.
+    Local(Shortage),
+    /// The worker has no connection left.
+    NginxConnections,
+    /// The answer's header does not fit.
+    TooBig,
+    /// The answer's header is malformed after a good status line.
+    Malformed,
+    /// The peer closes in the TLS handshake.
+    TlsClosed,
+    /// The peer's certificate is not accepted.
+    TlsCertificate,
+    /// The application answers early, closes with the rest of the request unread, and its reset destroys the answer.
+    EarlyLost,
+    /// Somebody between the two resets the connection while the application works.
+    Injected {
+        /// From another distance than the peer's.
+        other_ttl: bool,
+        /// Microseconds after the request came.
+        after_us: u32,
+    },
+    /// The request is lost on its way, however often it is sent.
+    Stalled,
     /// The connection breaks after the header was passed on.
     Truncated {
         /// By a reset.
         reset: bool,
     },
+}
+
+/// Why `connect()` fails at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// EADDRNOTAVAIL.
+    Ports,
+    /// ENETUNREACH.
+    Route,
+    /// EACCES.
+    Permission,
 }
 
 /// What a packet filter answers with.
@@ -346,6 +418,19 @@ impl Attempt {
                 causes.extend(crossing(reused, read, 0, after_us));
                 causes
             }
+            Fate::Local(Shortage::Ports) => vec!["ephemeral-ports-exhausted"],
+            Fate::Local(Shortage::Route) => vec!["no-route"],
+            Fate::Local(Shortage::Permission) => vec!["connect-denied"],
+            Fate::NginxConnections => vec!["worker-connections-exhausted"],
+            Fate::TooBig => vec!["header-too-big"],
+            Fate::Malformed => vec!["invalid-response"],
+            // A FIN without an answer, said with less.
+            Fate::TlsClosed => vec!["tls-handshake-failed", "premature-close"],
+            Fate::TlsCertificate => vec!["tls-certificate-invalid"],
+            // The reset after the request is true as well.
+            Fate::EarlyLost => vec!["early-response-lost", "upstream-reset"],
+            Fate::Injected { .. } => vec!["network-reset"],
+            Fate::Stalled => vec!["path-stall"],
             Fate::Truncated { .. } => vec!["response-truncated"],
         }
     }
@@ -355,6 +440,20 @@ impl Attempt {
 /// end, that is a keepalive race by the catalogue's words.
 fn crossing(reused: bool, read: Read, header: u16, after_us: u32) -> Option<&'static str> {
     (reused && read == Read::Nothing && header == 0 && after_us <= CROSSING_US).then_some("keepalive-race")
+}
+
+impl UnixFate {
+    /// The cause it is.
+    #[must_use]
+    pub const fn cause(self) -> &'static str {
+        match self {
+            Self::Missing => "unix-socket-missing",
+            Self::Refused => "unix-socket-refused",
+            Self::Denied => "unix-socket-denied",
+            Self::Full => "unix-backlog-full",
+            Self::Closed => "premature-close",
+        }
+    }
 }
 
 impl Death {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use probe502::{
     model::{
         case::{Case, CaseKind},
+        process::Pid,
         verdict::{Confidence, Verdict},
     },
     pipeline::Judged,
@@ -90,14 +91,14 @@ pub fn check(story: &Story, judged: &Judged) -> Result<(), String> {
     Err(format!("{} is confirmed as {cause}, and true is {truths:?}\n{:#?}", judged.case.id.0, judged.verdict))
 }
 
-/// What was said of each request: of every case the request it is about, what kind it is, and its claim. A case that can be about several
+/// What was said of each request: of every case the request it is about (by worker and number), what kind it is, and its claim. A case that can be about several
 /// requests is taken for the one that came first.
 #[must_use]
-pub fn claims(story: &Story, judged: &[Judged]) -> BTreeMap<(u64, u64, CaseKind), Claim> {
+pub fn claims(story: &Story, judged: &[Judged]) -> BTreeMap<(Pid, u64, u64, CaseKind), Claim> {
     let mut claims = BTreeMap::new();
     for judged in judged {
         if let Some(truth) = subjects(story, &judged.case).first() {
-            let key = (truth.number, truth.client_requests, judged.case.kind);
+            let key = (truth.key.worker, truth.number, truth.client_requests, judged.case.kind);
             let claim = Claim::of(&judged.verdict);
             let surest = claims.entry(key).or_insert(claim);
             *surest = (*surest).max(claim);

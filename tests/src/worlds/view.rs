@@ -160,13 +160,13 @@ impl View {
 
     /// What looking at the host finds at this moment, if anybody can look.
     #[must_use]
-    pub fn answer(&self, story: &Story, question: Question, ns: u64) -> Option<Arrival> {
+    pub fn answer(&self, story: &Story, question: &Question, ns: u64) -> Option<Arrival> {
         match self.sight(Sensor::Host) {
             Sight::Off => return None,
             Sight::Degraded if Dice::new(self.seed ^ ns).chance(500) => return None,
             Sight::Degraded | Sight::On => {}
         }
-        let fact = match question {
+        let fact = match *question {
             Question::Listeners { upstream, netns } => {
                 let server = story.servers.iter().find(|server| server.address == upstream)?;
                 let local = server.place.is_here();
@@ -193,6 +193,13 @@ impl View {
                 state: 'S',
                 wait_channel: Some("hrtimer_nanosleep".to_owned()),
             },
+            // The worlds have neither routes nor files; an answer that does not come must not mislead.
+            Question::OtherListeners(_)
+            | Question::Route { .. }
+            | Question::LocalPorts { .. }
+            | Question::SystemFiles
+            | Question::Name { .. }
+            | Question::UnixSocket { .. } => return None,
         };
         Some(Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body: Body::Host(fact) })
     }

@@ -46,7 +46,7 @@ fn is_root(status: &str) -> bool {
 }
 
 /// Keeps invoke-rc.d and deb-systemd-invoke from starting anything while the packages are unpacked: Debian's nginx would
-/// take port 80 of this machine. A shell and not this program, because its trap also runs when somebody presses Ctrl-C. The
+/// take port 80 of this machine, php-fpm would run for nobody. A shell and not this program, because its trap also runs when somebody presses Ctrl-C. The
 /// line by which the file is known as ours lets a later run clear away what a `kill -9` left.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
@@ -58,6 +58,7 @@ if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\n%s\nexit 101\n' "$ours" > "$policy" && chmod 755 "$policy" || exit 1
 fi
 had_nginx=$(command -v nginx)
+had_php=$(command -v php-fpm8.2)
 export DEBIAN_FRONTEND=noninteractive
 lock='-oDPkg::Lock::Timeout=300'
 apt-get "$lock" -qq update || echo 'setup: apt-get update failed; going on with the lists that are here' >&2
@@ -65,6 +66,7 @@ apt-get "$lock" -qq -y -oDpkg::Use-Pty=0 --no-install-recommends install "$@"
 status=$?
 # Not started now must not mean started at the next boot.
 if [ -z "$had_nginx" ] && command -v nginx > /dev/null; then update-rc.d nginx disable; fi
+if [ -z "$had_php" ] && command -v php-fpm8.2 > /dev/null; then update-rc.d php8.2-fpm disable; fi
 exit $status
 "#;
 

@@ -56,7 +56,7 @@ impl Missing {
         if let Some(why) = &self.linker {
             all.push(("bpf-linker", why));
         }
-        all.into_iter().map(|(what, why)| format!("  {what:<16} {why}")).collect()
+        all.into_iter().map(|(what, why)| format!("  {what:<20} {why}")).collect()
     }
 
     /// The commands that install it, for those who have to do it by hand.

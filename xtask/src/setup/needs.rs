@@ -27,6 +27,10 @@ impl Need {
         Self { package, why, sign: Sign::Program(name), for_linker: false }
     }
 
+    const fn file(package: &'static str, file: &'static [&'static str], why: &'static str) -> Self {
+        Self { package, why, sign: Sign::File(file), for_linker: false }
+    }
+
     const fn for_linker(package: &'static str, file: &'static [&'static str], why: &'static str) -> Self {
         Self { package, why, sign: Sign::File(file), for_linker: true }
     }
@@ -41,12 +45,11 @@ impl Need {
 
 /// Everything, in the order in which it is shown.
 pub(crate) const ALL: &[Need] = &[
-    Need {
-        package: "libpcap-dev",
-        why: "packets are captured with libpcap",
-        sign: Sign::File(&["/usr/include/pcap/pcap.h", "/usr/local/include/pcap/pcap.h"]),
-        for_linker: false,
-    },
+    Need::file(
+        "libpcap-dev",
+        &["/usr/include/pcap/pcap.h", "/usr/local/include/pcap/pcap.h"],
+        "packets are captured with libpcap",
+    ),
     Need::program("pkg-config", "pkg-config", "the build finds libpcap with it"),
     Need {
         package: "g++",
@@ -69,6 +72,22 @@ pub(crate) const ALL: &[Need] = &[
     Need::program("nginx-light", "nginx", "the tests and the demo break a real nginx"),
     Need::program("nodejs", "node", "the tests and the demo have upstreams in Node.js"),
     Need::program("python3", "python3", "the tests and the demo have upstreams in Python"),
+    Need::program("gunicorn", "gunicorn", "the tests have an upstream in gunicorn"),
+    Need::program("uvicorn", "uvicorn", "the tests have an upstream in uvicorn"),
+    Need::program("uwsgi-core", "uwsgi-core", "the tests have an upstream in uWSGI"),
+    Need::file(
+        "uwsgi-plugin-python3",
+        &["/usr/lib/uwsgi/plugins/python3_plugin.so"],
+        "the application of the uWSGI upstream is written in Python",
+    ),
+    Need::program("php8.2-fpm", "php-fpm8.2", "the tests have an upstream in PHP"),
+    Need::file(
+        "python3-grpcio",
+        &["/usr/lib/python3/dist-packages/grpc/__init__.py"],
+        "the tests have an upstream that speaks gRPC",
+    ),
+    Need::program("curl", "curl", "the tests have a client that speaks TLS and HTTP/2"),
+    Need::program("openssl", "openssl", "the tests make certificates with it"),
     Need::program("iproute2", "ip", "the lab is made of network namespaces"),
     Need::program("nftables", "nft", "the lab drops and refuses packets with it"),
     Need::program("bpftool", "bpftool", "the tests look with it whether anything stayed attached"),

@@ -4,20 +4,41 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
     ("correlate", &["model"]),
     ("diagnose", &["model"]),
+    // Judges a host without waiting for a failure; where the configuration says something, it names the line.
+    ("check", &["decode", "model"]),
     // `explain` prints the catalogue's pages.
-    ("report", &["diagnose", "model"]),
+    ("report", &["check", "diagnose", "model"]),
     ("pipeline", &["decode", "merge", "correlate", "diagnose", "model"]),
     // What is recorded is raw: the recorder stands before decode, the reader of a bundle hands on to it.
-    ("bundle", &["decode", "model"]),
-    ("live", &["pipeline", "decode", "bundle", "model"]),
+    // Its packets are the same pcapng that reports leave.
+    ("bundle", &["decode", "report", "model"]),
+    // Old captures: bytes in, findings and events out.
+    ("offline", &["model"]),
+    ("live", &["pipeline", "decode", "bundle", "check", "model"]),
     ("cli", &["model"]),
-    ("app", &["cli", "live", "bundle", "pipeline", "report", "diagnose", "correlate", "merge", "decode", "model"]),
+    (
+        "app",
+        &[
+            "cli",
+            "live",
+            "offline",
+            "bundle",
+            "check",
+            "pipeline",
+            "report",
+            "diagnose",
+            "correlate",
+            "merge",
+            "decode",
+            "model",
+        ],
+    ),
 ];
 
 /// Checks what a file of probe-user uses.

@@ -1,6 +1,7 @@
 //! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
 
 mod forget;
+mod memory;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -9,7 +10,7 @@ use std::{
 
 use super::{limits::Limits, tuple::Tuple};
 use crate::model::{
-    event::{Body, Event},
+    event::{Body, Event, EventId},
     flow::{Flow, FlowId},
     net::Address,
     packet::{PacketBody, TcpHeader},
@@ -43,6 +44,8 @@ struct State {
     begun: Moment,
     /// The incarnation of the same tuple before it.
     older: Option<FlowId>,
+    /// It was open before the probe looked, as told in this event.
+    told_in: Option<EventId>,
 }
 
 /// What an event says about the incarnation it belongs to.
@@ -218,21 +221,14 @@ impl Flows {
     }
 
     /// A connection that was open before the probe looked.
-    pub fn already_open(
-        &mut self,
-        worker: Pid,
-        local: SocketAddr,
-        upstream: SocketAddr,
-        netns: Option<u32>,
-        at: Moment,
-    ) {
+    pub fn already_open(&mut self, worker: Pid, local: SocketAddr, upstream: SocketAddr, told: &Event) {
         self.add_upstream(upstream);
-        if self.current(local, upstream, netns).is_none() {
-            let tuple = Tuple::of(local, upstream, netns);
-            let id = self.begin(tuple, false, at);
+        if self.current(local, upstream, None).is_none() {
+            let id = self.begin(Tuple::of(local, upstream, None), false, told.at.latest);
             if let Some(state) = self.known.get_mut(&id) {
                 state.flow.worker = Some(worker);
                 state.beyond_syn = true;
+                state.told_in = Some(told.id);
             }
         }
     }
@@ -426,6 +422,7 @@ impl Flows {
             complained_of: false,
             begun: at,
             older,
+            told_in: None,
         };
         self.known.insert(id, state);
         id

@@ -154,6 +154,7 @@ fn an_attempt_whose_record_was_lost_keeps_its_place() {
         client_requests: Some(1),
         status: 502,
         overriding: None,
+        upstream_begun: None,
         request_line: None,
         host: None,
         client: None,

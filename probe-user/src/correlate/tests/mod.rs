@@ -1,6 +1,7 @@
 //! The correlator against small worlds made by hand. What the kernel and nginx say, and in which order, is taken from records made live
 //! on Linux 6.18 with nginx 1.22.1.
 
+mod ends;
 mod exact;
 mod lines;
 
@@ -202,6 +203,7 @@ impl World {
             client_requests: Some(1),
             status,
             overriding: None,
+            upstream_begun: None,
             request_line: Some("GET /cart?x=1 HTTP/1.1".into()),
             host: Some("shop.example".into()),
             client: Some(address("10.0.0.7:51234")),

@@ -8,16 +8,55 @@ use crate::model::net::Address;
 const RANGE: u16 = 1024;
 
 /// Where a `*_pass` or `server` leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// One address.
     Address(Address),
     /// A host or a group, and the port if one is written or the scheme has one.
     Name(String, Option<u16>),
+    /// Only the request decides.
     Variable,
+}
+
+/// The argument of a `*_pass` directive, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) target: Target,
+    /// `https://`, `grpcs://`, `suwsgi://`.
+    pub(super) tls: bool,
+    /// The host as written, with its port.
+    pub(super) host: String,
+    /// What follows the host: nginx replaces the location's prefix by it.
+    pub(super) uri: Option<String>,
 }
 
 /// Reads the argument of a `*_pass` directive; `None` if the directive is none or the argument has no host.
 pub(super) fn pass(directive: &str, argument: &str) -> Option<Target> {
+    passed(directive, argument).map(|passed| passed.target)
+}
+
+/// The same with everything else that stands there.
+pub(super) fn passed(directive: &str, argument: &str) -> Option<Passed> {
+    let target = target(directive, argument)?;
+    let (scheme, rest) = argument.split_once("://").unwrap_or(("", argument));
+    let tls = ["https", "grpcs", "suwsgi"].iter().any(|secure| scheme.eq_ignore_ascii_case(secure));
+    let (host, uri) = match rest.strip_prefix("unix:") {
+        Some(unix) => {
+            let (path, uri) = unix.split_once(':').map_or((unix, None), |(path, uri)| (path, Some(uri)));
+            (format!("unix:{path}"), uri)
+        }
+        None => {
+            let end = rest.find(['/', '?', '$']).unwrap_or(rest.len());
+            let (host, uri) = rest.split_at(end);
+            (host.to_owned(), (!uri.is_empty()).then_some(uri))
+        }
+    };
+    // Of all protocols only HTTP replaces a part of the request's URI.
+    let uri = uri.filter(|_| directive == "proxy_pass").map(ToOwned::to_owned);
+    Some(Passed { target, tls, host, uri })
+}
+
+fn target(directive: &str, argument: &str) -> Option<Target> {
     // tunnel_pass (1.31) has no URL and its default is the request's own host.
     let (schemes, bare_port): (&[(&str, u16)], Option<Option<u16>>) = match directive {
         "proxy_pass" => (&[("http://", 80), ("https://", 443)], None),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::tree::Directive;
 
 /// Protocols whose directives share their names' ends.
-const PROTOCOLS: &[&str] = &["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
+pub(super) const PROTOCOLS: &[&str] = &["proxy", "fastcgi", "uwsgi", "scgi", "grpc", "memcached"];
 
 /// Ends of directive names of a protocol, with the default where it is the same in every version and build.
 const OF_PASS: &[(&str, Option<&str>)] = &[
@@ -55,7 +55,7 @@ const OF_MAIN: &[&str] = &["worker_processes", "worker_shutdown_timeout", "user"
 type Values = BTreeMap<String, BTreeSet<Option<String>>>;
 
 /// What is set in a block and around it, arguments joined with blanks.
-type Scope<'a> = BTreeMap<&'a str, String>;
+pub(super) type Scope<'a> = BTreeMap<&'a str, String>;
 
 /// Every directive that has one value in all the places where it counts.
 pub(super) fn effective(main: &[Directive]) -> Vec<(String, String)> {
@@ -76,11 +76,36 @@ pub(super) fn effective(main: &[Directive]) -> Vec<(String, String)> {
     single.collect()
 }
 
-fn block<'a>(name: &str, directives: &'a [Directive], around: &Scope<'a>, values: &mut Values) {
+/// What is set in a block and around it.
+pub(super) fn scope<'a>(around: &Scope<'a>, directives: &'a [Directive]) -> Scope<'a> {
     let mut scope = around.clone();
     for directive in directives.iter().filter(|directive| directive.block.is_none()) {
         scope.insert(&directive.name, directive.arguments.join(" "));
     }
+    scope
+}
+
+/// The values that hold where this is set and requests are passed on by this protocol.
+pub(super) fn in_force(scope: &Scope<'_>, protocol: Option<&str>) -> Vec<(String, String)> {
+    let of_pass = protocol
+        .into_iter()
+        .flat_map(|protocol| OF_PASS.iter().map(move |(end, default)| (format!("{protocol}_{end}"), *default)));
+    let of_cache = protocol
+        .into_iter()
+        .flat_map(|protocol| ["cache", "cache_valid"].map(|end| (format!("{protocol}_{end}"), None)));
+    let of_server = OF_SERVER.iter().map(|(name, default)| ((*name).to_owned(), *default));
+    of_pass
+        .chain(of_cache)
+        .chain(of_server)
+        .filter_map(|(name, default)| {
+            let value = scope.get(name.as_str()).cloned().or_else(|| default.map(ToOwned::to_owned))?;
+            Some((name, value))
+        })
+        .collect()
+}
+
+fn block<'a>(name: &str, directives: &'a [Directive], around: &Scope<'a>, values: &mut Values) {
+    let scope = scope(around, directives);
     for protocol in PROTOCOLS {
         // `*_pass` is not inherited: a location without one does not pass.
         let passes = format!("{protocol}_pass");

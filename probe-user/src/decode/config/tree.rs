@@ -1,6 +1,9 @@
 //! Tokens into directives, with the files of a dump put where they are included.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     ConfigError,
@@ -18,6 +21,10 @@ pub(super) struct Directive {
     pub(super) name: String,
     pub(super) arguments: Vec<String>,
     pub(super) block: Option<Vec<Directive>>,
+    /// The file it stands in, as the dump names it; empty for a plain text.
+    pub(super) file: Arc<str>,
+    /// The line its name stands on, from 1.
+    pub(super) line: usize,
 }
 
 /// A whole configuration.
@@ -79,23 +86,33 @@ struct Parser<'a> {
 impl<'a> Parser<'a> {
     fn file(&mut self, (name, text): (&'a str, &'a str), depth: usize) -> Result<Vec<Directive>, ConfigError> {
         let mut lexer = Lexer::new(text);
-        let parsed = self.block(&mut lexer, depth, false);
+        let parsed = self.block(&mut lexer, &Arc::from(name), depth, false);
         parsed.map_err(|error| match error {
             Wrong::Here(what) => ConfigError { file: name.to_owned(), line: lexer.line, what },
             Wrong::InFile(error) => error,
         })
     }
 
-    fn block(&mut self, lexer: &mut Lexer<'_>, depth: usize, inner: bool) -> Result<Vec<Directive>, Wrong> {
+    fn block(
+        &mut self,
+        lexer: &mut Lexer<'_>,
+        file: &Arc<str>,
+        depth: usize,
+        inner: bool,
+    ) -> Result<Vec<Directive>, Wrong> {
         if depth > DEPTH {
             return Err(Wrong::Here("blocks or includes are nested too deeply"));
         }
         let mut directives = Vec::new();
         let mut words: Vec<String> = Vec::new();
+        let mut line = 0;
         loop {
             let token = lexer.next().map_err(Wrong::Here)?;
             let block = match token {
                 Some(Token::Word(word)) => {
+                    if words.is_empty() {
+                        line = lexer.line;
+                    }
                     words.push(word);
                     continue;
                 }
@@ -109,7 +126,7 @@ impl<'a> Parser<'a> {
                     lexer.skip_lua().map_err(Wrong::Here)?;
                     Some(Vec::new())
                 }
-                Some(Token::Open) => Some(self.block(lexer, depth + 1, true)?),
+                Some(Token::Open) => Some(self.block(lexer, file, depth + 1, true)?),
             };
             self.count += 1;
             if self.count > DIRECTIVES {
@@ -121,7 +138,7 @@ impl<'a> Parser<'a> {
             let arguments: Vec<String> = words.collect();
             match (name.as_str(), arguments.as_slice(), &block) {
                 ("include", [pattern], None) => self.include(pattern, depth, &mut directives)?,
-                _ => directives.push(Directive { name, arguments, block }),
+                _ => directives.push(Directive { name, arguments, block, file: Arc::clone(file), line }),
             }
         }
     }

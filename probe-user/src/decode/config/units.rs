@@ -27,3 +27,15 @@ pub fn milliseconds(text: &str) -> Option<u64> {
     }
     Some(total)
 }
+
+/// Bytes of `4k`, `8m`, `1024`. `None` for anything else and for more than fits.
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
+    let (digits, factor) = match text.trim() {
+        text if text.ends_with(['k', 'K']) => (&text[..text.len() - 1], 1 << 10),
+        text if text.ends_with(['m', 'M']) => (&text[..text.len() - 1], 1 << 20),
+        text if text.ends_with(['g', 'G']) => (&text[..text.len() - 1], 1 << 30),
+        text => (text, 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}

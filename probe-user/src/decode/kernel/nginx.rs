@@ -96,6 +96,12 @@ fn status(kind: Kind, point: StatusPoint, record: &[u8]) -> Result<NginxEvent, R
         },
         host: sized_text(&raw.host, raw.host_length),
         client: client(raw.found, &raw.client, &raw.client_socket),
+        upstream_begun: match (has(found::UPSTREAM), has(found::ATTEMPTS)) {
+            (true, _) => Some(true),
+            // The request's memory could be read, and the pointer in it is null.
+            (false, true) => Some(false),
+            (false, false) => None,
+        },
         attempts: has(found::ATTEMPTS).then(|| raw.attempts.min(abi::ATTEMPTS)),
     })))
 }

@@ -1,7 +1,7 @@
 //! What a payload begins with. Judged from the first bytes of one segment, so a segment in the middle of a body can look like
 //! anything; the reader of [`Content`] knows where in the stream it stands.
 
-use crate::model::packet::Content;
+use crate::model::packet::{Content, Foreign};
 
 /// Longest line kept, bytes.
 const LINE: usize = 1024;
@@ -13,7 +13,28 @@ const METHODS: &[&[u8]] =
 
 /// Names what a payload begins with. `payload` is not empty.
 pub(super) fn classify(payload: &[u8]) -> Content {
-    http_status(payload).or_else(|| tls(payload)).or_else(|| http_request(payload)).unwrap_or(Content::Other)
+    http_status(payload)
+        .or_else(|| tls(payload))
+        .or_else(|| http_request(payload))
+        .or_else(|| foreign(payload))
+        .unwrap_or(Content::Other)
+}
+
+/// How other servers begin to speak.
+fn foreign(payload: &[u8]) -> Option<Content> {
+    const BEGINNINGS: [(&[u8], Foreign); 6] = [
+        (b"SSH-", Foreign::Ssh),
+        (b"220 ", Foreign::Mail),
+        (b"-ERR", Foreign::Redis),
+        (b"<htm", Foreign::Html),
+        (b"<HTM", Foreign::Html),
+        (b"<!DO", Foreign::Html),
+    ];
+    if let [0, 0, 0..=60, 4, 0, 0, 0, 0, 0, ..] = payload {
+        return Some(Content::Foreign(Foreign::Http2));
+    }
+    let found = BEGINNINGS.iter().find(|(beginning, _)| payload.starts_with(beginning));
+    found.map(|(_, foreign)| Content::Foreign(*foreign))
 }
 
 /// `HTTP/1.1 502 …`

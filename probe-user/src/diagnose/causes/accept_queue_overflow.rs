@@ -27,8 +27,9 @@ pub(crate) const CAUSE: Cause = Cause {
                    full. The kernel then ignores the SYN, or the last ACK of the handshake, and lets both ends repeat: nginx waits \
                    until a timer ends it. With net.ipv4.tcp_abort_on_overflow=1 it sends a RST instead (502).",
         proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW (Linux 6.16 and later), or its RST from the listening \
-                socket. A SYN that is ignored leaves no record in any kernel: a queue found beyond its limit while the SYN stayed \
-                unanswered makes it likely.",
+                socket. A SYN that is ignored leaves no record in any kernel: there the listener's queue found beyond its limit, \
+                the SYN repeated in vain without a drop, and TcpExtListenOverflows of its network namespace risen since before the \
+                attempt prove it; without the counter it is likely.",
         refuted: "accept() failing in the server (fd-exhausted-upstream). A connection that was accepted.",
         remedies: &[
             (
@@ -45,7 +46,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ("uvicorn", "--backlog (2048); a blocked event loop accepts nothing."),
             ("Node.js", "server.listen({ backlog: 4096 }) (default 511); a blocked event loop accepts nothing."),
             ("Puma", "bind 'tcp://0.0.0.0:9292?backlog=4096' (default 1024); Puma accepts only when a thread is free."),
-            ("php-fpm", "listen.backlog = 4096 (default 511); pm.max_children."),
+            ("php-fpm", "listen.backlog = 4096 (default 511, in PHP 8.2 all that somaxconn allows); pm.max_children."),
             ("uWSGI", "--listen 4096 (default 100)."),
             ("Go", "net.Listen takes somaxconn; raise that."),
             ("Java", "Tomcat: acceptCount (100) and maxConnections (8192): server.tomcat.accept-count."),
@@ -90,6 +91,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (retransmits, events) = reading.syn_retransmits();
     if let Some((waiting, limit, event)) = full {
         finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Symptom)));
+        // The kernel counts every handshake that it refuses for a full queue; it is this one's, as its queue is the full one, its SYN was
+        // repeated in vain, and nothing of this host dropped it.
+        let counted = reading.listen_overflows().filter(|_| {
+            reading.sees(Sensor::Drops) && (reading.syn_retransmits().0 > 0 || reading.connected() == Some(true))
+        });
+        if finding.support(counted) {
+            direct = true;
+        }
         if !direct {
             // The kernel never says that it ignored a SYN for a full queue, and the queue was read after the failure.
             finding

@@ -8,6 +8,7 @@ use crate::model::{
     case::Origin,
     coverage::Sensor,
     evidence::{Fact, Weight},
+    verdict::Need,
 };
 
 /// The row.
@@ -19,9 +20,10 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "No upstream was asked: `return 502`, `error_page ... =502`, `try_files ... =502`, `limit_req_status 502`, or a script \
-                   made the status. A stored failure answered from nginx's cache looks the same from outside.",
-        proof: "No attempt, no message, and the directive in the configuration; until that can be read the verdict is likely at most.",
-        refuted: "Any attempt at an upstream, or a message of nginx about one.",
+                   made the status. A stored failure answered from nginx's cache looks the same from outside (cached-502).",
+        proof: "nginx's upstream module never began to work on the request, and a directive that answers 502 stands in the \
+                configuration where the request's host and URI lead. Without such a directive, or with a script there, it is likely.",
+        refuted: "Any attempt at an upstream, or a message of nginx about one; an answer from the cache (cached-502).",
         remedies: &[(
             "nginx",
             "`nginx -T | grep -n 502` shows the directive; proxy_cache_valid with 502 or any stores failures.",
@@ -34,18 +36,52 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let nothing = reading.case.attempts.is_empty() && reading.case.complaints.is_empty();
     if !nothing
         || reading.case.status != Some(502)
-        || reading.case.origin != Origin::Nginx
+        // `return 502 "text"` goes by no page of nginx's own.
+        || (reading.case.origin != Origin::Nginx && reading.case.upstream_begun != Some(false))
         || !reading.sees(Sensor::NginxFunctions)
     {
         return None;
     }
+    if reading.case.upstream_begun == Some(true) {
+        return None;
+    }
     let mut finding = Finding::default();
     finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Symptom)));
-    finding.missing.push(need(Sensor::Configuration, "the directive that answers 502"));
-    finding.not_excluded(&["cached-502"]);
-    finding.summary.push_str("nginx answered 502 without asking any upstream: its configuration does, or its cache.");
-    finding.fix.push("`nginx -T | grep -n 502` shows what answers it; look at proxy_cache_valid too.".to_owned());
+    let (answers, scripted) = reading.configured_answers();
+    let places: Vec<String> = answers.iter().filter_map(|answer| said(&answer.fact)).collect();
+    finding.because.extend(answers);
+    if places.is_empty() {
+        finding.missing.push(need(Sensor::Configuration, "the directive that answers 502 here"));
+    }
+    if let Some(script) = scripted {
+        finding.missing.push(Need { sensor: None, what: format!("what the script of {script} answered") });
+    }
+    if reading.case.upstream_begun.is_none() {
+        finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
+        finding.not_excluded(&["cached-502"]);
+    }
+    finding.summary = match &places[..] {
+        [] => "nginx answered 502 without asking any upstream: its configuration does.".to_owned(),
+        [one] => format!("nginx's configuration itself answers 502: {one}. No upstream was asked."),
+        several => format!(
+            "nginx's configuration itself answers 502, by one of these: {}. No upstream was asked.",
+            several.join("; ")
+        ),
+    };
+    let fix = if places.is_empty() {
+        "`nginx -T | grep -n 502` shows what answers it; scripts (Lua, njs, perl) can too."
+    } else {
+        "Change that directive, if this is not what was meant; `nginx -T | grep -n 502` shows its file and line."
+    };
+    finding.fix.push(fix.to_owned());
     Some(finding)
+}
+
+fn said(fact: &Fact) -> Option<String> {
+    match fact {
+        Fact::Configured { directive, place } => Some(format!("`{directive}` in {place}")),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -59,8 +95,34 @@ pub(crate) mod tests {
     fn nothing_tried_and_nothing_said() {
         let mut world = World::new(502);
         world.case.attempts.clear();
+        world.case.upstream_begun = Some(false);
+        world.expect("configured-502", Confidence::Likely);
+        world.case.upstream_begun = None;
         let explanation = world.expect("configured-502", Confidence::Likely);
         assert_eq!(explanation.rivals, ["cached-502"]);
+    }
+
+    #[test]
+    fn the_directive_proves_it_and_a_script_casts_doubt() {
+        let mut world = World::new(502);
+        world.case.attempts.clear();
+        world.case.upstream_begun = Some(false);
+        let text = "http { server { location / { return 502; } location /other { return 404; } } }";
+        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        let explanation = world.expect("configured-502", Confidence::Confirmed);
+        assert!(explanation.summary.contains("`return 502` in location /"), "{}", explanation.summary);
+        let text = "http { server { location / { content_by_lua_file /x.lua; error_page 404 =502 /x; } } }";
+        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.expect("configured-502", Confidence::Likely);
+    }
+
+    #[test]
+    fn from_the_cache_is_not_from_the_configuration() {
+        let mut world = World::new(502);
+        world.case.attempts.clear();
+        let text = "http { server { location / { return 502; } } }";
+        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        assert_eq!(crate::report::cause(&world.judge()), "cached-502");
     }
 
     #[test]

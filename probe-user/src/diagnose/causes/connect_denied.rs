@@ -5,7 +5,7 @@ use super::super::{
     reading::Reading,
     said::connect_returned,
 };
-use crate::model::net::Errno;
+use crate::model::{host::RouteKind, net::Errno};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -16,7 +16,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "connect() was refused by this host itself before a packet left: SELinux or another security module, a control group's BPF program, a packet filter on output, or a prohibit route.",
-        proof: "EACCES or EPERM from connect() itself.",
+        proof: "EACCES or EPERM from connect() itself. A prohibit route is named; what SELinux, a control group or a filter decided stands in their own logs.",
         refuted: "An ICMP message that came back (firewall-rejected).",
         remedies: &[
             (
@@ -37,6 +37,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.summary = format!(
         "A policy of this host forbids nginx to connect to {upstream}: connect() returned {errno}, no packet was sent."
     );
+    if let Some((RouteKind::Prohibit, destination, evidence)) = reading.route() {
+        let destination = destination.unwrap_or("to it");
+        finding.say(format_args!(" It is the route `prohibit {destination}`."));
+        finding.fix.push(format!(
+            "`ip route show type prohibit` in nginx's network namespace: remove `prohibit {destination}`."
+        ));
+        finding.support(Some(evidence));
+        return Some(finding);
+    }
     finding.fix.push(
         "SELinux: `ausearch -m avc -ts recent`; if it is that, `setsebool -P httpd_can_network_connect 1`.".to_owned(),
     );

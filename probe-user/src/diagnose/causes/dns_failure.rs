@@ -33,18 +33,35 @@ pub(crate) const CAUSE: Cause = Cause {
     rule,
 };
 
+/// The name in nginx's words, where they are at hand and not only their format.
+fn name_of(text: &str) -> Option<&str> {
+    let name = match text.split_once(" could not be resolved") {
+        Some((name, _)) => name,
+        None => text.strip_prefix("no resolver defined to resolve ")?,
+    };
+    (!name.contains('%') && !name.contains(' ') && !name.is_empty()).then_some(name)
+}
+
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (mut finding, complaint) = nginx_said(reading, &[Message::NotResolved])?;
     let why = match complaint.errno {
         Some(Errno::ETIMEDOUT) => ": the name server did not answer in time",
         _ if complaint.text.starts_with("no resolver defined") => ": no resolver is configured",
+        _ if complaint.text.contains("(110:") => ": the name server did not answer in time",
         _ if complaint.text.contains("(2:") => ": the name server failed (SERVFAIL)",
         _ if complaint.text.contains("(3:") => ": there is no such name (NXDOMAIN)",
         _ if complaint.text.contains("(5:") => ": the name server refused to answer",
         _ => "",
     };
-    finding.summary = format!("nginx could not resolve the upstream's name{why}; nothing was tried.");
-    finding.fix.push("Ask the name server in nginx's `resolver` directive yourself: `dig @ADDRESS NAME`.".to_owned());
+    let name = name_of(&complaint.text);
+    let called = name.map(|name| format!(" {name}")).unwrap_or_default();
+    finding.summary = format!("nginx could not resolve the upstream's name{called}{why}; nothing was tried.");
+    let asked = name.unwrap_or("NAME");
+    if complaint.text.starts_with("no resolver defined") {
+        finding.fix.push(format!("Add `resolver ADDRESS valid=10s;`, or write {asked} without a variable: then nginx resolves it when it starts."));
+        return Some(finding);
+    }
+    finding.fix.push(format!("Ask the name server in nginx's `resolver` directive yourself: `dig @ADDRESS {asked}`."));
     finding.fix.push(
         "nginx reads neither /etc/hosts nor search domains: give it the full name and a resolver that knows it."
             .to_owned(),

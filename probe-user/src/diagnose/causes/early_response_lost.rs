@@ -43,6 +43,12 @@ pub(crate) const CAUSE: Cause = Cause {
             ("php-fpm", "post_max_size (8M) is checked by PHP after php-fpm has read it; other limits close early."),
             ("Go", "http.MaxBytesReader closes after the answer; net/http drains at most 256 KB."),
             ("Java", "Tomcat: maxSwallowSize (2 MB): raise it, or -1, so that refused uploads are drained."),
+            ("uvicorn", "An application that answers without reading the body: await it to the end before closing."),
+            (
+                "Puma",
+                "Reads the whole request before the application (queue_requests): look for another proxy between.",
+            ),
+            ("uWSGI", "--post-buffering 65536 reads the body before the application can answer."),
         ],
     },
     rule,
@@ -53,7 +59,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     // An answer to this request needs something of it to have been sent.
-    if !reading.complains_of(&[Message::SendFailed, Message::ReceiveFailed]) || reading.request_sent() == Some(false) {
+    // recv() hands out what came before a reset, so nginx had that; only a failing write leaves it unread.
+    if !reading.complains_of(&[Message::SendFailed]) || reading.request_sent() == Some(false) {
         return None;
     }
     let until = reading.failed_at();
@@ -153,6 +160,13 @@ pub(crate) mod tests {
         let socket = world.attempt().socket_at_failure.as_mut().unwrap();
         socket.tcp.as_mut().unwrap().rcv_nxt = 0;
         world.expect("upstream-reset", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_failing_read_had_taken_what_was_there() {
+        let mut world = refused_upload();
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        assert_ne!(crate::report::cause(&world.judge()), "early-response-lost");
     }
 
     #[test]

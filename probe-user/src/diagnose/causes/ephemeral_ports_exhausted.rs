@@ -16,7 +16,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "Each connection to the same upstream address needs a local port of its own, and connections that nginx closed keep theirs for 60 s (TIME_WAIT). With the range used up connect() returns EADDRNOTAVAIL; with proxy_bind it can be bind(), and nginx answers 500.",
-        proof: "EADDRNOTAVAIL from connect() towards an IPv4 address.",
+        proof: "EADDRNOTAVAIL from connect(), and the ports of net.ipv4.ip_local_port_range that lead to the upstream found (nearly) all in use.",
         refuted: "bind() failing for an address that is not this host's; an IPv6 address that no interface can reach, where the kernel says the same.",
         remedies: &[
             (
@@ -32,16 +32,33 @@ pub(crate) const CAUSE: Cause = Cause {
     rule,
 };
 
+/// Reserved ports (`net.ipv4.ip_local_reserved_ports`) count into the range, and some connections end before they are counted.
+pub(super) const fn nearly_all(in_use: u32, all: u32) -> bool {
+    in_use as u64 * 10 >= all as u64 * 9
+}
+
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     let (mut finding, errno) = connect_returned(reading, &[Errno::EADDRNOTAVAIL])?;
-    if upstream.is_ipv6() {
+    let ports = reading.local_ports();
+    let counts = ports.as_ref().map(|(counts, _)| *counts);
+    let taken = counts.is_some_and(|(in_use, all)| nearly_all(in_use, all));
+    finding.support(ports.map(|(_, evidence)| evidence));
+    if let Some((in_use, all)) = counts.filter(|_| !taken) {
         finding.missing.push(need(
             Sensor::Host,
-            "the ports in use against the range: for IPv6 an unusable address gives the same errno",
+            &format!("why there was no port: only {in_use} of {all} were found in use towards the upstream"),
+        ));
+    } else if !taken {
+        finding.missing.push(need(
+            Sensor::Host,
+            "the ports in use against the range: an address that cannot be used gives the same errno",
         ));
     }
     finding.summary = format!("No local port was left for a connection to {upstream}: connect() returned {errno}.");
+    if let Some((in_use, all)) = counts {
+        finding.say(format_args!(" {in_use} of {all} local ports lead there already."));
+    }
     finding.fix.push("Keep connections: `keepalive 32;` in the upstream block, proxy_http_version 1.1, proxy_set_header Connection \"\".".to_owned());
     finding.fix.push(
         "Widen the range: sysctl net.ipv4.ip_local_port_range=\"1024 65535\"; net.ipv4.tcp_tw_reuse=1.".to_owned(),
@@ -53,11 +70,27 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 pub(crate) mod tests {
     use crate::{
         diagnose::testing::World,
-        model::{coverage::Sensor, net::Errno, verdict::Confidence},
+        model::{coverage::Sensor, host::HostFact, net::Errno, verdict::Confidence},
     };
 
     pub(crate) fn world() -> World {
-        World::connect_fails("10.9.9.9:8000", Errno::EADDRNOTAVAIL)
+        in_use(28_232)
+    }
+
+    fn in_use(in_use: u32) -> World {
+        let mut world = World::connect_fails("10.9.9.9:8000", Errno::EADDRNOTAVAIL);
+        let upstream = "10.9.9.9:8000".parse().unwrap();
+        let range = (32_768, 60_999);
+        world.host(900, HostFact::LocalPorts { upstream, netns: None, range, in_use, waiting: in_use / 2 });
+        world
+    }
+
+    #[test]
+    fn ports_left_over_or_not_counted_leave_a_doubt() {
+        in_use(12).expect("ephemeral-ports-exhausted", Confidence::Likely);
+        let mut world = world();
+        world.case.host.clear();
+        world.expect("ephemeral-ports-exhausted", Confidence::Likely);
     }
 
     #[test]

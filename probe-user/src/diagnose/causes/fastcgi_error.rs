@@ -31,6 +31,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (mut finding, complaint) = nginx_said(reading, &[Message::FastCgi])?;
     let upstream = reading.upstream_name();
     finding.summary = format!("{upstream} broke the FastCGI protocol (\"{}\").", complaint.text);
+    if complaint.text.contains("version: 72") {
+        // 'H' is 72.
+        finding.say(format_args!(" 72 is the letter H: it answered in HTTP."));
+        finding.fix.push("The port speaks HTTP: proxy_pass, not fastcgi_pass.".to_owned());
+    }
+    if complaint.text.contains("prematurely closed FastCGI stdout") {
+        finding.say(format_args!(" The application ended before it had written a header."));
+    }
     finding.fix.push("Check that the port speaks FastCGI, and the application's own log: output that ends without a header is mostly a fatal error.".to_owned());
     Some(finding)
 }

@@ -33,6 +33,10 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = shortage(reading, Errno::ENFILE)?;
     finding.summary.push_str("nginx could not open a socket: the whole system is out of file descriptors (ENFILE).");
+    if let Some(((open, limit), evidence)) = reading.system_files() {
+        finding.say(format_args!(" {open} are open, fs.file-max is {limit}."));
+        finding.support(Some(evidence));
+    }
     finding.fix.push("`cat /proc/sys/fs/file-nr`, find the process that holds most, and raise fs.file-max.".to_owned());
     Some(finding)
 }

@@ -79,8 +79,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if !events.is_empty() {
         finding.support(Some(evidence(Fact::SynUnanswered { retransmits, waited_us }, &events, Weight::Symptom)));
     }
+    let place = reading.dropped_outward().find(|(_, drop)| is_filter_drop(drop.reason.as_deref()));
+    let place = place.map(|(_, drop)| format!(", {}", reading.place_of(drop))).unwrap_or_default();
     finding.summary =
-        format!("This host dropped the handshake with {upstream} itself ({reason}), so no answer could come.");
+        format!("This host dropped the handshake with {upstream} itself ({reason}{place}), so no answer could come.");
     finding.fix.push(format!(
         "Find the rule of this host that drops it: `nft list ruleset`, `iptables -vnL`, `tc filter show`, for {upstream}."
     ));

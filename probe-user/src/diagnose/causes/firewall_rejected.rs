@@ -6,9 +6,11 @@ use super::super::{
 };
 use crate::model::{
     coverage::Sensor,
+    event::Event,
     evidence::{Fact, Weight},
     net::Errno,
     packet::IcmpPacket,
+    socket::DropEvent,
 };
 
 /// The row.
@@ -21,7 +23,8 @@ pub(crate) const CAUSE: Cause = Cause {
     page: Page {
         happened: "A packet filter - on this host, on the upstream's, or between - refused the connection by a REJECT rule: with a \
                    RST, as if nobody listened, or with an ICMP message (port unreachable, administratively prohibited).",
-        proof: "The ICMP message with such a code; or a drop of the SYN on this host with a netfilter reason together with the answer; \
+        proof: "The ICMP message with such a code; or every SYN dropped on this host with a netfilter reason while nginx was told an error \
+                instead of silence, whichever answer the rule gives (RST, host or network unreachable too); \
                 or a RST for an upstream on this host whose listener is alive while the kernel's TCP sent none.",
         refuted: "The kernel's record that no socket listens (upstream-refused).",
         remedies: &[
@@ -71,6 +74,20 @@ pub(super) fn is_filter_drop(reason: Option<&str>) -> bool {
     )
 }
 
+/// This host's packet filter took every SYN of the attempt away, and yet nginx was told an error instead of silence: a rule that rejects.
+/// A rule that drops leaves nginx waiting.
+pub(super) fn took_and_answered<'a>(reading: &Reading<'a>) -> Option<(&'a Event, &'a DropEvent)> {
+    let (errno, _) = reading.told_connect_error()?;
+    if errno == Errno::ETIMEDOUT || reading.no_socket_for_syn().is_some() {
+        return None;
+    }
+    let mut taken = reading.dropped_outward().filter(|(_, drop)| is_filter_drop(drop.reason.as_deref()));
+    let first = taken.next()?;
+    let times = 1 + taken.count();
+    let (repeated, _) = reading.syn_retransmits();
+    (u32::try_from(times).is_ok_and(|times| times > repeated)).then_some(first)
+}
+
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     if reading.connected() != Some(false) || reading.no_socket_for_syn().is_some() {
@@ -85,13 +102,19 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
         how = Some(format!("an ICMP message from {} (type {}, code {})", icmp.from, icmp.icmp_type, icmp.code));
     }
-    let failed = reading.connect_error();
-    if let (true, Some(drop)) = (reset.is_some(), reading.drops().find(|(_, reason)| is_filter_drop(*reason))) {
-        let (event, reason) = drop;
-        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
+    let failed = reading.told_connect_error();
+    if let Some((event, drop)) = took_and_answered(reading) {
+        let fact = Fact::Dropped { reason: drop.reason.clone() };
         finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
         finding.support(reset.clone());
-        how = Some("a RST, while this host's packet filter took the SYN away".to_owned());
+        for (event, icmp) in reading.icmp().filter(|(_, icmp)| !is_filters(icmp)) {
+            let fact = Fact::Icmp { from: icmp.from, icmp_type: icmp.icmp_type, code: icmp.code, v6: icmp.v6 };
+            finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
+            how = Some(format!("an ICMP message from {} (type {}, code {})", icmp.from, icmp.icmp_type, icmp.code));
+        }
+        let errno = failed.as_ref().map_or(Errno::ECONNREFUSED, |(errno, _)| *errno);
+        let answer = how.unwrap_or_else(|| if reset.is_some() { "a RST".to_owned() } else { errno.to_string() });
+        how = Some(format!("{answer}; the filter took the SYN away {}", reading.place_of(drop)));
     }
     let answered_by_tcp = reading.flow().is_some_and(|flow| flow.resets_sent_by_upstream().next().is_some());
     let silent = reading.locality() == Locality::Here
@@ -189,6 +212,35 @@ pub(crate) mod tests {
         world.case.host.clear();
         world.drop_packet(-85, "NETFILTER_DROP");
         world.expect("firewall-rejected", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_drop_by_netfilter_and_an_unreachable_from_the_upstream_itself() {
+        let mut world = World::new(502);
+        world.listening();
+        world.drop_packet(-85, "NETFILTER_DROP");
+        world.icmp(-80, 3, 1);
+        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::EHOSTUNREACH), "connect() failed");
+        world.expect("firewall-rejected", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_drop_on_the_way_out_and_an_error_that_only_nginx_was_told() {
+        let mut world = World::at("10.9.9.9:8000", 502);
+        world.look_up(false, Vec::new(), Vec::new());
+        world.drop_packet(-85, "NETFILTER_DROP");
+        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::EHOSTUNREACH), "connect() failed");
+        world.expect("firewall-rejected", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_drop_and_silence_is_no_answer() {
+        let mut world = World::new(502);
+        world.listening();
+        world.drop_packet(-85, "NETFILTER_DROP");
+        world.state(-79, Side::Nginx, TcpState::SynSent, TcpState::Closed, Some(Errno::ETIMEDOUT));
+        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::ETIMEDOUT), "connect() failed");
+        assert_eq!(crate::report::cause(&world.judge()), "firewall-dropped");
     }
 
     #[test]

@@ -24,6 +24,29 @@ pub(crate) const CAUSE: Cause = Cause {
                 "proxy_buffer_size 16k; proxy_buffers 8 16k; proxy_busy_buffers_size 32k (fastcgi_, uwsgi_, scgi_, grpc_buffer_size for those). With proxy_cache the cache key takes part of it.",
             ),
             ("any server", "Send less: fewer and smaller cookies; server-side sessions."),
+            (
+                "gunicorn",
+                "Flask keeps sessions in the cookie (Flask-Session keeps them in a store); Django: SESSION_ENGINE other than signed_cookies.",
+            ),
+            ("uvicorn", "Starlette's SessionMiddleware keeps the session in the cookie."),
+            (
+                "Node.js",
+                "cookie-session keeps everything in the cookie; express-session with a store does not. Content-Security-Policy and Link headers grow too.",
+            ),
+            (
+                "Puma",
+                "Rails: config.session_store :cache_store instead of :cookie_store; config.action_view.preload_links_header = false.",
+            ),
+            (
+                "php-fpm",
+                "fastcgi_buffer_size 16k; fastcgi_buffers 16 16k. Debug headers (FirePHP, ChromePHP) grow with every message.",
+            ),
+            ("uWSGI", "uwsgi_buffer_size 16k; its own --buffer-size (4096) is about requests."),
+            ("Go", "http.SetCookie adds a line each time, also for the same name."),
+            (
+                "Java",
+                "Tokens in cookies and headers (OAuth, Keycloak); Spring Boot: server.tomcat.max-http-response-header-size (8KB).",
+            ),
         ],
     },
     rule,
@@ -39,8 +62,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         .unwrap_or_default();
     finding.summary =
         format!("{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer.");
-    let now = reading.directive("proxy_buffer_size").unwrap_or("one page, 4k or 8k, by default");
-    finding.fix.push(format!("proxy_buffer_size 16k (now {now}) for this location, with proxy_busy_buffers_size at least as large; for FastCGI and others its twin."));
+    if reading.cache().is_some() {
+        finding.say(format_args!(" With a cache, nginx's own entry takes part of that buffer."));
+    }
+    let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
+    let now = reading.directive(&size).unwrap_or("one page, 4k or 8k, by default");
+    let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
+    finding.fix.push(format!("{size} 16k; (now {now}) for this location, with {busy} at least as large{twin}."));
     finding.fix.push(
         "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
     );

@@ -4,10 +4,12 @@ use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Reading, evidence, need},
+        said::remark_moved_name,
     },
-    firewall_rejected::is_filters,
+    firewall_rejected::{is_filters, took_and_answered},
 };
 use crate::model::{
+    attempt::Outcome,
     coverage::Sensor,
     evidence::{Fact, Weight},
     net::Errno,
@@ -25,7 +27,9 @@ pub(crate) const CAUSE: Cause = Cause {
                    nobody answers its ARP (or neighbour solicitation) for the address, about 3 s later; or a router, by ICMP.",
         proof: "The ICMP message (network or host unreachable), or the kernel's record that the neighbour was not found, and \
                 EHOSTUNREACH or ENETUNREACH on nginx's socket.",
-        refuted: "connect() failing at once: no route here (no-route). ICMP codes of a packet filter (firewall-rejected).",
+        refuted: "connect() failing at once: no route here (no-route). ICMP codes of a packet filter, or this host's own filter taking the \
+                  SYN away (firewall-rejected). Said by the very address that was asked it is likely only: a rule can reject with this \
+                  message, and a NAT can stand there whose target is gone.",
         remedies: &[
             (
                 "network",
@@ -46,7 +50,8 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     let unreachable = |errno: Errno| matches!(errno, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN);
-    if !reading.errno().is_some_and(unreachable)
+    let on_the_wire = reading.outcome() == Outcome::Unreachable && reading.icmp().next().is_some();
+    if !(reading.errno().is_some_and(unreachable) || on_the_wire)
         || reading.connected() == Some(true)
         || reading.connect_call_error().is_some()
     {
@@ -54,19 +59,24 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     if reading.complains_of(&[crate::model::complaint::Message::ConnectFailedAtOnce])
         || reading.icmp().any(|(_, i)| is_filters(i))
+        || took_and_answered(reading).is_some()
     {
         return None;
     }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
-    finding.require(reading.connect_error().map(|(_, evidence)| evidence), || {
+    finding.require(reading.told_connect_error().map(|(_, evidence)| evidence), || {
         need(Sensor::SocketErrors, "the error the kernel gave to nginx's socket")
     });
     let mut who = None;
     for (event, icmp) in reading.icmp() {
         let fact = Fact::Icmp { from: icmp.from, icmp_type: icmp.icmp_type, code: icmp.code, v6: icmp.v6 };
         finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
-        who = Some(format!("{} said so by ICMP", icmp.from));
+        who = Some(format!("{} said so by ICMP (type {}, code {})", icmp.from, icmp.icmp_type, icmp.code));
+        if icmp.from == upstream.ip() {
+            // Its own address speaks of it as unreachable: a rule that rejects with this message, or a NAT whose target is gone.
+            finding.not_excluded(&["firewall-rejected"]);
+        }
     }
     let neighbour = |reason: Option<&str>| reason.is_some_and(|reason| reason.starts_with("NEIGH_"));
     if let Some((event, reason)) = reading.drops().find(|(_, reason)| neighbour(*reason)) {
@@ -86,6 +96,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         upstream.ip()
     ));
     finding.fix.push("If a name stands for it in nginx's configuration: it was resolved when nginx started; reload nginx, or use a resolver.".to_owned());
+    remark_moved_name(&mut finding, reading);
     Some(finding)
 }
 
@@ -116,8 +127,17 @@ pub(crate) mod tests {
         no_neighbour().expect("host-unreachable", Confidence::Confirmed);
         let mut world = no_neighbour();
         world.flow().events.remove(0);
-        world.icmp(-85, 3, 1);
+        world.icmp_from("10.1.1.1", -85, 3, 1);
         world.expect("host-unreachable", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn said_by_the_address_itself_it_can_be_a_rule_that_rejects() {
+        let mut world = no_neighbour();
+        world.flow().events.remove(0);
+        world.icmp(-85, 3, 1);
+        let explanation = world.expect("host-unreachable", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["firewall-rejected"]);
     }
 
     #[test]

@@ -2,10 +2,17 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence, need},
     said::nginx_said,
 };
-use crate::model::complaint::Message;
+use crate::model::{
+    attempt::Outcome,
+    complaint::Message,
+    coverage::Sensor,
+    event::EventId,
+    evidence::{Fact, Weight},
+    packet::Content,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -27,16 +34,79 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "`curl -v` straight to it; look for header lines with control characters, spaces in names, two Content-Length lines.",
             ),
+            (
+                "gunicorn",
+                "An application that sets Transfer-Encoding, or Content-Length twice, by itself: leave both to the server.",
+            ),
+            ("uvicorn", "Likewise: header lists of ASGI are sent as they are."),
+            ("Node.js", "Headers are checked (ERR_INVALID_CHAR) unless one writes to the socket itself."),
+            ("Puma", "A Rack application with a line break in a header's value, or Transfer-Encoding of its own."),
+            ("php-fpm", "Speaks FastCGI only: fastcgi_pass. header('Status: ...') needs a number."),
+            (
+                "uWSGI",
+                "--http-socket for proxy_pass, --socket for uwsgi_pass: one does not speak the other's protocol.",
+            ),
+            ("Go", "net/http checks headers; what is written after Hijack() is unchecked."),
+            (
+                "Java",
+                "A filter that sets Content-Length beside Transfer-Encoding, or copies both from a response of its own client.",
+            ),
         ],
     },
     rule,
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::BadResponse {
+        return on_the_wire(reading);
+    }
     let (mut finding, complaint) = nginx_said(reading, &[Message::InvalidHeader])?;
     let upstream = reading.upstream_name();
-    finding.summary = format!("What {upstream} sent is not a response that nginx can take (\"{}\").", complaint.text);
+    let looks = looks_like(reading);
+    if let Some((event, what)) = looks {
+        finding.support(Some(evidence(Fact::LooksLike { what }, &[event], Weight::Direct)));
+    }
+    let looks = looks.map(|(_, what)| format!(": it looks like {what}")).unwrap_or_default();
+    finding.summary = if complaint.text.contains("no valid HTTP") {
+        format!(
+            "What {upstream} sent does not begin like HTTP{looks}. nginx passed it on as it was: the client got it without status or \
+             header."
+        )
+    } else {
+        format!("What {upstream} sent is not a response that nginx can take{looks} (\"{}\").", complaint.text)
+    };
+    if looks.contains("TLS") {
+        finding.fix.push("The port speaks TLS: https:// in proxy_pass (grpcs:// in grpc_pass).".to_owned());
+    }
     finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines; check that the directive (proxy_pass, fastcgi_pass, ...) fits its protocol."));
+    Some(finding)
+}
+
+/// What the answer's first packet looks like.
+fn looks_like(reading: &Reading<'_>) -> Option<(EventId, &'static str)> {
+    let until = reading.failed_at();
+    let mut packets = reading.flow()?.packets_from_upstream().filter(|(event, _)| event.at.earliest <= until);
+    packets.find_map(|(event, packet)| match packet.content {
+        Content::Foreign(foreign) => Some((event.id, foreign.name())),
+        Content::Tls { .. } => Some((event.id, "TLS")),
+        _ => None,
+    })
+}
+
+/// An answer began, and whoever asked closed the connection at once: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let bytes = reading.response_bytes()?;
+    let mut finding = Finding::default();
+    let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    finding.not_excluded(&["header-too-big"]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not take it."
+    );
+    finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines."));
     Some(finding)
 }
 
@@ -46,6 +116,7 @@ pub(crate) mod tests {
         diagnose::testing::World,
         model::{
             complaint::{Message, Phase},
+            packet::{Content, Foreign},
             verdict::Confidence,
         },
     };
@@ -60,6 +131,18 @@ pub(crate) mod tests {
     #[test]
     fn the_plain_case() {
         world().expect("invalid-response", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn what_it_looks_like_is_named() {
+        let mut world = world();
+        let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        world.packet(-100, ends, 0x18, (0, 0), (21, Content::Foreign(Foreign::Ssh)));
+        let text = "upstream sent no valid HTTP/1.0 header";
+        world.complain(Message::InvalidHeader, Phase::ReadingHeader, None, text);
+        let explanation = world.expect("invalid-response", Confidence::Confirmed);
+        assert!(explanation.summary.contains("looks like SSH"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("passed it on"), "{}", explanation.summary);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! One file per row of the catalogue.
 
 pub(crate) mod accept_queue_overflow;
+pub(crate) mod bind_failed;
+pub(crate) mod cached_502;
 pub(crate) mod configured_502;
 pub(crate) mod connect_denied;
 pub(crate) mod dns_failure;
@@ -55,6 +57,7 @@ pub(super) const ALL: &[&Cause] = &[
     &firewall_dropped::CAUSE,
     &accept_queue_overflow::CAUSE,
     &ephemeral_ports_exhausted::CAUSE,
+    &bind_failed::CAUSE,
     &fd_exhausted_nginx::CAUSE,
     &fd_exhausted_system::CAUSE,
     &fd_exhausted_upstream::CAUSE,
@@ -86,6 +89,7 @@ pub(super) const ALL: &[&Cause] = &[
     &fastcgi_error::CAUSE,
     &grpc_error::CAUSE,
     &upstream_sent_502::CAUSE,
+    &cached_502::CAUSE,
     &configured_502::CAUSE,
     &unknown::CAUSE,
 ];

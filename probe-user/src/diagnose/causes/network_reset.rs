@@ -2,9 +2,9 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Broken, Locality, Reading, Survival, need},
+    reading::{Broken, Locality, Reading, Reset, Survival, need},
 };
-use crate::model::{coverage::Sensor, evidence::Weight, flow::Side};
+use crate::model::{coverage::Sensor, evidence::Weight, flow::Side, verdict::Need};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -17,8 +17,9 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "The RST that ended the connection did not come from the upstream: a firewall, NAT gateway or load balancer that had \
                    forgotten an idle connection, a packet filter with a reject rule, or a stray packet that connection tracking let \
                    through.",
-        proof: "An upstream on this host whose kernel sent no reset and whose socket went on; for one on another host only signs (TTL, \
-                sequence) tell, and the verdict is not this one yet.",
+        proof: "An upstream on this host whose kernel sent no reset and whose socket went on. For one on another host a RST whose TTL \
+                is not that of the upstream's other packets makes it likely, never more: some hosts give their resets a TTL of \
+                their own.",
         refuted: "The kernel's record of sending it from the upstream's end (upstream-reset).",
         remedies: &[
             (
@@ -37,13 +38,13 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    if reading.broken()? != Broken::Reset
-        || reading.locality() != Locality::Here
-        || matches!(reading.survival(), Survival::Ended(_))
-    {
+    if reading.broken()? != Broken::Reset || matches!(reading.survival(), Survival::Ended(_)) {
         return None;
     }
     let reset = reading.reset()?;
+    if reading.locality() != Locality::Here {
+        return elsewhere(reading, &reset);
+    }
     let upstream_end_seen = reading.flow()?.sockets(Side::Upstream).next().is_some();
     let silent = reading.sees(Sensor::ResetsSent) && reading.sees(Sensor::SocketStates);
     if reset.sent_here.is_some() || reading.aborted_here().is_some() || !silent || reading.close().is_some() {
@@ -53,6 +54,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(reading.complaint_evidence());
     let weight = if upstream_end_seen { Weight::Direct } else { Weight::Symptom };
     finding.support(Some(reading.reset_evidence(&reset, weight)));
+    finding.support(reading.foreign_ttl());
     if !upstream_end_seen {
         finding.missing.push(need(
             Sensor::SocketStates,
@@ -68,6 +70,28 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(finding)
 }
 
+/// An upstream whose kernel is not ours: only the packet itself can tell. A stack may give resets a TTL of their own, and packets may come
+/// different ways; so it is never the whole proof.
+fn elsewhere(reading: &Reading<'_>, reset: &Reset) -> Option<Finding> {
+    let ttl = reading.foreign_ttl()?;
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    finding.support(Some(reading.reset_evidence(reset, Weight::Symptom)));
+    finding.support(Some(ttl));
+    finding.missing.push(Need { sensor: None, what: "what the upstream's kernel sent: it is not ours".to_owned() });
+    finding.not_excluded(&["upstream-reset"]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "The connection to {upstream} was reset by a packet that had come another way than the upstream's others (its TTL differs): \
+         something between has sent it."
+    );
+    finding.fix.push(
+        "Look for what lies between: reject rules, NAT gateways and load balancers with an idle limit, connection tracking."
+            .to_owned(),
+    );
+    Some(finding)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
@@ -75,8 +99,10 @@ pub(crate) mod tests {
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
+            event::{Body, EventId},
             flow::Side,
             net::Errno,
+            packet::{Content, PacketBody},
             socket::TcpState,
             verdict::Confidence,
         },
@@ -98,6 +124,37 @@ pub(crate) mod tests {
     #[test]
     fn the_plain_case() {
         injected().expect("network-reset", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn on_another_host_the_ttl_makes_it_likely() {
+        let mut world = World::at("10.9.9.9:8000", 502);
+        world.look_up(false, Vec::new(), Vec::new());
+        world.connect(-90);
+        let ends = ("10.9.9.9:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        for (us, flags, ttl) in [(-85, 0x12, 58), (-60, 0x14, 61)] {
+            let id = world.packet(us, ends, flags, (0, START + LENGTH), (0, Content::Empty));
+            set_ttl(&mut world, id, ttl);
+        }
+        world.reset_received(-58, TcpState::Established);
+        world.sent(TcpState::Closed, START + LENGTH);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        let explanation = world.expect("network-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-reset"), "{:?}", explanation.rivals);
+        let last = world.flow().events.iter().rev().find(|event| matches!(event.body, Body::Packet(_))).unwrap().id;
+        set_ttl(&mut world, last, 58);
+        world.expect("upstream-reset", Confidence::Likely);
+    }
+
+    fn set_ttl(world: &mut World, id: EventId, ttl: u8) {
+        for event in &mut world.flow().events {
+            if let Body::Packet(packet) = &mut event.body
+                && event.id == id
+                && let PacketBody::Tcp(tcp) = &mut packet.body
+            {
+                tcp.header.ttl = ttl;
+            }
+        }
     }
 
     #[test]

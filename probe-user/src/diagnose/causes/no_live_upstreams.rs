@@ -300,6 +300,7 @@ pub(crate) mod tests {
             peer: peer.to_owned(),
             cause,
             worker: Some(WORKER),
+            client: None,
         }
     }
 

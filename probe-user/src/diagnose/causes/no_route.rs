@@ -5,7 +5,7 @@ use super::super::{
     reading::{Reading, need},
     said::connect_returned,
 };
-use crate::model::{coverage::Sensor, net::Errno};
+use crate::model::{coverage::Sensor, host::RouteKind, net::Errno};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -16,7 +16,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "nginx's host knows no way to the address: connect() failed at once, and no packet left. ENETUNREACH: no route at all; EHOSTUNREACH: an unreachable route; EINVAL: a blackhole route.",
-        proof: "The errno that connect() itself returned, and no SYN.",
+        proof: "The errno that connect() itself returned, and no SYN; for EINVAL also the blackhole route itself.",
         refuted: "A packet that did leave: then somebody else said it (host-unreachable).",
         remedies: &[
             (
@@ -37,11 +37,26 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream()?;
     let (mut finding, errno) =
         connect_returned(reading, &[Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::ENETDOWN, Errno::EINVAL])?;
-    if errno == Errno::EINVAL {
+    let route = reading.route().filter(|(kind, ..)| {
+        matches!(
+            (errno, kind),
+            (Errno::EINVAL, RouteKind::Blackhole)
+                | (Errno::EHOSTUNREACH, RouteKind::Unreachable)
+                | (Errno::ENETUNREACH, RouteKind::None)
+        )
+    });
+    if errno == Errno::EINVAL && route.is_none() {
         finding.missing.push(need(Sensor::Host, "the route: EINVAL is a blackhole route's answer, but not only"));
     }
     finding.summary =
         format!("This host has no route to {upstream}: connect() returned {errno} at once, no packet was sent.");
+    if let Some((kind, destination, evidence)) = route {
+        if kind != RouteKind::None {
+            let destination = destination.unwrap_or("to it");
+            finding.say(format_args!(" Its route is `{} {destination}`.", kind.name()));
+        }
+        finding.support(Some(evidence));
+    }
     finding.fix.push(format!("`ip route get {}` in nginx's network namespace shows what is missing.", upstream.ip()));
     if upstream.is_ipv6() {
         finding

@@ -2,7 +2,7 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, duration, evidence, need},
+    reading::{LostAnswer, Reading, duration, evidence, need},
 };
 use crate::model::{
     complaint::{Message, Phase},
@@ -13,6 +13,9 @@ use crate::model::{
 
 /// A few are enough to show it.
 const SHOWN: usize = 5;
+
+/// Segments from this size on are the first to be lost where the MTU is smaller than the ends believe.
+const LARGE: u32 = 1_200;
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -51,6 +54,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         && reading.errno() == Some(Errno::ETIMEDOUT);
     if !(by_nginx || by_kernel) || reading.connected() == Some(false) {
         return None;
+    }
+    if let Some(lost) = reading.answer_lost() {
+        return Some(lost_answer(reading, &lost, by_kernel));
     }
     let on_the_way = reading.counters_at_failure().map(|(tcp, event)| (tcp.snd_nxt.wrapping_sub(tcp.snd_una), event));
     if on_the_way.is_some_and(|(bytes, _)| bytes == 0) {
@@ -93,15 +99,40 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let who = if by_kernel { "the kernel gave up" } else { "nginx's timer ended it" };
     finding.summary =
         format!("{bytes} to {upstream} were sent {times} more times and never acknowledged{waited}, until {who}.");
-    if largest >= 1_200 {
+    suspect_mtu(&mut finding, largest);
+    finding.fix.push(format!("Find where the packets to {upstream} are lost: capture on both sides, `mtr -T`, drop counters of the hosts between."));
+    Some(finding)
+}
+
+/// The upstream answered, as its kernel shows, and nothing of it arrived.
+fn lost_answer(reading: &Reading<'_>, lost: &LostAnswer, by_kernel: bool) -> Finding {
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    finding.support(reading.request_acknowledged());
+    let events: Vec<_> = lost.events.iter().rev().take(SHOWN).rev().copied().collect();
+    let fact = Fact::AnswerNotTaken { bytes: lost.bytes, times: lost.times };
+    finding.support(Some(evidence(fact, &events, Weight::Direct)));
+    let upstream = reading.upstream_name();
+    let who = if by_kernel { "the kernel gave up" } else { "nginx's timer ended it" };
+    finding.summary = format!(
+        "{upstream} took the request and answered: {} bytes of its answer were sent {} more times and never arrived, until {who}.",
+        lost.bytes, lost.times
+    );
+    suspect_mtu(&mut finding, lost.largest);
+    finding.fix.push(format!(
+        "Find where the packets from {upstream} are lost: capture on both sides, drop counters and rules of the hosts between."
+    ));
+    finding
+}
+
+fn suspect_mtu(finding: &mut Finding, largest: u32) {
+    if largest >= LARGE {
         finding.say(format_args!(" The lost segments are large ({largest} bytes): suspect the MTU on the way."));
         finding.fix.push(
             "Look for an MTU hole: `ping -M do -s 1472` to the upstream; net.ipv4.tcp_mtu_probing=1 works around it."
                 .to_owned(),
         );
     }
-    finding.fix.push(format!("Find where the packets to {upstream} are lost: capture on both sides, `mtr -T`, drop counters of the hosts between."));
-    Some(finding)
 }
 
 #[cfg(test)]
@@ -136,6 +167,28 @@ pub(crate) mod tests {
     fn the_plain_case_suspects_the_mtu() {
         let explanation = stalled().expect("path-stall", Confidence::Confirmed);
         assert!(explanation.summary.contains("suspect the MTU"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn an_answer_sent_again_and_again_is_not_a_silent_upstream() {
+        let mut world = stalled();
+        world.flow().events.retain(|event| !format!("{event:?}").contains("Retransmitted"));
+        world.sent(TcpState::Established, START + crate::diagnose::testing::LENGTH);
+        let nginx = world.attempt().socket_at_failure.as_ref().unwrap().tcp.unwrap();
+        world.expect("read-timeout", Confidence::Confirmed);
+        let mut socket = world.socket(Side::Upstream, TcpState::Established, None);
+        let mut tcp = nginx;
+        (tcp.snd_una, tcp.snd_nxt, tcp.write_seq) = (nginx.rcv_nxt, nginx.rcv_nxt + 2_896, nginx.rcv_nxt + 9_000);
+        socket.tcp = Some(tcp);
+        for us in [-1_500_000, -900_000] {
+            world.change(us, socket.clone(), SocketChange::Retransmitted { payload: 1_448 });
+        }
+        let explanation = world.expect("path-stall", Confidence::Confirmed);
+        assert!(explanation.summary.contains("9000 bytes of its answer"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("MTU"), "{}", explanation.summary);
+        // It arrived in the end: then something else is slow.
+        world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap().rcv_nxt += 9_000;
+        world.expect("read-timeout", Confidence::Confirmed);
     }
 
     #[test]

@@ -77,9 +77,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let close = reading.close();
-    finding.require(close.as_ref().map(|close| close.evidence(Weight::Direct)), || {
-        need(Sensor::SocketStates, "the FIN by which the upstream closed")
-    });
+    finding.support(close.as_ref().map(|close| close.evidence(Weight::Direct)));
+    if close.is_none() && reading.unix_path().is_none() {
+        finding.missing.push(need(Sensor::SocketStates, "the FIN by which the upstream closed"));
+    }
     finding.require(reading.answer_evidence(), || need(Sensor::NginxFunctions, "how many bytes of an answer came"));
     if reused != Some(false) && crossed.is_none() {
         finding.not_excluded(&["keepalive-race"]);
@@ -97,12 +98,13 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
         .and_then(|close| reading.began().map(|started| close.at.since_ns(started) / 1_000))
         .map(|us| format!(" {} after the attempt began", duration(us)))
         .unwrap_or_default();
+    let fin = if reading.unix_path().is_some() { "" } else { " (FIN)" };
     let answer = match reading.response_bytes() {
         Some(0) => "without a byte of an answer".to_owned(),
         Some(bytes) => format!("after {bytes} bytes of an unfinished header"),
         None => "before the answer's header was whole".to_owned(),
     };
-    finding.summary = format!("{upstream} closed the connection in order (FIN){after}, {answer}.");
+    finding.summary = format!("{upstream} closed the connection in order{fin}{after}, {answer}.");
     let who = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
     let look = match who {
         Some((pid, command)) => {
@@ -175,6 +177,15 @@ pub(crate) mod tests {
         world.exit(-45, Ending::Signal { signal: 11, core: true });
         world.signal(-50, 11, None);
         world.expect("upstream-crashed", Confidence::Confirmed);
+    }
+
+    /// gunicorn's worker closes what is open and needs longer than a case to end, after its arbiter's SIGABRT.
+    #[test]
+    fn a_process_that_was_asked_to_end_has_perhaps_not_done_it_by_itself() {
+        let mut world = closed_here();
+        world.signal(-50, 6, Some((80, "gunicorn")));
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Locality, Reading, duration, evidence, need},
+        reading::{Locality, Reading, Timer, duration, evidence, need},
     },
     server_advice,
 };
@@ -27,7 +27,8 @@ pub(crate) const CAUSE: Cause = Cause {
                    nginx's timer for the time between two reads (proxy_read_timeout, 60 s by default) ran out. The application is \
                    slow, stuck, or waiting for something else.",
         proof: "nginx's own timer while reading the response header; every byte of the request acknowledged; not a byte back since; \
-                and an application that has the connection (accepted here, or answering before on it).",
+                an application that has the connection; and no answer that its kernel sent and that was lost on the way. Of an \
+                upstream on another host that cannot be seen: likely.",
         refuted: "Bytes of the request that were never acknowledged (path-stall, send-timeout). A connection that nobody accepted: \
                   it sat in the accept queue (fd-exhausted-upstream, accept-queue-overflow).",
         remedies: &[
@@ -81,6 +82,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reading.unacknowledged().is_some_and(|(bytes, _)| bytes > 0) {
         return None;
     }
+    // It did answer, and its answer was lost on the way: path-stall.
+    if reading.answer_lost().is_some() {
+        return None;
+    }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     finding.require(reading.request_acknowledged(), || {
@@ -94,8 +99,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let silent_us = silence_us(reading);
     finding.support(Some(evidence(Fact::Silence { us: silent_us }, &[event], Weight::Fits)));
     if by_timer {
-        let configured = reading.directive("proxy_read_timeout").map(str::to_owned);
-        let timer = Fact::NginxTimer { directive: "proxy_read_timeout", configured };
+        let directive = reading.timer(Timer::Read);
+        let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
         finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     }
     if reading.taken_by_application().is_none() && reading.unix_path().is_none() {
@@ -110,6 +115,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
                 need(Sensor::Syscalls, "whether an application had accepted the connection")
             }
         });
+    }
+    // That the upstream sends an answer again and again only its own kernel tells.
+    if reading.locality() == Locality::Elsewhere {
+        finding.not_excluded(&["path-stall"]);
+    } else if !reading.sees(Sensor::Retransmits) && reading.unix_path().is_none() {
+        finding.not_excluded(&["path-stall"]);
+        finding.missing.push(need(Sensor::Retransmits, "whether an answer was sent and lost on the way"));
     }
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     describe(&mut finding, reading, silent_us);
@@ -159,10 +171,10 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             .fix
             .push(format!("Find out what the server at {upstream} waits for: take its stack while a request hangs."));
     }
-    let now = reading.timeout_in_force("proxy_read_timeout");
-    finding.fix.push(format!(
-        "If the work may take that long: proxy_read_timeout ({now}; for FastCGI and others its twin) longer for this location."
-    ));
+    let directive = reading.timer(Timer::Read);
+    let now = reading.timeout_in_force(directive);
+    let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
+    finding.fix.push(format!("If the work may take that long: {directive} ({now}{twin}) longer for this location."));
     finding.fix.extend(server_advice(&CAUSE, reading));
 }
 
@@ -212,12 +224,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn on_another_host_nobody_may_have_accepted_it_unless_the_connection_had_served_before() {
+    fn on_another_host_nobody_may_have_accepted_it_or_its_answer_was_lost() {
         let mut world = silent("10.9.9.9:8000");
         world.look_up(false, Vec::new(), Vec::new());
-        world.expect("read-timeout", Confidence::Likely);
+        let explanation = world.expect("read-timeout", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"accept-queue-overflow"), "{:?}", explanation.rivals);
         world.attempt().reused = Some(true);
-        world.expect("read-timeout", Confidence::Confirmed);
+        let explanation = world.expect("read-timeout", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["path-stall"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::super::{
     reading::{Reading, Survival, evidence, need},
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Fact, Weight},
@@ -31,6 +32,35 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "A worker killed or recycled while it streams, a deadline, an exception in the middle of a response.",
             ),
+            (
+                "gunicorn",
+                "--timeout (30 s) ends a sync worker also while it streams: gthread, or a longer one; --graceful-timeout (30 s) bounds a reload.",
+            ),
+            (
+                "uvicorn",
+                "An exception after http.response.start cuts the response; --timeout-graceful-shutdown bounds a shutdown.",
+            ),
+            (
+                "Node.js",
+                "stream.pipeline() instead of pipe(), so that an error of the source is seen; a Content-Length that is not what is written (response.strictContentLength throws then).",
+            ),
+            (
+                "Puma",
+                "An exception while the body is enumerated; worker_timeout (60 s) and worker_shutdown_timeout (30 s).",
+            ),
+            (
+                "php-fpm",
+                "request_terminate_timeout, max_execution_time (30 s) and memory_limit (128M) cut a script in the middle.",
+            ),
+            ("uWSGI", "--harakiri counts the whole response; --socket-timeout (4 s) bounds each write to nginx."),
+            (
+                "Go",
+                "http.Server.WriteTimeout bounds the whole response, body included: 0 for streams, or http.ResponseController.SetWriteDeadline.",
+            ),
+            (
+                "Java",
+                "An exception after the response was committed; Tomcat's asyncTimeout (30000 ms), spring.mvc.async.request-timeout.",
+            ),
         ],
     },
     rule,
@@ -38,7 +68,9 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let messages = [Message::PrematurelyClosed, Message::ReceiveFailed, Message::TimedOut];
-    if reading.phase() != Some(Phase::ReadingBody) || !reading.complains_of(&messages) {
+    let said = reading.phase() == Some(Phase::ReadingBody) && reading.complains_of(&messages);
+    let seen = reading.passed_header_on() && matches!(reading.outcome(), Outcome::Reset | Outcome::Closed);
+    if !(said || seen) {
         return None;
     }
     let mut finding = Finding::default();

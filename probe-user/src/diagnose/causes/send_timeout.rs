@@ -2,7 +2,7 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
+    reading::{Reading, Timer, evidence, need},
 };
 use crate::model::{
     attempt::Outcome,
@@ -32,6 +32,26 @@ pub(crate) const CAUSE: Cause = Cause {
             (
                 "any server",
                 "Why does it not read? A stack of the process while an upload hangs; a full thread pool or disk.",
+            ),
+            (
+                "gunicorn",
+                "The body is read when the application reads wsgi.input: read it before other work; --workers and --threads bound how many do.",
+            ),
+            ("uvicorn", "A handler that never awaits the body, or a blocking call in it; --workers."),
+            ("Node.js", "A request stream that is paused or never consumed: req.resume(), or stream.pipeline()."),
+            (
+                "Puma",
+                "queue_requests true (the default) reads whole requests before a thread gets them; threads and workers.",
+            ),
+            (
+                "php-fpm",
+                "The child reads the body before the script runs (up to post_max_size, 8M): a slow disk under upload_tmp_dir; enable_post_data_reading = Off leaves it to the script.",
+            ),
+            ("uWSGI", "--post-buffering 65536 reads bodies before the application does."),
+            ("Go", "A handler that works before it reads r.Body; http.Server.ReadTimeout cuts slow uploads."),
+            (
+                "Java",
+                "Tomcat: maxThreads (200) reached, so nobody reads; connectionTimeout bounds the wait for more of the body.",
             ),
         ],
     },
@@ -67,8 +87,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.not_excluded(&["path-stall"]);
     }
     let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
-    let configured = reading.directive("proxy_send_timeout").map(str::to_owned);
-    let timer = Fact::NginxTimer { directive: "proxy_send_timeout", configured };
+    let directive = reading.timer(Timer::Send);
+    let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
     finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     let upstream = reading.upstream_name();

@@ -3,6 +3,7 @@
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
     reading::{Locality, Reading, duration, evidence, need},
+    said::remark_moved_name,
 };
 use crate::model::{
     attempt::Outcome,
@@ -91,6 +92,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     exclude(&mut finding, reading);
     describe(&mut finding, reading, by_kernel, retransmits, waited_us);
+    remark_moved_name(&mut finding, reading);
     Some(finding)
 }
 

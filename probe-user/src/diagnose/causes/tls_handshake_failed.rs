@@ -3,7 +3,7 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Locality, Reading, Survival, evidence},
+        reading::{Locality, Reading, Survival, Timer, evidence},
         said::nginx_said,
     },
     PROCESS_GONE,
@@ -36,6 +36,19 @@ pub(crate) const CAUSE: Cause = Cause {
                        plain port. proxy_ssl_certificate for an upstream that wants one (alert 116).",
             ),
             ("any server", "`openssl s_client -connect HOST:PORT -servername NAME` shows what it says."),
+            ("gunicorn", "--certfile and --keyfile turn TLS on; --cert-reqs 2 asks for client certificates."),
+            (
+                "uvicorn",
+                "--ssl-certfile and --ssl-keyfile turn TLS on; --ssl-cert-reqs 2 asks for client certificates.",
+            ),
+            ("Node.js", "tls.createServer: minVersion ('TLSv1.2'), requestCert, SNICallback."),
+            ("Puma", "ssl_bind with cert:, key: and verify_mode:."),
+            ("uWSGI", "--https-socket ADDRESS,CERTIFICATE,KEY; php-fpm and a plain --socket speak no TLS."),
+            ("Go", "tls.Config: MinVersion, ClientAuth, GetCertificate for names."),
+            (
+                "Java",
+                "server.ssl.enabled-protocols, server.ssl.client-auth; Jetty refuses a name that is not on its certificate.",
+            ),
         ],
     },
     rule,
@@ -61,21 +74,79 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some((event, level, description)) = alert {
         finding.support(Some(evidence(Fact::TlsAlert { level, description }, &[event], Weight::Direct)));
     }
-    let how = match alert {
-        Some((_, _, description)) => format!("it sent alert {description} ({})", alert_name(description)),
-        None if slow => "it did not finish before proxy_connect_timeout".to_owned(),
+    let plain = plain_answer(reading);
+    if let Some((event, status, line)) = &plain {
+        let fact = Fact::UpstreamStatus { status: *status, line: Some(line.clone()) };
+        finding.support(Some(evidence(fact, &[*event], Weight::Direct)));
+    }
+    let no_tls = ["wrong version number", "packet length too long", "record layer failure", "http request"];
+    let no_tls = plain.is_some() || no_tls.iter().any(|words| complaint.text.contains(words));
+    let number = alert.map(|(_, _, description)| description).or_else(|| alert_in(&complaint.text));
+    let connect = reading.timer(Timer::Connect);
+    let how = match number {
+        Some(number) => format!("it sent alert {number} ({})", alert_name(number)),
+        None if slow => format!("it did not finish before {connect}, which covers connecting and the handshake"),
         None if closed => "it closed the connection".to_owned(),
-        None if complaint.text.contains("wrong version number") => "the port does not speak TLS".to_owned(),
+        None if plain.is_some() => "the port speaks plain HTTP, not TLS".to_owned(),
+        None if no_tls => "the port does not speak TLS; plain HTTP, probably".to_owned(),
         None => "the two could not agree".to_owned(),
     };
     finding.summary = format!("The TLS handshake with {upstream} failed: {how}.");
-    if matches!(alert, Some((_, _, 40 | 112))) {
-        finding
-            .fix
-            .push("proxy_ssl_server_name on; sends the name (SNI), which nginx leaves out by default.".to_owned());
-    }
-    finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME` shows what the upstream says; a plain port needs http://."));
+    finding.fix.extend(advice(reading, number, no_tls, slow));
+    finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME` shows what the upstream says."));
     Some(finding)
+}
+
+/// What to change, by what the upstream said.
+fn advice(reading: &Reading<'_>, alert: Option<u8>, no_tls: bool, slow: bool) -> Vec<String> {
+    let name = |end: &str| reading.directive_name(end);
+    let now = |directive: &str| reading.directive(directive).map(|value| format!(" (now {value})")).unwrap_or_default();
+    let (sni, asked) = (name("ssl_server_name"), name("ssl_name"));
+    let send_name =
+        format!("{sni} on;{} sends the name (SNI), which nginx leaves out by default; {asked} says which.", now(&sni));
+    let own = format!(
+        "If the upstream asks for a client certificate: {} and {}.",
+        name("ssl_certificate"),
+        name("ssl_certificate_key")
+    );
+    match alert {
+        Some(70 | 71) => {
+            let protocols = name("ssl_protocols");
+            vec![format!(
+                "{protocols} TLSv1.2 TLSv1.3;{} offers both (TLSv1.3 is in nginx's default from 1.23.4 on, TLSv1 and TLSv1.1 no \
+                 longer from 1.27.3 on).",
+                now(&protocols)
+            )]
+        }
+        Some(112) => vec![send_name],
+        Some(40) => vec![send_name, own, format!("Else no cipher is common: {}.", name("ssl_ciphers"))],
+        Some(42 | 43 | 44 | 45 | 46 | 48 | 116) => vec![own],
+        Some(120) => vec!["The upstream does not speak the protocol that was offered by ALPN.".to_owned()],
+        None if no_tls => {
+            vec!["A plain port needs http:// (grpc:// for gRPC) in the *_pass directive, not https://.".to_owned()]
+        }
+        None if slow => vec![
+            "Is it a TLS port at all? A plain server can wait for ever for the rest of what it takes for a request."
+                .to_owned(),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// An answer in plain HTTP to the handshake.
+fn plain_answer(reading: &Reading<'_>) -> Option<(EventId, u16, String)> {
+    reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
+        Content::HttpStatus { code, line } if event.at.earliest <= reading.failed_at() => {
+            Some((event.id, *code, line.clone()))
+        }
+        _ => None,
+    })
+}
+
+/// `…:SSL alert number 40)`, as OpenSSL's message ends.
+fn alert_in(text: &str) -> Option<u8> {
+    let (_, number) = text.split_once("SSL alert number ")?;
+    number.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The upstream's alert in the clear.
@@ -134,6 +205,20 @@ pub(crate) mod tests {
         let explanation = world.expect("tls-handshake-failed", Confidence::Confirmed);
         assert!(explanation.summary.contains("unrecognised name"), "{}", explanation.summary);
         assert!(explanation.fix[0].contains("proxy_ssl_server_name"));
+    }
+
+    #[test]
+    fn openssls_own_words_name_the_alert_and_the_plain_port() {
+        let mut world = world();
+        let text = "SSL_do_handshake() failed (SSL: error:0A00042E:SSL routines::tlsv1 alert protocol version:SSL alert number 70)";
+        world.complain(Message::TlsHandshake, Phase::TlsHandshake, None, text);
+        let explanation = world.expect("tls-handshake-failed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("alert 70 (protocol version)"), "{}", explanation.summary);
+        assert!(explanation.fix[0].contains("proxy_ssl_protocols"), "{:?}", explanation.fix);
+        let text = "SSL_do_handshake() failed (SSL: error:0A00010B:SSL routines::wrong version number)";
+        world.complain(Message::TlsHandshake, Phase::TlsHandshake, None, text);
+        let explanation = world.expect("tls-handshake-failed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("plain HTTP"), "{}", explanation.summary);
     }
 
     #[test]

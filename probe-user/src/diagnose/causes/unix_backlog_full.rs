@@ -2,10 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence},
     said::connect_returned,
 };
-use crate::model::net::Errno;
+use crate::model::{
+    evidence::{Fact, Weight},
+    net::Errno,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -16,7 +19,7 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "The server does not accept as fast as nginx connects. On a unix socket a full queue is told at once (EAGAIN), where TCP would wait: 502 without delay, under load.",
-        proof: "EAGAIN from connect() with that path.",
+        proof: "EAGAIN from connect() with that path; the queue's length against its limit is shown (sock_diag).",
         refuted: "A socket without a listener says ECONNREFUSED.",
         remedies: &[
             (
@@ -25,7 +28,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "php-fpm",
-                "pm.max_children is what runs out first; listen.backlog = 511; pm.status_path shows the listen queue.",
+                "pm.max_children is what runs out first; listen.backlog (default 511, in PHP 8.2 all that somaxconn allows); pm.status_path shows the listen queue.",
             ),
             ("uWSGI", "--listen 1024 (default 100), and somaxconn at least that."),
             ("gunicorn", "--backlog 2048; more --workers or --threads."),
@@ -42,6 +45,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.summary = format!(
         "The queue of connections at {path} is full: connect() returned {errno}; the server does not accept fast enough."
     );
+    if let Some((id, listener)) = reading.unix_socket().and_then(|(id, socket)| Some((id, socket.listener.as_ref()?)))
+        && let Some((waiting, limit)) = listener.queue
+    {
+        let command = listener.command.clone().unwrap_or_else(|| "the server".to_owned());
+        finding.say(format_args!(" {command} has {waiting} waiting, limit {limit}."));
+        let fact = Fact::UnixQueue { process: Some((listener.pid, command)), waiting, limit };
+        finding.support(Some(evidence(fact, &[id], Weight::Symptom)));
+    }
     finding.fix.push("More workers (php-fpm: pm.max_children), or find out what keeps them busy.".to_owned());
     finding.fix.push("A longer queue for bursts: the server's backlog (php-fpm listen.backlog, uWSGI --listen) and net.core.somaxconn.".to_owned());
     Some(finding)

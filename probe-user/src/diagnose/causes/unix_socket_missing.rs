@@ -2,10 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence},
     said::connect_returned,
 };
-use crate::model::net::Errno;
+use crate::model::{
+    evidence::{Fact, Weight},
+    net::Errno,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -35,6 +38,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let path = reading.unix_path()?;
     let (mut finding, errno) = connect_returned(reading, &[Errno::ENOENT, Errno::ENOTDIR])?;
     finding.summary = format!("There is no socket at {path}: connect() returned {errno}.");
+    if let Some((id, missing)) = reading.unix_socket().and_then(|(id, socket)| Some((id, socket.missing.clone()?))) {
+        if missing != path {
+            finding.say(format_args!(" Already {missing} does not exist."));
+        }
+        finding.support(Some(evidence(Fact::PathMissing { path: missing }, &[id], Weight::Symptom)));
+    }
     finding.fix.push(format!(
         "Start the server that makes {path}, or correct the path in nginx's configuration or the server's."
     ));

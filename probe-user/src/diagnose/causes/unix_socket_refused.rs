@@ -2,10 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence},
     said::connect_returned,
 };
-use crate::model::net::Errno;
+use crate::model::{
+    evidence::{Fact, Weight},
+    net::Errno,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -33,6 +36,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let path = reading.unix_path()?;
     let (mut finding, errno) = connect_returned(reading, &[Errno::ECONNREFUSED])?;
     finding.summary = format!("Nobody listens on {path}: the file is there, connect() returned {errno}.");
+    let look_up = reading.unix_socket().filter(|(_, socket)| socket.missing.is_none() && socket.listener.is_none());
+    if let Some((id, socket)) = look_up {
+        if socket.parts.last().is_some_and(|part| !part.socket) {
+            finding.say(format_args!(" What is there is no socket at all."));
+        }
+        let fact = Fact::NoUnixListener { path: path.to_owned() };
+        finding.support(Some(evidence(fact, &[id], Weight::Symptom)));
+    }
     finding.fix.push(format!(
         "Start the server that listens on {path}; `ss -xlp` shows who does. It must replace the stale file."
     ));

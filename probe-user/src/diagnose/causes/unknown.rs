@@ -52,6 +52,9 @@ pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Ne
     } else {
         "what could not be seen is listed below"
     };
+    if reading.case.by_wire {
+        return by_wire(reading, &status, &about, seen, needed);
+    }
     Verdict::Unexplained {
         seen,
         needed,
@@ -60,5 +63,22 @@ pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Ne
             "Run `probe502 doctor` to see what this host hides from the probe.".to_owned(),
             "Watch with --depth deep for the next one.".to_owned(),
         ],
+    }
+}
+
+/// Of packets alone: what else would help.
+fn by_wire(reading: &Reading<'_>, status: &str, about: &str, seen: Vec<Evidence>, needed: Vec<Need>) -> Verdict {
+    let mut fix = vec!["Give nginx's error log of that time too: --error-log FILE.".to_owned()];
+    if reading.attempt.is_none() {
+        fix.push(
+            "Capture both sides of nginx, its clients' and its upstreams', and say --upstream ADDR:PORT where they cannot be told apart."
+                .to_owned(),
+        );
+    }
+    Verdict::Unexplained {
+        seen,
+        needed,
+        summary: format!("The packets show {status} after {about}, and do not show why."),
+        fix,
     }
 }

@@ -3,10 +3,10 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        departure::{Manner, departure, finding, signals_needed, story},
+        departure::{Manner, caught_fault, departure, finding, signals_needed, story},
         reading::Reading,
     },
-    server_advice,
+    server_advice, signal_name,
 };
 use crate::model::process::Ending;
 
@@ -48,7 +48,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uWSGI",
-                "--catch-exceptions does not help here; it prints a backtrace of the worker at a crash by itself.",
+                "Its handler writes a backtrace of the worker to the log and ends it with status 1; --use-abort makes a core instead.",
             ),
             ("Go", "GOTRACEBACK=crash makes a core; SIGABRT follows a fatal runtime error; cgo is the usual suspect."),
             ("Java", "hs_err_pidN.log in the working directory names the frame."),
@@ -66,11 +66,18 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     signals_needed(&mut found, reading, &death);
     found.summary = format!("{}: it crashed.", story(reading, &death));
     let (pid, command) = &death.process;
+    if let Some(signal) = caught_fault(&death) {
+        let name = signal_name(signal);
+        found.say(format_args!(" The kernel had sent it {name}, and a handler of its own made an exit of it."));
+    }
     found.fix.push(match death.how {
+        Ending::Exit(_) => format!(
+            "{command} catches the signal itself: read what it wrote to its log, and let it make a core (uWSGI: --use-abort)."
+        ),
         Ending::Signal { core: true, .. } => {
             format!("A core was dumped: `coredumpctl gdb {pid}`, or the file that core_pattern names.")
         }
-        _ => format!(
+        Ending::Signal { .. } => format!(
             "No core was dumped: let {command} make one (LimitCORE=infinity, ulimit -c unlimited), and read `dmesg`."
         ),
     });
@@ -82,7 +89,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 pub(crate) mod tests {
     use crate::{
         diagnose::testing::{World, broken_by_exit},
-        model::{coverage::Sensor, process::Ending, verdict::Confidence},
+        model::{
+            coverage::Sensor,
+            event::Body,
+            process::{Ending, ProcessEvent},
+            verdict::Confidence,
+        },
     };
 
     pub(crate) fn crashed() -> World {
@@ -96,6 +108,32 @@ pub(crate) mod tests {
         let explanation = crashed().expect("upstream-crashed", Confidence::Confirmed);
         assert!(explanation.summary.contains("SIGSEGV, core dumped"), "{}", explanation.summary);
         assert!(explanation.fix[0].contains("coredumpctl gdb 88"));
+    }
+
+    #[test]
+    fn a_fault_that_a_handler_turned_into_an_exit() {
+        let mut world = broken_by_exit(Ending::Exit(1));
+        world.signal(-900, 11, None);
+        let explanation = world.expect("upstream-crashed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("sent it SIGSEGV"), "{}", explanation.summary);
+        let mut orderly = broken_by_exit(Ending::Exit(0));
+        orderly.signal(-900, 11, None);
+        orderly.expect("upstream-exited", Confidence::Confirmed);
+        let mut long_ago = broken_by_exit(Ending::Exit(1));
+        long_ago.signal(-5_000_000, 11, None);
+        long_ago.expect("upstream-exited", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_java_machine_takes_faults_for_its_own_ends() {
+        let mut world = broken_by_exit(Ending::Exit(1));
+        world.signal(-900, 11, None);
+        for event in &mut world.case.processes {
+            if let Body::Process(ProcessEvent::Exited { command, .. }) = &mut event.body {
+                "java".clone_into(command);
+            }
+        }
+        world.expect("upstream-exited", Confidence::Confirmed);
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub(crate) const CAUSE: Cause = Cause {
             (
                 "gunicorn",
                 "--max-requests (0) with --max-requests-jitter recycles workers; status 3 means that a worker could not \
-                          boot, 4 that the application could not be loaded.",
+                          boot, 4 that the application could not be loaded: on either the arbiter stops the whole server, also \
+                          where the application itself called os._exit(3).",
             ),
             ("uvicorn", "--limit-max-requests ends the process; leave restarts to a supervisor that keeps several."),
             (

@@ -38,7 +38,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uvicorn",
-                "--timeout-graceful-shutdown waits for running requests; the default waits without end, the supervisor may not.",
+                "--timeout-graceful-shutdown (from 0.22) bounds the wait for running requests; the default waits without end, the supervisor may not.",
             ),
             (
                 "Node.js",
@@ -79,6 +79,26 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(found)
 }
 
+/// What the masters of servers do so to their own workers: the name, the signal, what it means.
+const HABITS: [(&str, u32, &str); 3] = [
+    // <https://github.com/benoitc/gunicorn/blob/20.1.0/gunicorn/arbiter.py#L486-L504>
+    ("gunicorn", 6, " This is gunicorn's WORKER TIMEOUT: the request took longer than --timeout (30 s by default)."),
+    // <https://github.com/php/php-src/blob/php-8.2.0/sapi/fpm/fpm/fpm_request.c#L250-L280>
+    (
+        "php-fpm",
+        15,
+        " So php-fpm's master ends a child whose request took longer than request_terminate_timeout (off by default), and all of \
+         them when it is stopped or reloaded.",
+    ),
+    // <https://github.com/unbit/uwsgi/blob/2.0.21/core/master_utils.c#L36-L100>
+    (
+        "uwsgi",
+        9,
+        " So uWSGI's master ends a worker whose request took longer than --harakiri (off by default), or than --worker-reload-mercy \
+         when it reloads.",
+    ),
+];
+
 fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
     let by = signal_from(death)
         .map_or_else(|| "by a signal whose sender was not seen".to_owned(), |signal| format!("by {signal}"));
@@ -89,12 +109,9 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
         .and_then(|(_, signal, sender)| sender.as_ref().map(|sender| (*signal, sender)))
         .filter(|(_, sender)| sender.command == death.process.1);
     if let Some((signal, sender)) = own_master {
-        let timeout = if signal == 6 && sender.command.contains("gunicorn") {
-            " This is gunicorn's WORKER TIMEOUT: the request took longer than --timeout (30 s by default)."
-        } else {
-            ""
-        };
-        found.say(format_args!(" The sender is the server's own {} (pid {}).{timeout}", sender.command, sender.pid));
+        let habit = HABITS.iter().find(|(command, by, _)| signal == *by && sender.command.contains(command));
+        let habit = habit.map_or("", |(_, _, text)| text);
+        found.say(format_args!(" The sender is the server's own {} (pid {}).{habit}", sender.command, sender.pid));
     }
     found.fix.push(match death.signal.as_ref().and_then(|(_, _, sender)| sender.as_ref()) {
         Some(sender) => format!(
@@ -111,7 +128,7 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{World, broken_by_exit},
+        diagnose::testing::{World, broken_by_exit, closed_by_handler},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
@@ -135,6 +152,44 @@ pub(crate) mod tests {
         world.signal(-900, 6, Some((80, "gunicorn")));
         let explanation = world.expect("upstream-killed", Confidence::Confirmed);
         assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_signal_that_the_handler_sent_on_to_its_own_process() {
+        let mut world = broken_by_exit(Ending::Signal { signal: 15, core: false });
+        world.signal(-300, 15, Some((80, "php-fpm8.2")));
+        world.signal(-290, 15, Some((88, "php-fpm8.2")));
+        let explanation = world.expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("SIGTERM from php-fpm8.2 (pid 80)"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_handler_closes_the_connection_and_the_end_comes_later() {
+        let mut world = closed_by_handler(Ending::Exit(1));
+        world.signal(-600, 6, Some((80, "gunicorn")));
+        let explanation = world.expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("WORKER TIMEOUT"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("closed it unanswered and ended"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_handler_whose_end_was_not_seen_leaves_it_open() {
+        let mut world = closed_by_handler(Ending::Exit(1));
+        world.signal(-600, 6, Some((80, "gunicorn")));
+        world.case.processes.remove(0);
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"), "{:?}", explanation.rivals);
+    }
+
+    #[test]
+    fn a_close_before_the_end_is_nobodys_doing_without_a_signal_before_it() {
+        closed_by_handler(Ending::Exit(1)).expect("premature-close", Confidence::Confirmed);
+        let mut later = closed_by_handler(Ending::Exit(1));
+        later.signal(10_000, 15, Some((80, "gunicorn")));
+        later.expect("premature-close", Confidence::Confirmed);
+        let mut long_ago = closed_by_handler(Ending::Exit(1));
+        long_ago.signal(-10_000_000, 15, Some((80, "gunicorn")));
+        long_ago.expect("premature-close", Confidence::Confirmed);
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Locality, Reading, named, need},
+    reading::{Locality, Reading, duration, named, need},
+    said::remark_moved_name,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::Fact,
@@ -69,7 +71,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         && reading.errno() == Some(Errno::ECONNREFUSED);
     let told = reading.connect_error().filter(|(errno, _)| *errno == Errno::ECONNREFUSED);
     let said_otherwise = reading.complaint().is_some() && !logged;
-    if (!logged && told.is_none()) || said_otherwise || reading.connected() == Some(true) {
+    let on_the_wire = reading.outcome() == Outcome::Refused && reading.syn_reset().is_some();
+    if (!logged && told.is_none() && !on_the_wire) || said_otherwise || reading.connected() == Some(true) {
         return None;
     }
     // An ICMP message, not a RST, can be what made ECONNREFUSED: that is a packet filter's answer.
@@ -127,7 +130,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         }
         finding.oppose(listens);
     }
-    let former = reading.former_listener();
+    let former = reading.served_before().or_else(|| reading.former_listener());
     let died = former.as_ref().map(|evidence| evidence.fact.clone());
     finding.support(former);
     let nearby = reading.listens_nearby();
@@ -139,6 +142,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         died.as_ref(),
     );
     finding.because.extend(nearby);
+    remark_moved_name(&mut finding, reading);
     Some(finding)
 }
 
@@ -154,8 +158,43 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, locality: Locality, ne
         let text = format!(" {command} (pid {pid}), which listened there, had ended: {}.", super::ending(*how));
         finding.summary.push_str(&text);
         finding.fix.push(format!("Start {command} again, and find out why it ended."));
+    } else if let Some(Fact::FormerListener { process: (pid, command), how, signal, ago_us, .. }) = died {
+        let ago = ago_us.map(|us| format!(" {} before", duration(us))).unwrap_or_default();
+        if let Some(how) = how {
+            let by = match signal {
+                Some((number, Some(sender))) => {
+                    let name = super::signal_name(*number);
+                    format!(" ({name} from {}, pid {})", sender.command, sender.pid)
+                }
+                _ => String::new(),
+            };
+            finding.say(format_args!(
+                " {command} (pid {pid}), which listened there, had ended{ago}: {}{by}.",
+                super::ending(*how)
+            ));
+            finding.fix.push(format!("Start {command} again, and find out why it ended."));
+        } else {
+            finding.say(format_args!(
+                " {command} (pid {pid}), which listened there, had closed its listening socket{ago}."
+            ));
+            finding
+                .fix
+                .push(format!("Find out why {command} (pid {pid}) stopped listening: a reload, or its own shutdown?"));
+        }
     } else {
         finding.fix.push(format!("Start the server that should listen on {upstream}, or look why it does not."));
+    }
+    let other_family = |fact: &Fact| match (fact, reading.upstream()) {
+        (Fact::ListensNearby { address, .. }, Some(asked)) => {
+            asked.ip().is_loopback() && asked.is_ipv6() && address.is_ipv4() && address.port() == asked.port()
+        }
+        _ => false,
+    };
+    if nearby.iter().any(other_family) {
+        finding.say(format_args!(" `localhost` is ::1 first on this host, and the server listens on IPv4 only."));
+        finding.fix.push(
+            "Write 127.0.0.1 instead of localhost in proxy_pass, or let the server listen on ::1 too.".to_owned(),
+        );
     }
     for fact in nearby {
         if let Fact::ListensNearby { address, process } = fact {

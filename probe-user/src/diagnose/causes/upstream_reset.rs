@@ -49,7 +49,7 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             (
                 "uvicorn",
-                "--limit-concurrency answers 503, --limit-max-requests ends the process, --timeout-graceful-shutdown waits.",
+                "--limit-concurrency answers 503, --limit-max-requests ends the process, --timeout-graceful-shutdown (from 0.22) bounds the wait.",
             ),
             (
                 "Node.js",
@@ -91,9 +91,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let reset = reading.reset();
-    finding.require(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)), || {
-        need(Sensor::ResetsReceived, "the RST that ended the connection")
-    });
+    finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)));
+    if reset.is_none() && reading.unix_path().is_none() {
+        finding.missing.push(need(Sensor::ResetsReceived, "the RST that ended the connection"));
+    }
     finding.support(reading.request_acknowledged().map(|mut evidence| {
         evidence.weight = Weight::Symptom;
         evidence
@@ -103,7 +104,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let why = sent_here.as_ref().map(|evidence| evidence.fact.clone());
     let sent_here = sent_here.or_else(|| reading.aborted_here());
     let origin_seen = finding.support(sent_here);
-    if !origin_seen {
+    // Over a unix socket there is nobody between.
+    if !origin_seen && reading.unix_path().is_none() {
+        finding.oppose(reading.foreign_ttl());
         finding.not_excluded(&["network-reset"]);
         finding.missing.push(match reading.locality() {
             Locality::Elsewhere => {

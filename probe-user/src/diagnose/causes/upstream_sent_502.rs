@@ -56,6 +56,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let upstream = reading.upstream_name();
     finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
+    if let Some(root) = reading.case.earlier.last() {
+        let cause = root.cause.map_or_else(String::new, |cause| format!(" ({cause})"));
+        finding
+            .say(format_args!(" The nginx there is watched too: incident {}{cause} is the same request.", root.case.0));
+        finding.fix.push(format!("See incident {}.", root.case.0));
+    }
     finding.fix.push(format!(
         "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
     ));
@@ -77,7 +83,12 @@ fn status_line(reading: &Reading<'_>, status: u16) -> Option<Evidence> {
 pub(crate) mod tests {
     use crate::{
         diagnose::testing::World,
-        model::{attempt::Outcome, case::Origin, packet::Content, verdict::Confidence},
+        model::{
+            attempt::Outcome,
+            case::{CaseId, EarlierFailure, Origin},
+            packet::Content,
+            verdict::Confidence,
+        },
     };
 
     pub(crate) fn passed_on() -> World {
@@ -97,6 +108,22 @@ pub(crate) mod tests {
         let mut world = passed_on();
         world.flow().events.clear();
         world.expect("upstream-sent-502", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn the_incident_of_the_nginx_behind_is_named() {
+        let mut world = passed_on();
+        world.case.earlier.push(EarlierFailure {
+            case: CaseId("20261121T140207.331204-000016".to_owned()),
+            at: world.case.decided.latest,
+            peer: "10.0.0.9:80".to_owned(),
+            cause: Some("upstream-refused"),
+            worker: None,
+            client: None,
+        });
+        let explanation = world.expect("upstream-sent-502", Confidence::Confirmed);
+        let wanted = "incident 20261121T140207.331204-000016 (upstream-refused) is the same request";
+        assert!(explanation.summary.contains(wanted), "{}", explanation.summary);
     }
 
     #[test]

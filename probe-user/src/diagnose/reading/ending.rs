@@ -80,7 +80,9 @@ pub(crate) enum Broken {
 impl Reading<'_> {
     /// How the connection broke before the header was whole; `None`: it did not, or it never came about.
     pub(crate) fn broken(&self) -> Option<Broken> {
-        if self.connected() == Some(false) && !self.failed_before_sending() || self.phase() == Some(Phase::ReadingBody)
+        if self.connected() == Some(false) && !self.failed_before_sending()
+            || self.phase() == Some(Phase::ReadingBody)
+            || self.passed_header_on()
         {
             return None;
         }
@@ -108,6 +110,9 @@ impl Reading<'_> {
 
     /// The close crossed the request: the upstream had ended the connection before it saw a byte of it. `None`: not known.
     pub(crate) fn crossed(&self) -> Option<bool> {
+        if self.unix_path().is_some() {
+            return self.crossed_unix();
+        }
         let close = self.close().map(|close| (close.at, close.order));
         let reset = self.reset().map(|reset| (reset.at, reset.order));
         let mut endings: Vec<(Moment, Order)> = close.into_iter().chain(reset).collect();
@@ -117,6 +122,17 @@ impl Reading<'_> {
             Order::Part | Order::After => Some(false),
             Order::Unknown => None,
         })
+    }
+
+    /// Over a unix socket a close is known to the other end at once: a first write that fails came after it, and an end of file after a
+    /// whole write came from a process that had read what was written (else it is a reset, `unix_release_sock()`,
+    /// <https://elixir.bootlin.com/linux/v6.12/source/net/unix/af_unix.c>).
+    fn crossed_unix(&self) -> Option<bool> {
+        let lost = matches!(self.errno(), Some(Errno::EPIPE | Errno::ECONNRESET));
+        if lost && self.complains_of(&[Message::SendFailed]) && self.request_sent() == Some(false) {
+            return Some(true);
+        }
+        (self.complains_of(&[Message::PrematurelyClosed]) && self.request_sent() == Some(true)).then_some(false)
     }
 
     /// The upstream's FIN.
@@ -271,6 +287,27 @@ impl Reading<'_> {
         let (event, reason) = reset.sent_here.clone()?;
         let unread = self.upstream_unread().map(|(unread, _)| unread);
         Some(evidence(Fact::UpstreamKernelReset { reason, unread }, &[event], weight))
+    }
+
+    /// The attempt's RST came with another TTL than the upstream's other packets: another end or another way.
+    pub(crate) fn foreign_ttl(&self) -> Option<Evidence> {
+        let flow = self.flow()?;
+        let until = self.failed_at();
+        let mut reset: Option<(EventId, u8)> = None;
+        let mut peer: Option<(EventId, u8)> = None;
+        for (event, packet) in flow.packets_from_upstream().filter(|(_, packet)| packet.header.ttl != 0) {
+            if !packet.header.flags.rst() {
+                // Packets of one end that come different ways say nothing.
+                if peer.is_some_and(|(_, ttl)| ttl != packet.header.ttl) {
+                    return None;
+                }
+                peer = Some((event.id, packet.header.ttl));
+            } else if event.at.earliest <= until && reset.is_none() {
+                reset = Some((event.id, packet.header.ttl));
+            }
+        }
+        let ((reset_id, reset), (peer_id, peer)) = (reset?, peer?);
+        (reset != peer).then(|| evidence(Fact::ForeignTtl { reset, peer }, &[reset_id, peer_id], Weight::Symptom))
     }
 
     /// The upstream's socket on this host went from the connection straight to CLOSE: it was aborted here.

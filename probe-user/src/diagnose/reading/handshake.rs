@@ -2,6 +2,7 @@
 
 use super::{Reading, evidence};
 use crate::model::{
+    attempt::Outcome,
     complaint::Phase,
     event::{Body, Event, EventId},
     evidence::{Evidence, Fact, Weight},
@@ -48,7 +49,10 @@ impl Reading<'_> {
             flow.entered(Side::Upstream, TcpState::Established).next().is_some()
                 || flow.packets_from_upstream().any(|(_, p)| p.header.flags.syn() && p.header.flags.ack())
         });
-        answered.then_some(true)
+        // Packets alone: what was made of them says that nobody took the connection.
+        let failed = self.complaint().is_none()
+            && matches!(self.outcome(), Outcome::Refused | Outcome::Unreachable | Outcome::TimeoutConnect);
+        if answered { Some(true) } else { failed.then_some(false) }
     }
 
     /// The RST that answered the SYN: accepted by nginx's socket, or on the wire.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::{Reading, evidence};
 use crate::model::{
+    coverage::Sensor,
     event::Body,
     event::EventId,
     evidence::{Evidence, Fact, Weight},
@@ -55,6 +56,9 @@ impl<'a> Reading<'a> {
 
     /// Where the upstream is.
     pub(crate) fn locality(&self) -> Locality {
+        if self.case.coverage.left_out(Sensor::UpstreamSide) {
+            return Locality::Elsewhere;
+        }
         if self.unix_path().is_some() {
             return Locality::Here;
         }
@@ -102,21 +106,25 @@ impl<'a> Reading<'a> {
         ))
     }
 
-    /// Who listens nearby.
+    /// Who listens nearby: on the same port, or on another one where the process that left this one does.
     pub(crate) fn listens_nearby(&self) -> Vec<Evidence> {
-        self.look_up().map_or_else(Vec::new, |look_up| {
-            look_up
-                .nearby
-                .iter()
-                .map(|listener| {
-                    evidence(
-                        Fact::ListensNearby { address: listener.address, process: process_of(listener) },
-                        &[look_up.event],
-                        Weight::Fits,
-                    )
-                })
-                .collect()
-        })
+        let near =
+            self.look_up().into_iter().flat_map(|look_up| look_up.nearby.iter().map(move |l| (look_up.event, l)));
+        let elsewhere = self.case.host.iter().flat_map(|(id, _, fact)| match fact {
+            HostFact::OtherListeners { listeners, .. } => listeners.iter().map(|l| (*id, l)).collect(),
+            _ => Vec::new(),
+        });
+        let mut found: Vec<(EventId, &Listener)> = Vec::new();
+        for (id, listener) in near.chain(elsewhere) {
+            if !found.iter().any(|(_, known)| known.address == listener.address && known.pid == listener.pid) {
+                found.push((id, listener));
+            }
+        }
+        let one = |(id, listener): (EventId, &Listener)| {
+            let fact = Fact::ListensNearby { address: listener.address, process: process_of(listener) };
+            evidence(fact, &[id], Weight::Fits)
+        };
+        found.into_iter().map(one).collect()
     }
 
     /// The end of a process that used to listen there.

@@ -3,15 +3,19 @@
 mod ending;
 mod handshake;
 mod host;
+mod local;
+mod place;
 mod process;
 mod request;
 
 use std::net::SocketAddr;
 
 pub(super) use self::{
-    ending::Broken,
+    ending::{Broken, Reset},
     host::{Locality, named},
-    process::{Death, FailedAccept, Survival},
+    place::Timer,
+    process::{Death, FailedAccept, Survival, is_fault},
+    request::LostAnswer,
 };
 use crate::model::{
     attempt::{Attempt, Link, Outcome},
@@ -233,12 +237,6 @@ impl<'a> Reading<'a> {
             (None, Some(us)) => format!("it ended this attempt after {}", duration(us)),
             (None, None) => "60s by default".to_owned(),
         }
-    }
-
-    /// The value of a directive, where one value holds everywhere.
-    pub(super) fn directive(&self, name: &str) -> Option<&'a str> {
-        let configuration = self.case.configuration.as_ref()?;
-        configuration.directives.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 }
 

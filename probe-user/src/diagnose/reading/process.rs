@@ -6,6 +6,7 @@ use crate::model::{
     event::{Body, Event},
     process::{Ending, Pid, ProcessEvent, Role, Sender},
     socket::Syscall,
+    time::Moment,
     verdict::Need,
 };
 
@@ -13,6 +14,10 @@ use crate::model::{
 const EXIT_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// The clock of a capture, mapped to the kernel's, is off by less than this.
 const SKEW_NS: u64 = 1_000_000;
+/// From a signal to the close by its handler: at once, as soon as the interpreter gets to it.
+const SIGNAL_TO_CLOSE_NS: u64 = 2_000_000_000;
+/// From a fault of the processor to the exit by its handler, which may write a backtrace before.
+const FAULT_TO_EXIT_NS: u64 = 1_000_000_000;
 /// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
 const GRACE_NS: u64 = 35_000_000_000;
 
@@ -29,8 +34,20 @@ pub(crate) struct Death<'a> {
     pub(crate) oom: Option<&'a Event>,
     /// That it ended before the connection did is certain.
     pub(crate) order_known: bool,
+    /// It closed the connection itself before it ended, because of the signal.
+    pub(crate) closed_first: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
+}
+
+/// Java programs, and the names that its servers give to their threads.
+fn is_java(command: &str) -> bool {
+    ["java", "http-nio-", "jetty", "qtp"].iter().any(|part| command.starts_with(part))
+}
+
+/// SIGILL, SIGBUS, SIGFPE, SIGSEGV: what the kernel sends to a process that did something impossible.
+pub(crate) fn is_fault(signal: u32) -> bool {
+    matches!(signal, 4 | 7 | 8 | 11)
 }
 
 /// Whether the process at the other end outlived the connection.
@@ -83,11 +100,28 @@ impl<'a> Reading<'a> {
         if let Some(death) = self.death(holder) {
             return Survival::Ended(Box::new(death));
         }
+        if self.asked_to_end(holder) {
+            // Its handler closed the connection, or it would have closed it anyway: only its end tells.
+            return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
+        }
         if self.sees(Sensor::Processes) {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
         }
+    }
+
+    /// Another process, or the kernel, had sent this one a signal that asks it to end, and it had not ended when the case was put together.
+    fn asked_to_end(&self, target: Pid) -> bool {
+        let ended = self.ended_by_kernel().unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
+        self.case.processes.iter().any(|event| {
+            matches!(
+                &event.body,
+                Body::Process(ProcessEvent::Signalled { target: to, signal: 2 | 3 | 6 | 9 | 15, sender, .. })
+                    if *to == target && sender.as_ref().is_none_or(|sender| sender.pid != target)
+            ) && event.at.earliest <= ended
+                && ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+        })
     }
 
     /// Processes that listen there are known, and the end of any of them would have been seen.
@@ -112,12 +146,33 @@ impl<'a> Reading<'a> {
         let closed_it = self.closed_by() == Some(holder);
         let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
             Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
-                let before = event.at.earliest <= ended;
-                let close = closed_it || ended.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS;
-                (before && close).then_some((event, command, *how))
+                Some((event, command, *how))
             }
             _ => None,
         })?;
+        let before = event.at.earliest <= ended;
+        let (signal, closed_first) = if before {
+            if !closed_it && ended.since_ns(event.at.latest) > EXIT_TO_CLOSE_NS {
+                return None;
+            }
+            // The Java machine takes SIGSEGV for its own ends all the time and goes on.
+            // <https://docs.oracle.com/en/java/javase/17/troubleshoot/handle-signals-and-exceptions.html>
+            let exits_after_fault = matches!(how, Ending::Exit(_));
+            let ordinary = |signal: u32| exits_after_fault && is_fault(signal) && is_java(command);
+            let signal = self.fatal_signal(holder, event.at.latest, how).filter(|(_, signal, _)| !ordinary(*signal));
+            (signal, false)
+        } else {
+            // gunicorn's handler of SIGABRT is sys.exit(1): Python closes what is open in order, and ends some milliseconds later.
+            // <https://github.com/benoitc/gunicorn/blob/20.1.0/gunicorn/workers/base.py#L200-L203>
+            let signal = self.fatal_signal(holder, ended, how).filter(|(event, _, sender)| {
+                ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+                    && sender.as_ref().is_some_and(|sender| sender.pid != holder)
+            });
+            if !closed_it || signal.is_none() {
+                return None;
+            }
+            (signal, true)
+        };
         let oom = self.case.processes.iter().find(
             |event| matches!(&event.body, Body::Process(ProcessEvent::OomVictim { victim, .. }) if *victim == holder),
         );
@@ -126,26 +181,43 @@ impl<'a> Reading<'a> {
             process: (holder, command.clone()),
             how,
             oom,
-            signal: self.fatal_signal(holder, event, how),
+            signal,
             order_known: by_kernel.is_some(),
+            closed_first,
         })
     }
 
-    /// The signal that asked the process to end.
-    fn fatal_signal(&self, target: Pid, exit: &Event, how: Ending) -> Option<(&'a Event, u32, Option<Sender>)> {
-        self.case.processes.iter().rev().find_map(|event| match &event.body {
+    /// The signal that asked the process to end, not later than at its end (or at what its handler did first).
+    fn fatal_signal(&self, target: Pid, end: Moment, how: Ending) -> Option<(&'a Event, u32, Option<Sender>)> {
+        let mut signals = self.case.processes.iter().rev().filter_map(|event| match &event.body {
             Body::Process(ProcessEvent::Signalled { target: to, signal, sender, .. }) if *to == target => {
-                let in_time =
-                    event.at.earliest <= exit.at.latest && exit.at.latest.since_ns(event.at.latest) <= GRACE_NS;
+                let in_time = event.at.earliest <= end && end.since_ns(event.at.latest) <= GRACE_NS;
                 let decisive = match how {
                     Ending::Signal { signal: died_of, .. } if u32::from(died_of) == *signal => true,
+                    // uWSGI's handler of SIGSEGV writes a backtrace and exits with 1.
+                    Ending::Exit(code) if is_fault(*signal) => {
+                        code != 0 && sender.is_none() && end.since_ns(event.at.latest) <= FAULT_TO_EXIT_NS
+                    }
                     // SIGINT, SIGQUIT, SIGABRT, SIGKILL, SIGTERM ask a process to end, whatever its handler makes of it.
                     Ending::Signal { .. } | Ending::Exit(_) => matches!(signal, 2 | 3 | 6 | 9 | 15),
                 };
                 (in_time && decisive).then(|| (event, *signal, sender.clone()))
             }
             _ => None,
-        })
+        });
+        let last = signals.next()?;
+        let by_itself = |sender: &Option<Sender>| sender.as_ref().is_some_and(|sender| sender.pid == target);
+        if !by_itself(&last.2) {
+            return Some(last);
+        }
+        // A handler that has done its work restores the default and sends the same signal to its own process; PHP does so with SIGTERM.
+        // <https://github.com/php/php-src/blob/php-8.2.0/Zend/zend_signal.c#L183-L200>
+        let first = signals.find(|(event, signal, sender)| {
+            *signal == last.1
+                && !by_itself(sender)
+                && last.0.at.earliest.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
+        });
+        Some(first.unwrap_or(last))
     }
 
     /// Failed `accept()` calls of processes that listen on the upstream's address, in order.

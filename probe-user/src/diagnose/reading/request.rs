@@ -2,6 +2,8 @@
 
 use super::{Reading, evidence};
 use crate::model::{
+    attempt::Link,
+    complaint::{Message, Phase},
     event::{Event, EventId},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
@@ -24,6 +26,19 @@ pub(crate) struct Span {
     pub(crate) start: Option<u32>,
     /// One past the last byte.
     pub(crate) end: u32,
+}
+
+/// An answer that was sent and never arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LostAnswer {
+    /// Bytes of it that were not acknowledged.
+    pub(crate) bytes: u32,
+    /// How often segments were sent again.
+    pub(crate) times: u32,
+    /// Payload of the largest of them.
+    pub(crate) largest: u32,
+    /// The records of sending them again.
+    pub(crate) events: Vec<EventId>,
 }
 
 /// Whether `a` is at or before `b` on the sequence circle.
@@ -99,6 +114,11 @@ impl Reading<'_> {
 
     /// Whether something of the request was handed to the kernel; `None`: not known.
     pub(crate) fn request_sent(&self) -> Option<bool> {
+        // Before it writes, nginx asks the socket how connecting went, of a kept connection too.
+        let before_writing = self.complains_of(&[Message::ConnectFailed]) && self.phase() == Some(Phase::Connecting);
+        if before_writing {
+            return Some(false);
+        }
         self.attempt?.bytes_sent.map(|bytes| bytes > 0)
     }
 
@@ -117,12 +137,54 @@ impl Reading<'_> {
         })
     }
 
+    /// The upstream's kernel, this host's own, sent bytes of an answer again and again of which nginx's side had none when it gave up: how
+    /// many, how often, the largest segment, and the records.
+    pub(crate) fn answer_lost(&self) -> Option<LostAnswer> {
+        let (nginx, _) = self.counters_at_failure()?;
+        let (since, until) = (self.started(), self.failed_at());
+        let repeated: Vec<_> = self
+            .flow()?
+            .sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.earliest <= until && since.is_none_or(|since| event.at.latest >= since))
+            .filter_map(|(event, e)| match e.change {
+                SocketChange::Retransmitted { payload } if payload > 0 => Some((event.id, payload, e.socket.tcp?)),
+                _ => None,
+            })
+            .collect();
+        let (_, _, last) = repeated.last()?;
+        let bytes = last.write_seq.wrapping_sub(last.snd_una);
+        (last.snd_una == nginx.rcv_nxt && bytes > 0).then(|| LostAnswer {
+            bytes,
+            times: u32::try_from(repeated.len()).unwrap_or(u32::MAX),
+            largest: repeated.iter().map(|(_, payload, _)| *payload).max().unwrap_or(0),
+            events: repeated.iter().map(|(event, ..)| *event).collect(),
+        })
+    }
+
     /// The upstream's kernel took the whole request.
     pub(crate) fn request_acknowledged(&self) -> Option<Evidence> {
-        let (tcp, event) = self.counters_at_failure()?;
+        let Some((tcp, event)) = self.counters_at_failure() else { return self.acknowledged_on_the_wire() };
         (self.request_sent() != Some(false) && tcp.unacknowledged() == 0).then(|| {
             let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
             evidence(Fact::RequestAcknowledged { bytes }, &[event], Weight::Direct)
+        })
+    }
+
+    /// The same by the packets alone.
+    fn acknowledged_on_the_wire(&self) -> Option<Evidence> {
+        let end = self.request_span().filter(|_| self.request_sent() == Some(true))?.end;
+        let (event, _) = self
+            .flow()?
+            .packets_from_upstream()
+            .find(|(_, packet)| packet.header.flags.ack() && at_or_before(end, packet.header.acknowledgement))?;
+        let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
+        Some(evidence(Fact::RequestAcknowledged { bytes }, &[event.id], Weight::Direct))
+    }
+
+    /// The header of the answer was passed on before the attempt failed: known from packets only, where nginx's word would tell.
+    pub(crate) fn passed_header_on(&self) -> bool {
+        self.attempt.is_some_and(|attempt| {
+            attempt.complaint.is_none() && attempt.link == Link::Inferred && attempt.status.is_some()
         })
     }
 

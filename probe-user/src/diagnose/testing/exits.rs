@@ -16,3 +16,21 @@ pub(crate) fn broken_by_exit(how: Ending) -> World {
     world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
     world
 }
+
+/// A server whose handler of a signal closes what is open, 400 µs before nginx decides, and ends 20 ms later.
+pub(crate) fn closed_by_handler(how: Ending) -> World {
+    let mut world = World::new(502);
+    world.listening();
+    world.accepted();
+    world.attempt().started = Some(moment(-2_000_000));
+    world.connect(-1_999_900);
+    let change = SocketChange::State { from: TcpState::Established };
+    let socket = world.socket(Side::Upstream, TcpState::FinWait1, None);
+    world.of_flow(-400, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(SERVER) }));
+    let tcp = counters(START + LENGTH, START + LENGTH);
+    world.state_with(-380, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
+    world.sent(TcpState::CloseWait, START + LENGTH);
+    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world.exit(20_000, how);
+    world
+}

@@ -2,7 +2,7 @@
 
 mod exits;
 
-pub(crate) use exits::broken_by_exit;
+pub(crate) use exits::{broken_by_exit, closed_by_handler};
 use std::net::SocketAddr;
 
 use super::judge;
@@ -111,12 +111,15 @@ impl World {
             configuration: Some(Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }),
             attempts_complete: true,
             attempts: vec![attempt],
+            by_wire: false,
             subrequest: false,
             link: Link::Exact,
             complaints: Vec::new(),
             processes: Vec::new(),
             host: Vec::new(),
             earlier: Vec::new(),
+            upstream_begun: Some(true),
+            stored: None,
             coverage: CaseCoverage { sensors, ..CaseCoverage::default() },
         };
         Self { case, next: 1, upstream, local }
@@ -250,8 +253,14 @@ impl World {
 
     /// An ICMP message about the connection.
     pub(crate) fn icmp(&mut self, us: i64, icmp_type: u8, code: u8) -> EventId {
+        let from = self.upstream.ip().to_string();
+        self.icmp_from(&from, us, icmp_type, code)
+    }
+
+    /// An ICMP message about the connection, from somebody.
+    pub(crate) fn icmp_from(&mut self, from: &str, us: i64, icmp_type: u8, code: u8) -> EventId {
         let about = (self.local, self.upstream);
-        let icmp = IcmpPacket { from: self.upstream.ip(), icmp_type, code, v6: false, about };
+        let icmp = IcmpPacket { from: from.parse().unwrap(), icmp_type, code, v6: false, about };
         let reference = PacketRef(self.next);
         self.of_flow(
             us,

@@ -82,6 +82,7 @@ fn sensor_of(event: &Event) -> Sensor {
             _ => Sensor::Processes,
         },
         Body::Nginx(_) => Sensor::NginxFunctions,
+        Body::Wire(_) => Sensor::Packets,
         Body::Packet(packet) => match packet.body {
             PacketBody::Tcp(_) | PacketBody::Icmp(_) => Sensor::Packets,
         },

@@ -9,7 +9,7 @@ use std::{
 /// How much of each flow is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// What decides fates: SYN, FIN, RST, responses with a status of 5xx, TLS alerts.
+    /// What decides fates: SYN, FIN, RST, responses with a status of 5xx or 4xx (but 404), TLS alerts, greetings of other protocols.
     Fates,
     /// Every packet of the flows.
     Everything,
@@ -34,15 +34,27 @@ const PORTS: usize = 256;
 const ICMP: &str = "(icmp and (icmp[0] = 3 or icmp[0] = 4 or icmp[0] = 11 or icmp[0] = 12) and icmp[17] = 6) or \
     (ip6[6] = 58 and ip6[40] >= 1 and ip6[40] <= 4 and ip6[54] = 6)";
 
-/// `HTTP/1.x 5`, or a TLS alert, at the payload's beginning. A segment without payload has no such bytes and is refused at once.
-const FATES_V4: &str = "ip and (tcp[13] & 7 != 0 or \
-    (tcp[(tcp[12] & 0xf0) >> 2 : 4] = 0x48545450 and tcp[((tcp[12] & 0xf0) >> 2) + 9] = 0x35) or \
-    tcp[(tcp[12] & 0xf0) >> 2 : 2] = 0x1503)";
+/// Beginnings of answers that no HTTP server gives: `SSH-`, `220 `, `-ERR`, `<htm`, `<!DO`.
+const FOREIGN: [u32; 5] = [0x5353_482d, 0x3232_3020, 0x2d45_5252, 0x3c68_746d, 0x3c21_444f];
 
-/// The same; libpcap's `tcp[…]` knows IPv4 only. Packets with extension headers between IPv6 and TCP are not seen.
-const FATES_V6: &str = "ip6 and ip6[6] = 6 and (ip6[53] & 7 != 0 or \
-    (ip6[((ip6[52] & 0xf0) >> 2) + 40 : 4] = 0x48545450 and ip6[((ip6[52] & 0xf0) >> 2) + 49] = 0x35) or \
-    ip6[((ip6[52] & 0xf0) >> 2) + 40 : 2] = 0x1503)";
+/// What decides fates, by the flags and the payload's beginning: SYN, FIN, RST; `HTTP/1.x 5`; `HTTP/1.x 4`, which an upstream says when it
+/// refuses a request early, except 404, of which a healthy site has many; a TLS alert; greetings of other protocols. A segment without
+/// payload has no such bytes and is refused at once. `at` gives the text that loads so many bytes at that offset of the payload.
+fn fates(flags: &str, at: impl Fn(u32, u32) -> String) -> String {
+    let (four, status, rest, two) = (at(0, 4), at(9, 1), at(10, 2), at(0, 2));
+    let foreign = FOREIGN.map(|beginning| format!("{four} = {beginning:#010x}")).join(" or ");
+    format!(
+        "({flags} & 7 != 0 or ({four} = 0x48545450 and ({status} = 0x35 or ({status} = 0x34 and {rest} != 0x3034))) or \
+         {two} = 0x1503 or {foreign})"
+    )
+}
+
+/// Over IPv4, and over IPv6, of which libpcap's `tcp[…]` knows nothing. Packets with extension headers between IPv6 and TCP are not seen.
+fn all_fates() -> String {
+    let v4 = fates("tcp[13]", |offset, size| format!("tcp[((tcp[12] & 0xf0) >> 2) + {offset} : {size}]"));
+    let v6 = fates("ip6[53]", |offset, size| format!("ip6[((ip6[52] & 0xf0) >> 2) + {} : {size}]", 40 + offset));
+    format!("(ip and {v4}) or (ip6 and ip6[6] = 6 and {v6})")
+}
 
 /// A filter for connections to the upstreams and to nginx's own ports. Without any, all TCP.
 #[must_use]
@@ -57,7 +69,7 @@ pub fn build(upstreams: &[SocketAddr], listen: &[SocketAddr], detail: Detail) ->
         _ => ("tcp".to_owned(), Some("there are very many upstream ports, so all TCP is captured")),
     };
     let text = match detail {
-        Detail::Fates => format!("{ICMP} or (({flows}) and (({FATES_V4}) or ({FATES_V6})))"),
+        Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates()),
         Detail::Everything => format!("{ICMP} or ({flows})"),
     };
     Filter { text, widened }
@@ -182,6 +194,10 @@ mod tests {
                     (8, b"HTTP/1.1 200 OK\r\n", false),
                     (8, b"HTTP/1.1 502 Bad Gateway\r\n", true),
                     (8, b"HTTP/1.0 504 X\r\n", true),
+                    (8, b"HTTP/1.1 413 Payload Too Large\r\n", true),
+                    (8, b"HTTP/1.1 404 Not Found\r\n", false),
+                    (8, b"SSH-2.0-OpenSSH_9.2\r\n", true),
+                    (8, b"<!DOCTYPE html>", true),
                     (8, b"\x15\x03\x03\x00\x02\x02\x28", true),
                     (8, b"\x16\x03\x03\x00\x02\x02\x28", false),
                 ] {

@@ -26,6 +26,7 @@ use nix::{
 use pcap::Active;
 use thiserror::Error;
 
+pub use crate::bundle::packets::CapturedPacket;
 use crate::model::packet::{Direction, LinkType};
 
 /// How long the kernel may hold a packet back to hand over several at once, milliseconds.
@@ -36,27 +37,11 @@ const NAP_MS: u16 = 50;
 const STATISTICS_EVERY: Duration = Duration::from_millis(100);
 /// Ethernet, a VLAN tag, IPv6, TCP with all options, and 256 bytes of payload.
 pub const SNAP_LENGTH: u32 = 14 + 4 + 40 + 60 + 256;
-/// The kernel's buffer: at 400 bytes a packet, a second of 80,000 packets.
-const BUFFER: i32 = 32 << 20;
-
-/// A packet as it was captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CapturedPacket {
-    /// Running number over all captures of the run, from 1. A packet lost on its way into the sink leaves a gap.
-    pub number: u64,
-    /// [`Options::index`] of the capture.
-    pub interface: u32,
-    /// What it begins with.
-    pub link: LinkType,
-    /// Nanoseconds since 1970-01-01T00:00:00Z, by the kernel.
-    pub unix_ns: u64,
-    /// Bytes on the wire.
-    pub wire_length: u32,
-    /// Bytes captured.
-    pub bytes: Vec<u8>,
-    /// Which way, where the interface tells.
-    pub direction: Direction,
-}
+/// The kernel's buffer for packets that tell a connection's fate, bytes: at 400 bytes a packet, a tenth of a second of 100,000 packets. All of
+/// it counts as the program's memory from the first moment.
+pub const FATES_BUFFER: i32 = 4 << 20;
+/// The kernel's buffer for every packet's header, bytes: at 400 bytes a packet, half a second of 80,000 packets.
+pub const EVERYTHING_BUFFER: i32 = 16 << 20;
 
 /// Takes a packet; `false` when it had no room. Must not block.
 pub type Sink = Box<dyn FnMut(CapturedPacket) -> bool + Send>;
@@ -74,6 +59,8 @@ pub struct Options {
     pub filter: String,
     /// Bytes kept of a packet.
     pub snap_length: u32,
+    /// The kernel's buffer, bytes.
+    pub buffer: i32,
     /// The run's packet counter.
     pub numbers: Arc<AtomicU64>,
 }
@@ -253,7 +240,7 @@ fn open(options: &Options) -> Result<Reader, CaptureError> {
     let mut capture = pcap::Capture::from_device(options.interface.as_str())
         .and_then(|inactive| {
             // Immediate mode would wake us for every packet; the kernel gathers them for a moment instead.
-            let inactive = inactive.promisc(false).snaplen(snap_length).timeout(HOLD_MS).buffer_size(BUFFER);
+            let inactive = inactive.promisc(false).snaplen(snap_length).timeout(HOLD_MS).buffer_size(options.buffer);
             inactive.precision(pcap::Precision::Nano).open()
         })
         .and_then(pcap::Capture::setnonblock)

@@ -19,6 +19,7 @@ fn options(interface: &str, filter: String) -> Options {
         netns: None,
         filter,
         snap_length: SNAP_LENGTH,
+        buffer: FATES_BUFFER,
         numbers: Arc::default(),
     }
 }

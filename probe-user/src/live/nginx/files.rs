@@ -24,12 +24,12 @@ const ROUNDS: usize = 16;
 
 /// The root directory of a process, kept open.
 #[derive(Clone, Debug)]
-pub(super) struct Root {
+pub(crate) struct Root {
     fd: Arc<OwnedFd>,
 }
 
 impl Root {
-    pub(super) fn of_process(pid: u32) -> io::Result<Self> {
+    pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
         let path = format!("/proc/{pid}/root");
         let fd = nix::fcntl::open(
             path.as_str(),
@@ -39,12 +39,19 @@ impl Root {
         Ok(Self { fd: Arc::new(fd) })
     }
 
+    /// Our own.
+    pub(crate) fn here() -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
+        Ok(Self { fd: Arc::new(fd) })
+    }
+
     pub(super) fn place(&self, path: &Path) -> Place {
         Place::InRoot { root: Arc::clone(&self.fd), path: path.to_owned() }
     }
 
     /// A whole text file; bytes that are no text are replaced.
-    pub(super) fn read(&self, path: &Path, limit: usize) -> io::Result<String> {
+    pub(crate) fn read(&self, path: &Path, limit: usize) -> io::Result<String> {
         let file = self.place(path).open(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("not a regular file"));
@@ -90,7 +97,7 @@ impl Root {
     }
 
     /// The text that `nginx -T` would print for this main file, as far as the files can be read.
-    pub(super) fn dump(&self, main: &Path) -> io::Result<String> {
+    pub(crate) fn dump(&self, main: &Path) -> io::Result<String> {
         let mut text = String::new();
         let mut seen = BTreeSet::new();
         self.append(&main.to_string_lossy(), &mut text, &mut seen)?;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 pub use command::CommandError;
 pub use connections::open_connections;
 pub(crate) use connections::plain;
+pub(crate) use files::Root;
 pub use processes::{Master, masters};
 
-use self::files::Root;
 use super::{namespaces, tail::Place};
 use crate::{
     decode::config,
@@ -41,9 +41,24 @@ pub struct Found {
     pub gaps: Vec<String>,
 }
 
+/// The text of a configuration.
+#[derive(Debug)]
+pub struct Dump {
+    /// As `nginx -T` prints it, or as its files say.
+    pub text: Option<String>,
+    /// Why nginx refuses it as it is on the disk, in its own words.
+    pub refused: Option<String>,
+}
+
 /// Looks closer at a master: its version, its configuration, its logs. Takes as long as nginx takes to test its configuration.
 #[must_use]
 pub fn examine(master: &Master) -> Found {
+    examine_with_text(master).0
+}
+
+/// The same, and the whole text of the configuration.
+#[must_use]
+pub fn examine_with_text(master: &Master) -> (Found, Dump) {
     let mut gaps = Vec::new();
     let build = match command::version(master) {
         Ok(text) => Some(text),
@@ -53,15 +68,27 @@ pub fn examine(master: &Master) -> Found {
         }
     };
     let root = Root::of_process(master.pid).ok();
-    let decoded = match command::dump(master)
-        .map_err(|error| error.to_string())
-        .and_then(|text| config::decode(&text).map_err(|error| format!("what nginx -T prints cannot be read: {error}")))
-    {
-        Ok(decoded) => Some(decoded),
+    let mut dump = Dump { text: None, refused: None };
+    let asked = command::dump(master).map_err(|error| {
+        if let CommandError::Refused { said, .. } = &error {
+            dump.refused = Some(said.clone());
+        }
+        error.to_string()
+    });
+    let decoded = match asked.and_then(|text| match config::decode(&text) {
+        Ok(decoded) => Ok((text, decoded)),
+        Err(error) => Err(format!("what nginx -T prints cannot be read: {error}")),
+    }) {
+        Ok((text, decoded)) => {
+            dump.text = Some(text);
+            Some(decoded)
+        }
         Err(error) => {
             // A fault on the disk is no fault of the running nginx, and its files say most of what it was started with.
-            let read = root.as_ref().and_then(|root| root.dump(&main_file(master, build.as_deref())).ok());
-            let decoded = read.and_then(|text| config::decode(&text).ok());
+            let here = Root::here().ok();
+            let files = root.as_ref().or(here.as_ref());
+            dump.text = files.and_then(|files| files.dump(&main_file(master, build.as_deref())).ok());
+            let decoded = dump.text.as_deref().and_then(|text| config::decode(text).ok());
             let instead = if decoded.is_some() { " (read from its files instead)" } else { "" };
             gaps.push(format!("its configuration: {error}{instead}"));
             decoded
@@ -90,7 +117,7 @@ pub fn examine(master: &Master) -> Found {
         }
         found.instance.configuration = Some(configuration);
     }
-    found
+    (found, dump)
 }
 
 /// `1.22.1` from `nginx version: nginx/1.22.1 (Debian)`.

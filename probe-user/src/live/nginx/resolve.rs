@@ -9,7 +9,10 @@ use std::{
 
 use crate::{
     live::namespaces::Namespaces,
-    model::{host::Configuration, net::Address},
+    model::{
+        host::{Configuration, UpstreamName},
+        net::Address,
+    },
 };
 
 /// A start must not hang on a name server that is part of the outage.
@@ -45,6 +48,14 @@ pub(super) fn names(pid: u32, names: &[(String, u16)], configuration: &mut Confi
             Err(_) => break,
         }
     }
+    configuration.names = names
+        .iter()
+        .map(|(name, port)| {
+            let found = resolved.iter().find(|(n, p, _)| n == name && p == port);
+            let addresses = found.map(|(.., addresses)| addresses.clone()).unwrap_or_default();
+            UpstreamName { name: name.clone(), port: *port, addresses }
+        })
+        .collect();
     for (name, port, addresses) in &resolved {
         for address in addresses {
             let address = Address::Ip(*address);

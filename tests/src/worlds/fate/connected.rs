@@ -2,7 +2,7 @@
 
 use super::{
     Became, CLOSED, Content, Death, Ended, Errno, Fate, HOST, MS, Outcome, Pid, READ_TIMEOUT, RECEIVE_FAILED, Race,
-    Read, SECOND, STEP, Scene, Syscall, TcpState, US, connect_failed, end_process,
+    Read, SECOND, STEP, Scene, Syscall, TcpState, US, Words, connect_failed, end_process,
 };
 
 impl Scene<'_, '_> {
@@ -64,6 +64,10 @@ impl Scene<'_, '_> {
                 let gone = self.dies(at, death);
                 if self.connection.upstream.unread() == 0 { self.closed(gone) } else { self.aborted(gone) }
             }
+            Fate::TooBig => self.untaken(ready, true),
+            Fate::Malformed => self.untaken(ready, false),
+            Fate::EarlyLost => self.early_lost(ready),
+            Fate::Injected { other_ttl, after_us } => self.injected(ready + u64::from(after_us) * US, other_ttl),
             Fate::Truncated { reset } => self.truncated(ready, reset),
             _ => self.silent(ready),
         }
@@ -103,12 +107,17 @@ impl Scene<'_, '_> {
         self.fails(noticed, RECEIVE_FAILED, 502)
     }
 
-    pub(super) fn closed(mut self, t: u64) -> Outcome {
+    pub(super) fn closed(self, t: u64) -> Outcome {
+        self.closed_with(t, CLOSED)
+    }
+
+    /// The upstream closes, and nginx says this.
+    pub(super) fn closed_with(mut self, t: u64, words: Words) -> Outcome {
         let known = self.connection.upstream_close(&mut self.stage.tape, t);
         self.release(known);
         let noticed = known + self.latency(1, 80);
         self.connection.nginx.read_all();
-        self.fails(noticed, CLOSED, 502)
+        self.fails(noticed, words, 502)
     }
 
     pub(super) fn silent(mut self, ready: u64) -> Outcome {

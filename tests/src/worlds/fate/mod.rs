@@ -1,5 +1,6 @@
 //! What kernel, wire and nginx show of each fate of an attempt.
 
+mod answers;
 mod connected;
 
 use probe502::model::{
@@ -11,11 +12,11 @@ use probe502::model::{
 };
 
 use super::{
-    nginx::{CONNECTING, HOST, Inner, READING, READING_HEADER, State, Words},
+    nginx::{CONNECTING, HANDSHAKING, HOST, Inner, READING, READING_HEADER, State, Words},
     stage::{MS, SECOND, Stage, US},
     tape::{NGINX_NETNS, OTHER_NETNS},
     tcp::{Connection, STEP},
-    truth::{Answer, Attempt, Death, Fate, Lost, Place, Race, Read},
+    truth::{Answer, Attempt, Death, Fate, Lost, Place, Race, Read, Shortage},
 };
 
 /// How an attempt ended for nginx.
@@ -68,12 +69,15 @@ const fn connect_failed(errno: Errno) -> Words {
 fn became(words: Words) -> Became {
     match (words.text, words.errno, words.action) {
         ("connect() failed", Some(Errno::ECONNREFUSED), _) => Became::Refused,
-        ("connect() failed", Some(Errno::EHOSTUNREACH), _) => Became::Unreachable,
+        ("connect() failed", Some(Errno::EHOSTUNREACH), _)
+        | ("connect() to %V failed", Some(Errno::ENETUNREACH), _) => Became::Unreachable,
         ("connect() failed", Some(Errno::ETIMEDOUT), _) | ("upstream timed out", _, CONNECTING) => {
             Became::TimeoutConnect
         }
-        ("connect() failed" | "recv() failed", Some(Errno::ECONNRESET), _) => Became::Reset,
-        ("connect() failed" | "socket() failed", ..) => Became::LocalError,
+        ("connect() failed" | "recv() failed", Some(Errno::ECONNRESET), _) | ("writev() failed", ..) => Became::Reset,
+        ("connect() failed" | "connect() to %V failed" | "socket() failed", ..) => Became::LocalError,
+        (_, _, HANDSHAKING) => Became::TlsFailed,
+        ("upstream sent too big header" | "upstream sent invalid header", ..) => Became::BadResponse,
         ("upstream timed out", ..) => Became::TimeoutRead,
         ("upstream prematurely closed connection", ..) => Became::Closed,
         _ => Became::Unknown,
@@ -107,6 +111,9 @@ pub fn play(
     if attempt.fate == Fate::NginxFiles {
         return no_files(stage, inner, worker, &name, t);
     }
+    if attempt.fate == Fate::NginxConnections {
+        return answers::no_connections(stage, inner, &name, t);
+    }
     let fresh = kept.is_none();
     let connection = kept.unwrap_or_else(|| stage.connection(worker, peer, t));
     if fresh {
@@ -122,6 +129,10 @@ pub fn play(
         Fate::QueueFull { established: true } => scene.last_step_lost(t),
         Fate::UpstreamFiles { stuck } => scene.upstream_files(t, stuck),
         Fate::Race(race) => scene.race(t, race),
+        Fate::Local(shortage) => scene.not_connected(t, shortage),
+        Fate::TlsClosed => scene.tls(t, true),
+        Fate::TlsCertificate => scene.tls(t, false),
+        Fate::Stalled => scene.stalled(t, fresh),
         fate => scene.connected(t, fresh, fate),
     }
 }
@@ -248,7 +259,13 @@ impl Scene<'_, '_> {
             (_, true) => (1, 4, Errno::ECONNREFUSED),
         };
         let about = (self.connection.local, self.connection.remote);
-        (IcmpPacket { from: self.connection.remote.ip(), icmp_type, code, v6, about }, errno)
+        let from = match (answer, v6) {
+            // A router says so; a filter answers with the address that was asked.
+            (Answer::HostUnreachable, false) => [10, 255, 255, 1].into(),
+            (Answer::HostUnreachable, true) => [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
+            _ => self.connection.remote.ip(),
+        };
+        (IcmpPacket { from, icmp_type, code, v6, about }, errno)
     }
 
     fn unanswered(mut self, t: u64, lost: Lost, by_kernel: bool) -> Outcome {

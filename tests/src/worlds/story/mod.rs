@@ -1,5 +1,6 @@
 //! A world from its beginning to its end: everything that could be seen of it, and what is true of each request.
 
+mod courses;
 mod noise;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,9 @@ use super::{
     stage::{BEGIN, FIRST, GROUP, Life, MS, SECOND, Server, Stage, US},
     tape::Record,
     tcp::Connection,
-    truth::{Answer, Attempt, Course, Fate, ForeignEnd, Lost, Noise, NoiseKind, Place, Race, Read, World},
+    truth::{
+        Answer, Attempt, Course, Dress, Fate, ForeignEnd, Lost, Noise, NoiseKind, Place, Race, Read, UnixFate, World,
+    },
 };
 
 /// What is true of a request.
@@ -69,6 +72,8 @@ impl Attempt {
             }
             (Fate::Race(Race::FinCrossed), Place::Loopback | Place::Neighbour) => Fate::Race(Race::FinBefore),
             (Fate::Race(Race::Forgotten), Place::Loopback | Place::Neighbour) => Fate::Race(Race::Unread),
+            // Nor is a request.
+            (Fate::Stalled, Place::Loopback) => Fate::Silent,
             (fate, _) => fate,
         };
         let idle_ms = match fate {
@@ -77,6 +82,10 @@ impl Attempt {
             | Fate::Unanswered { .. }
             | Fate::QueueFull { .. }
             | Fate::NginxFiles
+            | Fate::NginxConnections
+            | Fate::Local(_)
+            | Fate::TlsClosed
+            | Fate::TlsCertificate
             | Fate::UpstreamFiles { .. } => None,
             Fate::Race(_) => Some(self.idle_ms.unwrap_or(5_000)),
             _ => self.idle_ms,
@@ -101,6 +110,7 @@ pub fn play(world: &World) -> Story {
         about: Vec::new(),
         kept: BTreeMap::new(),
         disabled: BTreeMap::new(),
+        dress: Dress::Plain,
     };
     play.stage.introduce(BEGIN + MS);
     for (at, job) in jobs(world, &mut play.stage) {
@@ -203,7 +213,12 @@ struct Play<'w> {
     kept: BTreeMap<(usize, usize), Connection>,
     /// Until which second a worker leaves a peer alone.
     disabled: BTreeMap<(usize, usize), u64>,
+    /// Of the request that is played.
+    dress: Dress,
 }
+
+/// Those that have an `error_page`, where there is one.
+const STATUSES_WITH_A_PAGE: [u16; 3] = [500, 502, 504];
 
 impl Play<'_> {
     fn worker_of(&self, worker: usize) -> usize {
@@ -213,11 +228,13 @@ impl Play<'_> {
     /// A request that is served, over a connection that stays open.
     fn warm(&mut self, at: u64, request: usize, attempt: usize, peer: usize) {
         let worker = self.stage.world.requests.get(request).map_or(0, |plan| self.worker_of(plan.worker));
+        self.dress = Dress::Plain;
         let t = self.stage.turn(worker, at);
         if self.stage.servers.get(peer).is_some_and(|server| server.is_down(t)) {
             return;
         }
         let mut inner = self.stage.arrive(worker, t, false, "GET");
+        inner.passed = true;
         let served = Attempt { peer, idle_ms: None, fate: Fate::Answered(200) };
         let mut connection = self.stage.connection(worker, peer, t);
         inner.connection_made(&mut self.stage.tape, t + 500, connection.fd);
@@ -241,6 +258,12 @@ impl Play<'_> {
         let t = self.stage.turn(worker, at);
         let method = if plan.post { "POST" } else { "GET" };
         let mut inner = self.stage.arrive(worker, t, plan.same_client, method);
+        self.dress = plan.dress;
+        inner.passed = !matches!(plan.course, Course::Returned(_));
+        if plan.dress == Dress::Subrequest && matches!(plan.course, Course::Passed(_) | Course::Unix(_)) {
+            let pointer = self.stage.workers.get_mut(worker).map_or(0x2000, |worker| worker.pointer(t));
+            inner = inner.subrequest(pointer);
+        }
         match &plan.course {
             Course::Passed(attempts) => self.passed(t + 2 * US, index, worker, plan.post, &mut inner, attempts),
             Course::Returned(status) => {
@@ -248,29 +271,11 @@ impl Play<'_> {
                 let special = self.stage.tape.dice.chance(700);
                 self.finish(worker, &inner, t + 5 * US, (*status, special), Vec::new(), kind);
             }
+            Course::Unresolved => self.unresolved(t + 2 * US, worker, &inner),
+            Course::Cached => self.cached(t + 2 * US, worker, &inner),
+            Course::Unix(fate) => self.unix(t + 2 * US, worker, &mut inner, *fate),
             Course::Abandoned { peer } => self.abandoned(t + 2 * US, worker, &mut inner, *peer),
         }
-    }
-
-    /// The end of a request: its status, and whether nginx makes a special response of it; its line, its truth.
-    fn finish(
-        &mut self,
-        worker: usize,
-        inner: &Inner,
-        t: u64,
-        (status, special): (u16, bool),
-        attempts: Vec<(String, Became)>,
-        case: Option<Report>,
-    ) {
-        let mut now = t;
-        if special {
-            now = inner.special_response(&mut self.stage.tape, now, status);
-        }
-        now = inner.send_header(&mut self.stage.tape, now, status);
-        inner.access_line(&mut self.stage.tape, now + 10 * US, status, self.stage.world.detailed_access_log);
-        let stays = status != 500 && self.stage.tape.dice.chance(700);
-        self.stage.depart(worker, now + 20 * US, inner, stays);
-        self.tell(inner, Some(t), case, Some(status), attempts);
     }
 
     fn tell(
@@ -401,6 +406,8 @@ impl Play<'_> {
         let fate = match fate {
             // Another failed attempt and a broken answer would be two things to report of one request.
             Fate::Truncated { .. } if number > 0 => Fate::Answered(200),
+            // `auth_request` wants no more than the status, and other statuses are its own business.
+            Fate::Truncated { .. } | Fate::Answered(_) if self.dress == Dress::Subrequest => Fate::Answered(200),
             fate => fate,
         };
         let mut attempt = Attempt { peer, idle_ms: planned_here.and_then(|a| a.idle_ms), fate }.sound(world);
@@ -412,7 +419,8 @@ impl Play<'_> {
                 attempt.fate = Fate::Reset { read: Read::All, header: 0, after_us: 50 };
             }
         }
-        let connects = attempt.idle_ms.is_none() && attempt.fate != Fate::NginxFiles;
+        let local = matches!(attempt.fate, Fate::NginxFiles | Fate::NginxConnections | Fate::Local(_));
+        let connects = attempt.idle_ms.is_none() && !local;
         let filtered =
             matches!(attempt.fate, Fate::Rejected(_) | Fate::Unanswered { lost: Lost::Beyond | Lost::SynHere, .. });
         if connects && self.stage.servers.get(peer).is_some_and(|server| server.is_down(now)) {

@@ -42,6 +42,14 @@ impl Connection {
         known
     }
 
+    /// Somebody on the way resets the connection in the upstream's name. Returns when nginx's kernel knows; the upstream's never does.
+    pub fn injected_reset(&mut self, tape: &mut Tape, t: u64, other_ttl: bool) -> u64 {
+        let ttl = if other_ttl { self.ttl - 3 } else { self.ttl };
+        let packet = header(self.remote, self.local, self.upstream.write_seq, self.upstream.rcv_nxt, RST_ACK, ttl);
+        tape.packet(t, packet, 0, Content::Empty);
+        self.reset_arrives(tape, t + STEP)
+    }
+
     /// nginx's kernel takes a RST.
     pub fn reset_arrives(&mut self, tape: &mut Tape, t: u64) -> u64 {
         tape.socket(t, SocketChange::ResetReceived, self.nginx_socket(t), None);

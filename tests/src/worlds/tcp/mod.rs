@@ -372,11 +372,22 @@ impl Connection {
         self.holder = holder;
     }
 
+    /// `connect()` finds no port: the socket's state went there and back.
+    pub fn begin_and_drop(&mut self, tape: &mut Tape, t: u64) {
+        self.nginx_state(tape, t, TcpState::SynSent, Some(self.opener));
+        self.nginx_state(tape, t + STEP, TcpState::Closed, Some(self.opener));
+    }
+
     /// nginx writes so many bytes of a request. Returns when they were with the upstream's kernel, and when that was acknowledged.
     pub fn request(&mut self, tape: &mut Tape, t: u64, bytes: u32, line: &str, host: &str) -> (u64, u64) {
+        let content = Content::HttpRequest { line: line.to_owned(), host: Some(host.to_owned()) };
+        self.bytes(tape, t, bytes, content)
+    }
+
+    /// nginx writes so many bytes of anything, likewise.
+    pub fn bytes(&mut self, tape: &mut Tape, t: u64, bytes: u32, content: Content) -> (u64, u64) {
         let sequence = self.nginx.write_seq;
         self.nginx.write(bytes, t);
-        let content = Content::HttpRequest { line: line.to_owned(), host: Some(host.to_owned()) };
         self.to_upstream(tape, t + STEP, sequence, self.nginx.rcv_nxt, PSH_ACK, (bytes, content));
         let arrived = t + STEP + self.one_way;
         self.upstream.receive(bytes, arrived);

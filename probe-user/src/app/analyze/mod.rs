@@ -1,0 +1,394 @@
+//! `probe502 analyze`: the same verdicts from what was captured earlier.
+
+mod input;
+mod logs;
+mod output;
+mod progress;
+mod reader;
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
+    path::Path,
+    process::ExitCode,
+};
+
+use self::{
+    input::Input,
+    logs::Log,
+    output::Output,
+    progress::Bar,
+    reader::{Delivery, Reading},
+};
+use super::{
+    AppError,
+    replay::{self, Replay},
+};
+use crate::{
+    bundle::MAGIC,
+    cli::plan::Analyze,
+    model::{
+        case::CaseKind,
+        coverage::{Coverage, Sensor, Sight},
+        event::{Body, Source},
+        host::{Configuration, HostFact, NginxInstance},
+        net::Address,
+        packet::PacketRef,
+        process::Pid,
+        time::{At, Moment, WallClock},
+        wire::Wire,
+    },
+    offline::{
+        self, FileNumber,
+        analysis::{Analysis, Finding, Options},
+        decode::Counts,
+        segment::{Batch, End},
+    },
+    pipeline::{Arrival, Judged, Limits, Pipeline, Settings},
+    report::{self, json, text},
+};
+
+/// Analyses what was named. Whether something was found that makes the exit status 1.
+pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
+    let recordings = plan.inputs.iter().filter(|path| is_recording(path)).count();
+    if recordings > 0 {
+        if recordings < plan.inputs.len() {
+            return Err(AppError::usage(anyhow::anyhow!(
+                "cannot analyze recordings and captures together: a recording holds its own packets; name them in two commands"
+            )));
+        }
+        let found = replay::run(&Replay {
+            inputs: plan.inputs.clone(),
+            out: plan.out.clone(),
+            fail_on_incident: plan.fail_on_incident,
+            json: plan.output.json,
+            quiet: plan.output.quiet,
+        })?;
+        return Ok(if found { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    let inputs: Vec<Input> =
+        plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
+    let mut session = Session::new(plan).map_err(AppError::usage)?;
+    session.captures(inputs)?;
+    session.end();
+    let found = plan.fail_on_incident && session.tally.incidents > 0;
+    Ok(if found { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Captures have wall-clock times; moments count from 1970 here.
+const CLOCK: WallClock = WallClock { offset_ns: 0 };
+
+/// What can be seen in captures, and in what was given beside them.
+fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configuration>) {
+    let at = At::exactly(Moment(0));
+    let mut seen = vec![Sensor::Packets];
+    seen.extend((!plan.error_logs.is_empty()).then_some(Sensor::ErrorLog));
+    seen.extend((!plan.access_logs.is_empty()).then_some(Sensor::AccessLog));
+    seen.extend(configuration.is_some().then_some(Sensor::Configuration));
+    let sensors = seen
+        .into_iter()
+        .map(|sensor| Body::Coverage(Coverage::Sensor { sensor, sight: Sight::On, why: None }))
+        .chain([Body::Wire(Wire::Begins)]);
+    let instance = configuration.map(|configuration| {
+        Body::Host(HostFact::Nginx(NginxInstance {
+            master: Pid(0),
+            workers: Vec::new(),
+            version: None,
+            netns: None,
+            configuration: Some(configuration),
+        }))
+    });
+    for body in sensors.chain(instance) {
+        pipeline.push(Arrival { at, source: Source::Probe, body });
+    }
+}
+
+/// An address that nginx listens on; a wildcard of either family stands for every address.
+fn listening(address: SocketAddr) -> End {
+    if address.ip().is_unspecified() { End::v4([0; 4], address.port()) } else { End::of(address) }
+}
+
+/// Whether a file begins as recordings do. What cannot be read is reported by whoever reads it.
+fn is_recording(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC
+}
+
+/// An analysis that is going on.
+struct Session<'a> {
+    plan: &'a Analyze,
+    output: Output,
+    analysis: Analysis,
+    pipeline: Pipeline,
+    tally: json::Summary,
+    /// The captures' names, for evidence to point into.
+    names: Vec<String>,
+    /// nginx's logs.
+    logs: Vec<Log>,
+    bar: Bar,
+    counts: Counts,
+}
+
+impl<'a> Session<'a> {
+    fn new(plan: &'a Analyze) -> Result<Self, anyhow::Error> {
+        let configuration = plan.configuration.as_ref().map(logs::configuration).transpose()?;
+        let mut files = Vec::new();
+        for path in &plan.error_logs {
+            files.push(Log::error(path)?);
+        }
+        for path in &plan.access_logs {
+            let format = logs::format(path, plan.log_format.as_deref(), configuration.as_ref());
+            files.push(Log::access(path, &format)?);
+        }
+        let configured = configuration.iter().flat_map(|c| &c.upstreams).filter_map(Address::ip);
+        let upstreams: Vec<End> = configured.chain(plan.upstreams.iter().copied()).map(End::of).collect();
+        let nginx = configuration.iter().flat_map(|c| &c.listen).map(|address| listening(*address)).collect();
+        let options = Options {
+            connections: plan.connections,
+            exchanges: plan.exchanges,
+            several: plan.inputs.len() > 1,
+            attempts: true,
+            statuses: plan.statuses.clone(),
+            upstreams,
+            nginx,
+        };
+        let settings = Settings { limits: Limits::default(), clock: CLOCK, statuses: plan.statuses.clone() };
+        let mut pipeline = Pipeline::new(settings);
+        begin(&mut pipeline, plan, configuration);
+        Ok(Self {
+            plan,
+            output: Output::new(plan.output.json),
+            analysis: Analysis::new(options),
+            pipeline,
+            tally: json::Summary::default(),
+            names: Vec::new(),
+            logs: files,
+            bar: Bar::new(!plan.output.quiet),
+            counts: Counts::default(),
+        })
+    }
+
+    fn captures(&mut self, inputs: Vec<Input>) -> Result<(), AppError> {
+        let mut sources = Vec::new();
+        for input in inputs {
+            let reading = Reading::start(input)
+                .map_err(|error| AppError::host(anyhow::anyhow!("cannot start a thread that reads: {error}")))?;
+            self.bar.follow(&reading.progress);
+            self.names.push(reading.name.clone());
+            sources.push(Capture { reading, batch: None, at: 0 });
+        }
+        if let [source] = sources.as_mut_slice() {
+            while let Some(batch) = self.next_batch(source) {
+                self.analysis.take(0, &batch);
+                source.reading.give_back(batch);
+                self.tell();
+                if self.output.is_gone() {
+                    return Ok(());
+                }
+            }
+        } else {
+            self.together(&mut sources);
+        }
+        self.analysis.finish();
+        self.tell();
+        Ok(())
+    }
+
+    /// Several captures, packet by packet in the order of their times.
+    fn together(&mut self, sources: &mut [Capture]) {
+        for source in sources.iter_mut() {
+            source.batch = self.next_batch(source);
+        }
+        loop {
+            let next = sources.iter().enumerate().filter_map(|(number, source)| Some((source.time()?, number))).min();
+            let Some((_, number)) = next else { return };
+            let Some(source) = sources.get_mut(number) else { return };
+            if let Some(batch) = &source.batch
+                && let Some(item) = batch.items.get(source.at)
+            {
+                self.analysis.item(FileNumber::try_from(number).unwrap_or(FileNumber::MAX), item, batch);
+                source.at += 1;
+            }
+            while source.batch.as_ref().is_some_and(|batch| source.at >= batch.items.len()) {
+                if let Some(used) = source.batch.take() {
+                    source.reading.give_back(used);
+                }
+                source.at = 0;
+                source.batch = self.next_batch(source);
+                self.tell();
+                if self.output.is_gone() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next batch of a capture with something in it; at its end its gaps are told.
+    fn next_batch(&mut self, source: &Capture) -> Option<Batch> {
+        loop {
+            match source.reading.next()? {
+                Delivery::Batch(batch) if batch.items.is_empty() => source.reading.give_back(batch),
+                Delivery::Batch(batch) => return Some(batch),
+                Delivery::End(counts, why) => {
+                    self.gaps(&source.reading.name, &counts, why);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn gaps(&mut self, name: &str, counts: &Counts, why: Option<String>) {
+        if let Some(why) = why {
+            let text = format!("{name}: {why}; the {} packets before that were used", counts.packets);
+            self.notice("truncated", 1, &text);
+        }
+        if counts.foreign > 0 {
+            let text = format!(
+                "{name}: {} packets have link type {}, which cannot be read",
+                counts.foreign, counts.foreign_link
+            );
+            self.notice("unreadable-packets", counts.foreign, &text);
+        }
+        if counts.cut > 0 {
+            let text = format!("{name}: {} packets were cut before the end of their TCP header", counts.cut);
+            self.notice("unreadable-packets", counts.cut, &text);
+        }
+        if counts.fragments_lost > 0 {
+            let text = format!("{name}: {} packets came in fragments of which some are missing", counts.fragments_lost);
+            self.notice("unreadable-packets", counts.fragments_lost, &text);
+        }
+        if counts.lost > 0 {
+            self.notice("lost", counts.lost, &format!("{name}: the capture itself lost {} packets", counts.lost));
+        }
+        self.counts.packets += counts.packets;
+        self.counts.lost += counts.lost;
+        let (first, last) = (&mut self.counts.first_ns, &mut self.counts.last_ns);
+        *first = first.into_iter().map(|ns| *ns).chain(counts.first_ns).min();
+        *last = last.into_iter().map(|ns| *ns).chain(counts.last_ns).max();
+    }
+
+    fn notice(&mut self, what: &str, count: u64, text: &str) {
+        if self.plan.output.json {
+            let notice = json::Notice { what: what.to_owned(), count, text: text.to_owned() };
+            self.output.line(&json::line(&notice));
+        }
+        if !self.plan.output.quiet {
+            self.bar.hide();
+            // Nothing is left to do when stderr is closed.
+            let _ = writeln!(io::stderr(), "probe502: {text}");
+        }
+    }
+
+    /// Prints what was found.
+    fn tell(&mut self) {
+        while let Some(finding) = self.analysis.poll() {
+            match finding {
+                Finding::Connection(ended) => self.output.connection(&ended),
+                Finding::Exchange(exchange) => self.output.exchange(&exchange),
+                Finding::Event(at, body) => {
+                    self.pipeline.push(Arrival { at, source: Source::Packet, body });
+                }
+            }
+        }
+        let now = Moment(self.analysis.now());
+        self.read_logs(now, false);
+        self.pipeline.advance(now);
+        self.cases();
+        self.bar.show();
+    }
+
+    /// Prints what was judged.
+    fn cases(&mut self) {
+        // There is no host to look at any more.
+        while self.pipeline.poll_question().is_some() {}
+        while let Some(Judged { case, verdict }) = self.pipeline.poll_case() {
+            match case.kind {
+                CaseKind::Incident => self.tally.incidents += 1,
+                CaseKind::NearMiss => self.tally.near_misses += 1,
+            }
+            *self.tally.by_cause.entry(report::cause(&verdict)).or_default() += 1;
+            self.bar.hide();
+            if self.output.json {
+                let mut incident = json::incident(&case, &verdict, CLOCK);
+                for line in &mut incident.evidence {
+                    line.reference = line.reference.as_deref().and_then(|reference| self.refer(reference));
+                }
+                self.output.line(&json::line(&incident));
+            } else {
+                self.output.line(&text::incident(&case, &verdict, CLOCK, self.output.style));
+            }
+        }
+    }
+
+    /// Evidence points into the capture it was read from, by the packet's number.
+    fn refer(&self, reference: &str) -> Option<String> {
+        let (file, number) = offline::place(PacketRef(reference.split_once('#')?.1.parse().ok()?));
+        Some(format!("{}#{number}", self.names.get(usize::from(file))?))
+    }
+
+    fn read_logs(&mut self, now: Moment, over: bool) {
+        let first = Moment(self.analysis.began());
+        let pipeline = &mut self.pipeline;
+        for log in &mut self.logs {
+            let mut take = |arrival| {
+                pipeline.push(arrival);
+            };
+            if over { log.rest(first, now, &mut take) } else { log.up_to(first, now, &mut take) }
+        }
+    }
+
+    fn end(&mut self) {
+        self.read_logs(Moment(self.analysis.now()), true);
+        self.pipeline.finish();
+        self.cases();
+        self.bar.hide();
+        let said: Vec<(u64, String)> = self
+            .logs
+            .iter()
+            .flat_map(|log| {
+                let name = log.name();
+                let unreadable = (log.unreadable > 0)
+                    .then(|| (log.unreadable, format!("{name}: {} lines do not have the form of their log", log.unreadable)));
+                let foreign = (log.used == 0).then(|| {
+                    (0, format!("{name}: no line is of the capture's time; the error log's times are read in this host's time zone (TZ)"))
+                });
+                unreadable.into_iter().chain(foreign)
+            })
+            .collect();
+        for (count, text) in said {
+            self.notice("log", count, &text);
+        }
+        let doubles = self.analysis.doubles();
+        if doubles > 0 {
+            self.notice("doubles", doubles, &format!("{doubles} packets were captured more than once and count once"));
+        }
+        let span_ns =
+            self.counts.last_ns.zip(self.counts.first_ns).map_or(0, |(last, first)| last.saturating_sub(first));
+        if self.plan.output.json {
+            let summary =
+                json::Summary { packets_dropped: self.counts.lost, duration_s: seconds(span_ns), ..self.tally.clone() };
+            self.output.line(&json::line(&summary));
+        }
+        self.output.flush();
+    }
+}
+
+/// Seconds, to the millisecond.
+#[expect(clippy::cast_precision_loss, reason = "milliseconds of a capture are far below 2^52")]
+fn seconds(ns: u64) -> f64 {
+    (ns / 1_000_000) as f64 / 1_000.0
+}
+
+/// A capture among several.
+struct Capture {
+    reading: Reading,
+    batch: Option<Batch>,
+    at: usize,
+}
+
+impl Capture {
+    fn time(&self) -> Option<u64> {
+        Some(self.batch.as_ref()?.items.get(self.at)?.unix_ns())
+    }
+}

@@ -1,0 +1,330 @@
+//! Recordings judged again: what `record` printed, from what it kept.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::{self, BufReader, Read, Write as _},
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::Instant,
+};
+
+use anyhow::Context as _;
+
+use super::{
+    AppError,
+    output::{self, Folder, Form, Printer, SharedTally},
+};
+use crate::{
+    bundle::{
+        BundleError,
+        entry::Entry,
+        manifest::{Earlier, Evicted, Gap, Manifest, Mark, Opening},
+        packets::PacketStore,
+        reader::{Events, Part, Reader},
+        tape::Interfaces,
+    },
+    diagnose,
+    model::{
+        case::{CaseId, EarlierFailure},
+        coverage::{Coverage, Sensor},
+        event::{Body, Source},
+        process::Pid,
+    },
+    pipeline::{Arrival, Limits, Pipeline, Resume, Settings},
+    report::{self, json},
+};
+
+/// Memory for packets that incidents point to, as when it was recorded.
+const PACKET_BYTES: usize = 12 << 20;
+
+/// What to replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// The recordings.
+    pub inputs: Vec<PathBuf>,
+    /// Where to leave incidents.
+    pub out: Option<PathBuf>,
+    /// An incident is a failure of the command.
+    pub fail_on_incident: bool,
+    /// JSON lines instead of text.
+    pub json: bool,
+    /// No remarks on stderr.
+    pub quiet: bool,
+}
+
+/// Judges them all. `true`: as asked, an incident is to be told by the exit status.
+pub fn run(plan: &Replay) -> Result<bool, AppError> {
+    let began = Instant::now();
+    let folder = |path: &PathBuf| Folder::open(path).map_err(AppError::usage);
+    let tally = SharedTally::default();
+    let form = Form::choose(plan.json);
+    for input in &plan.inputs {
+        let file =
+            File::open(input).with_context(|| format!("cannot read {}", input.display())).map_err(AppError::usage)?;
+        let printer = |manifest: &Manifest, interfaces: &Interfaces| {
+            let folder = plan.out.as_ref().map(folder).transpose()?;
+            Ok(Printer::new(form, manifest.clock(), folder, interfaces.clone(), tally.clone()))
+        };
+        one(plan, input, BufReader::with_capacity(1 << 20, file), printer)?;
+    }
+    let tally = output::with(&tally, |tally| tally.clone());
+    for trouble in &tally.trouble {
+        remark(plan, "not-written", 1, trouble);
+    }
+    if form.json {
+        let summary = json::Summary {
+            incidents: tally.incidents,
+            near_misses: tally.near_misses,
+            by_cause: tally.by_cause,
+            duration_s: (began.elapsed().as_secs_f64() * 1_000.0).round() / 1_000.0,
+            ..json::Summary::default()
+        };
+        // A reader that is gone has what it wanted.
+        let _ = output::print(&json::line(&summary));
+    }
+    Ok(plan.fail_on_incident && tally.incidents > 0)
+}
+
+fn one(
+    plan: &Replay,
+    path: &Path,
+    input: impl Read,
+    printer: impl FnOnce(&Manifest, &Interfaces) -> Result<Printer, AppError>,
+) -> Result<(), AppError> {
+    let unreadable =
+        |error: BundleError| AppError::usage(anyhow::anyhow!("cannot analyze {}: {error}", path.display()));
+    let mut reader = Reader::open(input).map_err(unreadable)?;
+    let interfaces = Interfaces::default();
+    let printer = printer(&reader.manifest, &interfaces)?;
+    let mut player = Player {
+        manifest: reader.manifest.clone(),
+        names: reader.manifest.names(),
+        window: None,
+        printer: Some(printer),
+        packets: PacketStore::new(PACKET_BYTES),
+        interfaces,
+        strange: BTreeMap::new(),
+        marked: BTreeMap::new(),
+        printed: BTreeMap::new(),
+        missing: Vec::new(),
+        changed: Vec::new(),
+    };
+    loop {
+        match reader.next_part().map_err(unreadable)? {
+            Part::Opening(opening) => player.open(*opening),
+            Part::Events(events) => player.play(&events),
+            Part::Evicted(Evicted { windows, cases, why }) => {
+                let text = format!(
+                    "{}: {windows} windows with {cases} incidents and near misses were taken out: {why}",
+                    path.display()
+                );
+                remark(plan, "evicted", cases, &text);
+            }
+            Part::Strange(what) => *player.strange.entry(what).or_default() += 1,
+            Part::End(why) => {
+                if let Some(why) = why {
+                    remark(plan, "cut", 1, &format!("{}: {why}", path.display()));
+                }
+                break;
+            }
+        }
+        if player.printer.is_none() {
+            // Nobody reads any more.
+            return Ok(());
+        }
+    }
+    player.close();
+    for (what, count) in &player.strange {
+        remark(plan, "not-understood", *count, &format!("{}: {count} times {what}", path.display()));
+    }
+    for text in player.missing.iter().chain(&player.changed) {
+        remark(plan, "judged-anew", 1, &format!("{}: {text}", path.display()));
+    }
+    Ok(())
+}
+
+fn remark(plan: &Replay, what: &str, count: u64, text: &str) {
+    if plan.json {
+        let _ = output::print(&json::line(&json::Notice { what: what.to_owned(), count, text: text.to_owned() }));
+    }
+    if !plan.quiet {
+        let _ = writeln!(io::stderr(), "probe502: {text}");
+    }
+}
+
+/// Plays a recording into a pipeline.
+struct Player {
+    manifest: Manifest,
+    names: crate::decode::kernel::Names,
+    window: Option<Window>,
+    /// `None`: the output is gone.
+    printer: Option<Printer>,
+    packets: PacketStore,
+    interfaces: Interfaces,
+    /// What could not be understood, and how often.
+    strange: BTreeMap<String, u64>,
+    /// Cases of the window as they were recorded.
+    marked: BTreeMap<String, Mark>,
+    /// Cases of the window as they were judged now: the cause.
+    printed: BTreeMap<String, &'static str>,
+    missing: Vec<String>,
+    changed: Vec<String>,
+}
+
+struct Window {
+    pipeline: Pipeline,
+    /// Losses whose place in the stream is still to come.
+    gaps: VecDeque<Gap>,
+}
+
+impl Player {
+    fn open(&mut self, opening: Opening) {
+        self.close();
+        let settings = Settings {
+            limits: Limits::default(),
+            clock: self.manifest.clock(),
+            statuses: self.manifest.statuses.clone(),
+        };
+        let mut pipeline = Pipeline::new(settings);
+        pipeline.resume(Resume {
+            cases: opening.cases,
+            from: opening.from,
+            upstreams: opening.upstreams,
+            speaking: opening.speaking.into_iter().map(Pid).collect(),
+            earlier: opening.earlier.into_iter().map(earlier).collect(),
+        });
+        let mut gaps: Vec<Gap> = opening.evicted;
+        gaps.sort_by_key(|gap| gap.to);
+        self.window = Some(Window { pipeline, gaps: gaps.into() });
+    }
+
+    /// The window is over: every case of it has been judged again, or should have been.
+    fn close(&mut self) {
+        self.window = None;
+        let (marked, mut printed) = (std::mem::take(&mut self.marked), std::mem::take(&mut self.printed));
+        for (id, mark) in marked {
+            match printed.remove(&id) {
+                None => self.missing.push(format!(
+                    "{id} ({}) was told when it was recorded, and is not found again; if this version is not older, please report it",
+                    mark.cause
+                )),
+                Some(cause) if cause != mark.cause => {
+                    self.changed.push(format!("{id} was judged {} when it was recorded, and is {cause} now", mark.cause));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn play(&mut self, events: &Events) {
+        let positions = self.positions(events);
+        for row in events.rows() {
+            let Some(entry) = row.entry else {
+                self.strange("an entry of a kind that is not known");
+                continue;
+            };
+            if let Some(mark) = entry.mark() {
+                self.marked.insert(mark.id.clone(), mark);
+                continue;
+            }
+            let packet = row.packet.map(|(position, mut packet)| {
+                let position = usize::try_from(position).ok();
+                packet.interface = position.and_then(|at| positions.get(at)).copied().unwrap_or(u32::MAX);
+                packet
+            });
+            let of_it = packet.as_ref().map(|packet| (packet.link, packet.bytes.as_slice(), packet.wire_length));
+            let event = entry.event(&self.names, of_it);
+            self.packets_push(packet);
+            let Some(window) = &mut self.window else {
+                self.strange("an entry outside of any window");
+                continue;
+            };
+            match (event, entry) {
+                (Ok(Some((at, source, body))), _) => {
+                    while let Some(gap) = window.gaps.pop_front_if(|gap| gap.to <= at.latest) {
+                        lost(&gap).into_iter().for_each(|arrival| window.pipeline.replay(arrival));
+                    }
+                    window.pipeline.replay(Arrival { at, source, body });
+                }
+                (Ok(None), Entry::Tick(to)) => window.pipeline.advance(to),
+                (Ok(None), Entry::End(told)) => {
+                    window.pipeline.advance(told);
+                    window.pipeline.finish();
+                }
+                (Ok(None), _) => {}
+                (Err(error), _) => self.strange(&error.to_string()),
+            }
+            self.speak();
+        }
+    }
+
+    fn packets_push(&mut self, packet: Option<crate::bundle::packets::CapturedPacket>) {
+        if let Some(packet) = packet {
+            self.packets.push(packet);
+        }
+    }
+
+    /// The run's numbers of the interfaces that these packets name by position.
+    fn positions(&mut self, events: &Events) -> Vec<u32> {
+        let mut all = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut positions = Vec::new();
+        for interface in events.interfaces() {
+            let same = |known: &crate::bundle::packets::Interface| {
+                known.name == interface.name && known.netns == interface.netns
+            };
+            let position = all.iter().position(same).unwrap_or_else(|| {
+                all.push(interface.clone());
+                all.len() - 1
+            });
+            if let Some(known) = all.get_mut(position) {
+                known.received = known.received.max(interface.received);
+                known.dropped = known.dropped.max(interface.dropped);
+            }
+            positions.push(u32::try_from(position).unwrap_or(u32::MAX));
+        }
+        positions
+    }
+
+    fn speak(&mut self) {
+        let Some(window) = &mut self.window else { return };
+        // The answers are in the recording.
+        while window.pipeline.poll_question().is_some() {}
+        while let Some(judged) = window.pipeline.poll_case() {
+            self.printed.insert(judged.case.id.0.clone(), report::cause(&judged.verdict));
+            if let Some(printer) = &mut self.printer
+                && printer.print(&judged, &self.packets).is_err()
+            {
+                self.printer = None;
+            }
+        }
+    }
+
+    fn strange(&mut self, what: &str) {
+        *self.strange.entry(what.to_owned()).or_default() += 1;
+    }
+}
+
+/// What the recorder let go: nobody saw what happened meanwhile.
+fn lost(gap: &Gap) -> [Arrival; 2] {
+    [None, Some(Sensor::Packets)].map(|sensor| {
+        let lost = Coverage::Lost { sensor, count: gap.events.max(1), why: gap.why.clone() };
+        Arrival { at: gap.at(), source: Source::Probe, body: Body::Coverage(lost) }
+    })
+}
+
+fn earlier(earlier: Earlier) -> EarlierFailure {
+    EarlierFailure {
+        case: CaseId(earlier.case),
+        at: earlier.at,
+        peer: earlier.peer,
+        cause: earlier.cause.as_deref().map(known_cause),
+        worker: earlier.worker.map(Pid),
+        client: earlier.client,
+    }
+}
+
+/// The catalogue's own name of a cause; one that has been renamed since is none.
+fn known_cause(id: &str) -> &'static str {
+    diagnose::find(id).map_or(report::UNKNOWN, |cause| cause.id)
+}

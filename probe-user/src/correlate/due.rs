@@ -1,0 +1,50 @@
+//! When a case is put together: its wait is over, and nobody is about to end.
+
+use super::{
+    Correlator, attempts,
+    limits::{ASKED_BEFORE_NS, END_DELAY_NS},
+    lines,
+};
+use crate::model::case::Case;
+
+impl Correlator {
+    /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
+    /// that may be blamed on it is put together.
+    pub fn poll_case(&mut self) -> Option<Case> {
+        loop {
+            let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
+            if !due || self.awaits_an_end() {
+                return None;
+            }
+            let decided = self.decided.pop_front()?;
+            if let Some(case) = self.close(decided) {
+                return Some(case);
+            }
+        }
+    }
+
+    /// Puts off the case that is due, once, where a process that held a connection of it was sent a signal to end, and has not ended:
+    /// handlers close what is open first, and an interpreter takes its time.
+    fn awaits_an_end(&mut self) -> bool {
+        let Some(decided) = self.decided.front().filter(|decided| self.put_off != Some(decided.by.id)) else {
+            return false;
+        };
+        let asked = self.notable.asked_to_end(decided.at.earliest.minus_ns(ASKED_BEFORE_NS));
+        if self.finished || asked.is_empty() || decided.from_wire.is_some() {
+            return false;
+        }
+        let list = match &decided.from_lines {
+            Some(group) => lines::attempts(group, &self.flows, &[]),
+            None => attempts::attempts(&decided.request, &self.flows, &[], decided.at.latest),
+        };
+        let holders = list.iter().filter_map(|attempt| attempt.flow.one()?.accepted_by.as_ref()).map(|(pid, _)| pid);
+        if !holders.into_iter().any(|pid| asked.contains(pid)) {
+            return false;
+        }
+        self.put_off = Some(decided.by.id);
+        if let Some(decided) = self.decided.front_mut() {
+            decided.close_at = decided.close_at.plus_ns(END_DELAY_NS);
+        }
+        true
+    }
+}

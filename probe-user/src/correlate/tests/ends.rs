@@ -1,0 +1,72 @@
+//! Cases whose server was told to end.
+
+use super::*;
+use crate::model::{
+    process::{Ending, ProcessEvent, Role, Sender},
+    socket::{Syscall, SyscallEvent},
+};
+
+const SERVER: Pid = Pid(88);
+
+/// A server accepts, is sent SIGABRT, and closes the connection; nginx answers 502.
+fn aborted(world: &mut World) {
+    let (local, upstream) = ("127.0.0.1:40000", "127.0.0.1:8000");
+    world.upstream(upstream);
+    world.state(socket(local, upstream, TcpState::Established), TcpState::SynSent);
+    let accepted = socket(upstream, local, TcpState::Established);
+    let call =
+        Syscall::Accept { listener: 3, result: Ok(9), socket: Some(accepted.clone()), command: "gunicorn".to_owned() };
+    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
+    let sender = Some(Sender { pid: Pid(80), command: "gunicorn".to_owned() });
+    let signal = ProcessEvent::Signalled { target: SERVER, role: Role::Upstream, signal: 6, sender };
+    world.tell(Source::Kernel, Body::Process(signal));
+    world.state(socket(local, upstream, TcpState::CloseWait), TcpState::Established);
+    let said = ("upstream prematurely closed connection", None, CONNECTING);
+    let closed = socket(local, upstream, TcpState::CloseWait);
+    world.log((1, 41), said, upstream, Some(connection(1, closed)));
+    world.answer(1, 41, 502, &[(upstream, 502, None)]);
+}
+
+fn poll(world: &mut World, ns: u64) -> Option<Case> {
+    world.wait(ns);
+    world.correlator.poll_case()
+}
+
+fn ends(case: &Case) -> usize {
+    let ended = |event: &&Event| matches!(event.body, Body::Process(ProcessEvent::Exited { .. }));
+    case.processes.iter().filter(ended).count()
+}
+
+fn exit(world: &mut World) {
+    let how = Ending::Exit(1);
+    let exited = ProcessEvent::Exited { pid: SERVER, role: Role::Upstream, command: "gunicorn".to_owned(), how };
+    world.tell(Source::Kernel, Body::Process(exited));
+}
+
+#[test]
+fn a_case_waits_for_the_end_that_was_asked_for() {
+    let mut world = World::new();
+    aborted(&mut world);
+    assert_eq!(poll(&mut world, 300 * MS), None);
+    exit(&mut world);
+    let case = poll(&mut world, 400 * MS).expect("a case");
+    assert_eq!(ends(&case), 1, "{:#?}", case.processes);
+}
+
+#[test]
+fn but_not_for_ever() {
+    let mut world = World::new();
+    aborted(&mut world);
+    assert_eq!(poll(&mut world, 300 * MS), None);
+    let case = poll(&mut world, 400 * MS).expect("a case");
+    assert_eq!(ends(&case), 0);
+}
+
+#[test]
+fn an_end_that_was_seen_is_not_waited_for() {
+    let mut world = World::new();
+    aborted(&mut world);
+    exit(&mut world);
+    let case = poll(&mut world, 300 * MS).expect("a case");
+    assert_eq!(ends(&case), 1);
+}

@@ -1,0 +1,143 @@
+//! Lines of nginx's error log, and what the packets show of the same attempts.
+
+use super::{Held, Wires, one_of};
+use crate::{
+    correlate::{attempts::ends_attempt, lines},
+    model::{
+        attempt::{Attempt, Link, Outcome},
+        case::CaseKind,
+        complaint::{Complaint, Message, Phase},
+        event::EventId,
+        net::Address,
+        time::At,
+        wire::WireId,
+    },
+};
+
+/// nginx's time of a line, and that of the packets, differ by less than this.
+const SLACK_NS: u64 = 5_000_000;
+
+impl Wires {
+    /// What the packets show of the attempts that these lines speak of is theirs now; also the answer, where only one fits.
+    pub(in crate::correlate) fn claim(&mut self, group: &mut lines::LineGroup, statuses: &[u16]) {
+        let mut answers: Vec<WireId> = Vec::new();
+        for line in group.lines.iter().filter(|line| ends_attempt(line.complaint.message)) {
+            let Some(upstream) = lines::peer_of(&line.line).as_deref().and_then(Address::parse).and_then(|a| a.ip())
+            else {
+                continue;
+            };
+            let at = line.event.at;
+            let window = At::between(at.earliest.minus_ns(SLACK_NS), at.latest.plus_ns(SLACK_NS));
+            let mut fitting: Vec<&Held> = self
+                .attempts
+                .values()
+                .filter(|held| {
+                    !held.told
+                        && held.attempt.upstream == upstream
+                        && held.attempt.ended.overlaps(&window)
+                        && fits(&line.complaint, held.attempt.outcome)
+                        && same_request(line.line.request.as_deref(), held)
+                })
+                .collect();
+            fitting.sort_by_key(|held| (held.attempt.ended, held.attempt.id));
+            let Some(first) = fitting.first().map(|held| held.attempt.id) else { continue };
+            group.seen.extend(one_of(&fitting).map(|attempt| (line.event.id, attempt)));
+            if let [only] = fitting.as_slice() {
+                answers = match only.attempt.made_for.as_slice() {
+                    [one] => vec![*one],
+                    _ => self.answered_by_its_failure(only, statuses),
+                };
+            } else {
+                answers.clear();
+            }
+            // As many lines as attempts: each line takes one, whichever it is.
+            self.attempts.remove(&first);
+        }
+        if answers.is_empty() {
+            answers = self.answers_of(group, statuses);
+        }
+        let certain = answers.len() == 1;
+        let Some(answered) = answers.first().and_then(|id| self.answers.get_mut(id)).filter(|a| !a.told) else {
+            return;
+        };
+        answered.told = true;
+        group.status = group.status.or(answered.answer.status);
+        if certain {
+            group.client = group.client.or(Some(answered.answer.client));
+            group.at = answered.event.at;
+            group.decided_by = answered.event.clone();
+        }
+        group.kind = match group.status {
+            Some(status) if !statuses.contains(&status) => CaseKind::NearMiss,
+            _ => CaseKind::Incident,
+        };
+    }
+
+    /// The answers that can be this group's, by what was asked, by whom and when.
+    fn answers_of(&self, group: &lines::LineGroup, statuses: &[u16]) -> Vec<WireId> {
+        let Some(line) = group.lines.last() else { return Vec::new() };
+        let window = At::between(line.event.at.earliest.minus_ns(SLACK_NS), line.event.at.latest.plus_ns(SLACK_NS));
+        let fitting = self.answers.values().filter(|answered| {
+            let answer = &answered.answer;
+            let status = answer.status.is_some_and(|status| statuses.contains(&status));
+            let client = line.line.client.as_deref().is_none_or(|text| text == answer.client.ip().to_string());
+            let asked = match (&line.line.request, &answer.request) {
+                (Some(logged), Some(asked)) => *logged == asked.line,
+                _ => true,
+            };
+            !answered.told
+                && status
+                && group.status.is_none_or(|status| answer.status == Some(status))
+                && client
+                && asked
+                && answered.event.at.overlaps(&window)
+        });
+        fitting.map(|answered| answered.answer.id).collect()
+    }
+}
+
+/// Whether an attempt that ended like this is what the line complains of.
+fn fits(complaint: &Complaint, outcome: Outcome) -> bool {
+    match complaint.message {
+        Message::ConnectFailed | Message::ConnectFailedAtOnce => {
+            matches!(outcome, Outcome::Refused | Outcome::Unreachable | Outcome::TimeoutConnect)
+        }
+        Message::TimedOut if complaint.phase == Phase::Connecting => outcome == Outcome::TimeoutConnect,
+        Message::TimedOut => matches!(outcome, Outcome::TimeoutRead | Outcome::TimeoutSend | Outcome::Unknown),
+        Message::PrematurelyClosed | Message::ReceiveFailed | Message::SendFailed => {
+            matches!(outcome, Outcome::Closed | Outcome::Reset)
+        }
+        Message::TooBigHeader | Message::InvalidHeader => {
+            matches!(outcome, Outcome::BadResponse | Outcome::Unknown | Outcome::Closed | Outcome::Reset)
+        }
+        _ => outcome != Outcome::Ok,
+    }
+}
+
+/// Whether the attempt can have been made for this request: its method, and the end of its path, which a prefix of nginx's leaves alone.
+fn same_request(logged: Option<&str>, held: &Held) -> bool {
+    let (Some(logged), Some(asked)) = (logged, &held.attempt.request) else { return true };
+    let parts = |line: &str| {
+        let (method, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let uri = rest.rsplit_once(' ').map_or(rest, |(uri, _)| uri);
+        let path = uri.split('?').next().unwrap_or(uri);
+        let last = path.rfind('/').map_or(0, |slash| slash + 1);
+        (method.to_owned(), uri.get(last..).unwrap_or_default().to_owned())
+    };
+    parts(logged) == parts(&asked.line)
+}
+
+/// The attempts as the log tells them, completed by what the packets show.
+pub(in crate::correlate) fn with_lines(mut attempts: Vec<Attempt>, seen: &[(EventId, Attempt)]) -> Vec<Attempt> {
+    for attempt in &mut attempts {
+        let Some((line, _)) = &attempt.complaint else { continue };
+        let Some((_, shown)) = seen.iter().find(|(id, _)| *id == line.id) else { continue };
+        let (complaint, errno, peer) = (attempt.complaint.take(), attempt.errno, attempt.peer_name.take());
+        let outcome = match attempt.outcome {
+            Outcome::Unknown => shown.outcome,
+            told => told,
+        };
+        *attempt = Attempt { complaint, errno, outcome, peer_name: peer, link: Link::Inferred, ..shown.clone() };
+    }
+    attempts
+}

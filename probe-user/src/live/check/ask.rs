@@ -1,0 +1,282 @@
+//! One request in nginx's own words, and what comes back. As little as says whether the other side understands.
+
+use std::{
+    io::{self, Read, Write},
+    time::{Duration, Instant},
+};
+
+use super::{connect::Stream, tls::Secured};
+use crate::{
+    check::{
+        plan::Speech,
+        seen::{Answer, AnswerSeen},
+        speaks::Speaks,
+    },
+    decode::config::layout::Protocol,
+    model::net::Errno,
+};
+
+/// The longest header read: more than any nginx takes.
+const LONGEST: usize = 128 << 10;
+/// As much of a body as is kept to be shown.
+const BODY: usize = 256;
+
+/// A connection, with or without TLS.
+pub(super) enum Channel {
+    Plain(Stream),
+    Secure(Box<Secured>),
+}
+
+impl Channel {
+    fn patience(&self, patience: Duration) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.patience(patience),
+            Self::Secure(secured) => secured.stream.patience(patience),
+        }
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.write_all(bytes),
+            Self::Secure(secured) => {
+                let Secured { connection, stream } = secured.as_mut();
+                rustls::Stream::new(connection, stream).write_all(bytes)
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Secure(secured) => {
+                let Secured { connection, stream } = secured.as_mut();
+                rustls::Stream::new(connection, stream).read(buffer)
+            }
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The path.
+    pub path: String,
+    /// `GET` or `HEAD`.
+    pub method: &'static str,
+    /// How long to wait for the whole header.
+    pub patience: Duration,
+}
+
+/// Sends the request and reads the answer's header.
+pub(super) fn ask(channel: &mut Channel, speech: &Speech, question: &Question) -> AnswerSeen {
+    let began = Instant::now();
+    let kind = exchange(channel, speech, question, began + question.patience);
+    AnswerSeen { took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), kind }
+}
+
+fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadline: Instant) -> Answer {
+    let sent = channel.patience(question.patience).and_then(|()| channel.write_all(&request(speech, question)));
+    if let Err(error) = sent
+        && !is_broken(&error)
+    {
+        return failed(&error, 0);
+    }
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        if let Some(answer) = understood(speech.protocol, &bytes) {
+            return answer;
+        }
+        if bytes.len() >= LONGEST {
+            return Answer::Endless(bytes.len());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return if bytes.is_empty() { Answer::Silent } else { Answer::Wrong(bytes) };
+        }
+        if let Err(error) = channel.patience(left) {
+            return failed(&error, bytes.len());
+        }
+        match channel.read(&mut buffer) {
+            Ok(0) if bytes.is_empty() => return Answer::Closed(0),
+            Ok(0) => return unfinished(bytes),
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // TLS that ends without its own goodbye is the end all the same.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return unfinished(bytes),
+            Err(error) if bytes.is_empty() => return failed(&error, 0),
+            Err(_) => return unfinished(bytes),
+        }
+    }
+}
+
+/// It ended before it was understood.
+fn unfinished(bytes: Vec<u8>) -> Answer {
+    if bytes.is_empty() || Speaks::of(&bytes) == Speaks::Http {
+        Answer::Closed(bytes.len())
+    } else {
+        Answer::Wrong(bytes)
+    }
+}
+
+fn is_broken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
+fn failed(error: &io::Error, received: usize) -> Answer {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Answer::Reset,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent,
+        _ => match error.raw_os_error().and_then(|errno| u32::try_from(errno).ok()) {
+            Some(errno) => Answer::Failed(Errno(errno)),
+            None => Answer::Closed(received),
+        },
+    }
+}
+
+/// What the bytes so far are; `None` while more has to come.
+fn understood(protocol: Protocol, bytes: &[u8]) -> Option<Answer> {
+    match protocol {
+        // uwsgi and SCGI servers answer in HTTP or as CGI programs do.
+        Protocol::Http | Protocol::Uwsgi => http(bytes, protocol),
+        Protocol::Scgi => {
+            let status = bytes.starts_with(b"Status:") || bytes.starts_with(b"Content-");
+            if status { Some(Answer::Right) } else { http(bytes, protocol) }
+        }
+        Protocol::FastCgi => match bytes {
+            // GET_VALUES_RESULT, UNKNOWN_TYPE; or what else it sends as a record of version 1.
+            [1, 3 | 6 | 7 | 10 | 11, _, _, _, _, _, _, ..] => Some(Answer::Right),
+            [] | [1] | [1, 3 | 6 | 7 | 10 | 11, ..] => None,
+            _ => Some(Answer::Wrong(bytes.to_vec())),
+        },
+        Protocol::Grpc => match bytes {
+            [_, _, _, 4, _, _, _, _, _, ..] if Speaks::of(bytes) == Speaks::Http2 => Some(Answer::Right),
+            _ if bytes.len() < 9 && Speaks::of(bytes) != Speaks::Http => None,
+            _ => Some(Answer::Wrong(bytes.to_vec())),
+        },
+        Protocol::Memcached => match bytes {
+            _ if bytes.starts_with(b"VERSION ") => Some(Answer::Right),
+            _ if bytes.len() < 8 && b"VERSION ".starts_with(bytes) => None,
+            _ => Some(Answer::Wrong(bytes.to_vec())),
+        },
+    }
+}
+
+fn http(bytes: &[u8], protocol: Protocol) -> Option<Answer> {
+    const START: &[u8] = b"HTTP/";
+    if bytes.len() < START.len() && START.starts_with(bytes) {
+        return None;
+    }
+    if !bytes.starts_with(START) {
+        let is_cgi = protocol != Protocol::Http && (bytes.starts_with(b"Status:") || bytes.starts_with(b"Content-"));
+        return Some(if is_cgi { Answer::Right } else { Answer::Wrong(bytes.to_vec()) });
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 256];
+    let mut response = httparse::Response::new(&mut headers);
+    match response.parse(bytes) {
+        Ok(httparse::Status::Partial) => None,
+        Ok(httparse::Status::Complete(header_bytes)) => {
+            let value = |name: &str| {
+                let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+                found.map(|header| String::from_utf8_lossy(header.value).into_owned())
+            };
+            let body = bytes.get(header_bytes..).unwrap_or_default();
+            Some(Answer::Http {
+                status: response.code.unwrap_or(0),
+                header_bytes,
+                server: value("server"),
+                location: value("location"),
+                body: body[..body.len().min(BODY)].to_vec(),
+            })
+        }
+        Err(_) => Some(Answer::Wrong(bytes.to_vec())),
+    }
+}
+
+fn request(speech: &Speech, question: &Question) -> Vec<u8> {
+    let Question { path, method, .. } = question;
+    // What came from the configuration must not end the line.
+    let host: String = speech.host.chars().filter(|c| !c.is_control()).collect();
+    match speech.protocol {
+        Protocol::Http => {
+            let version = if speech.http_version == "1.1" { "1.1" } else { "1.0" };
+            format!("{method} {path} HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: probe502-check\r\n\r\n")
+                .into_bytes()
+        }
+        Protocol::Grpc => {
+            // The preface and an empty SETTINGS (RFC 9113, 3.4).
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+            bytes
+        }
+        // GET_VALUES for FCGI_MPXS_CONNS (FastCGI specification, 4.1): asks the server itself, and runs no script.
+        Protocol::FastCgi => {
+            let name = b"FCGI_MPXS_CONNS";
+            let length = u8::try_from(name.len() + 2).unwrap_or(0);
+            let mut bytes = vec![1, 9, 0, 0, 0, length, 0, 0, u8::try_from(name.len()).unwrap_or(0), 0];
+            bytes.extend(name);
+            bytes
+        }
+        Protocol::Uwsgi => {
+            let mut block = Vec::new();
+            for (name, value) in cgi(&host, question) {
+                for word in [name.as_bytes(), value.as_bytes()] {
+                    block.extend(u16::try_from(word.len()).unwrap_or(0).to_le_bytes());
+                    block.extend(word);
+                }
+            }
+            let [low, high] = u16::try_from(block.len()).unwrap_or(0).to_le_bytes();
+            [vec![0, low, high, 0], block].concat()
+        }
+        Protocol::Scgi => {
+            let mut block = b"CONTENT_LENGTH\x000\x00SCGI\x001\x00".to_vec();
+            for (name, value) in cgi(&host, question) {
+                block.extend(format!("{name}\0{value}\0").into_bytes());
+            }
+            [format!("{}:", block.len()).into_bytes(), block, b",".to_vec()].concat()
+        }
+        Protocol::Memcached => b"version\r\n".to_vec(),
+    }
+}
+
+fn cgi<'a>(host: &'a str, question: &'a Question) -> [(&'static str, &'a str); 9] {
+    [
+        ("REQUEST_METHOD", question.method),
+        ("REQUEST_URI", &question.path),
+        ("PATH_INFO", &question.path),
+        ("QUERY_STRING", ""),
+        ("SERVER_PROTOCOL", "HTTP/1.0"),
+        ("SERVER_NAME", host),
+        ("SERVER_PORT", "80"),
+        ("HTTP_HOST", host),
+        ("HTTP_USER_AGENT", "probe502-check"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_understood_when_they_are_whole() {
+        let http = |bytes: &[u8]| understood(Protocol::Http, bytes);
+        assert_eq!(http(b"HT"), None);
+        assert_eq!(http(b"HTTP/1.1 200 OK\r\nServer: x\r\n"), None);
+        let Some(Answer::Http { status, header_bytes, server, body, .. }) =
+            http(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\nhello")
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (status, header_bytes, server.as_deref(), body.as_slice()),
+            (200, 30, Some("x"), b"hello".as_slice())
+        );
+        assert_eq!(http(b"SSH-2.0\r\n"), Some(Answer::Wrong(b"SSH-2.0\r\n".to_vec())));
+        assert_eq!(understood(Protocol::Grpc, b"\0\0\0\x04\0\0\0\0\0"), Some(Answer::Right));
+        assert!(matches!(understood(Protocol::Grpc, b"HTTP/1.1 400"), Some(Answer::Wrong(_))));
+        assert_eq!(understood(Protocol::FastCgi, b"\x01\x0a\0\0\0\x13\x05\0"), Some(Answer::Right));
+        assert!(matches!(understood(Protocol::FastCgi, b"HTTP/1.1 400"), Some(Answer::Wrong(_))));
+        assert_eq!(understood(Protocol::Memcached, b"VERSION 1.6"), Some(Answer::Right));
+        assert_eq!(understood(Protocol::Scgi, b"Status: 200 OK\r\n"), Some(Answer::Right));
+    }
+}

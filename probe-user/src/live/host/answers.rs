@@ -1,0 +1,77 @@
+//! The thread that answers: reading `/proc` may take milliseconds and must not hold anything else up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Sender, channel},
+    },
+    thread,
+};
+
+use super::Lookup;
+use crate::{
+    live::{
+        clock,
+        thinker::{Delivery, Intake},
+    },
+    model::{
+        event::{Body, Source},
+        host::HostFact,
+        time::{At, Moment},
+    },
+    pipeline::{Arrival, Question},
+};
+
+/// Names that are looked up at the same time: a name server that is silent holds each of them for its timeout.
+const RESOLVING: usize = 8;
+
+/// Starts it; questions go in by the sender, answers go to the thinker.
+#[must_use]
+pub fn answer_questions(intake: Intake) -> Sender<Question> {
+    let (sender, receiver) = channel::<Question>();
+    let started = thread::Builder::new().name("lookup".into()).spawn(move || {
+        let mut lookup = Lookup::default();
+        let resolving = Arc::new(AtomicUsize::new(0));
+        while let Ok(question) = receiver.recv() {
+            if matches!(question, Question::Name { .. }) {
+                resolve_aside(question, &intake, &resolving);
+                continue;
+            }
+            let before = clock::now();
+            deliver(&intake, before, lookup.answer(&question));
+        }
+    });
+    if let Err(error) = started {
+        tracing::warn!("nothing can be looked up on this host: {error}");
+    }
+    sender
+}
+
+/// A name server may be part of the outage: nobody waits for it.
+fn resolve_aside(question: Question, intake: &Intake, resolving: &Arc<AtomicUsize>) {
+    if resolving.fetch_add(1, Ordering::Relaxed) >= RESOLVING {
+        resolving.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let (intake, counted) = (intake.clone(), Arc::clone(resolving));
+    let started = thread::Builder::new().name("resolve".into()).spawn(move || {
+        let before = clock::now();
+        deliver(&intake, before, Lookup::default().answer(&question));
+        counted.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(error) = started {
+        resolving.fetch_sub(1, Ordering::Relaxed);
+        tracing::warn!("a name is not looked up: {error}");
+    }
+}
+
+fn deliver(intake: &Intake, before: Moment, facts: Vec<HostFact>) {
+    if facts.is_empty() {
+        return;
+    }
+    let at = At::between(before, clock::now());
+    let arrivals =
+        facts.into_iter().map(|fact| Arrival { at, source: Source::Probe, body: Body::Host(fact) }).collect();
+    intake.deliver(Delivery::Arrivals(arrivals));
+}

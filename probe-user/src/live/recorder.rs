@@ -1,0 +1,131 @@
+//! The flight recorder: the tape in the thinking thread, and a thread that writes the file.
+
+use std::{
+    path::PathBuf,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::recording::Recording;
+use crate::{
+    bundle::{
+        manifest::{Manifest, Mark},
+        tape::{Bounds, Interfaces, Past, Piece, Tape},
+    },
+    model::{time::Moment, verdict::Verdict},
+    pipeline::{Judged, Memory},
+};
+
+/// Pieces that may wait for the disk. A disk that hangs for longer makes the recorder give up a window, never the thinking thread wait.
+const WAITING: usize = 4096;
+/// How often what was written is made to last.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// How much of the file to keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileLimits {
+    /// Bytes of one file.
+    pub size: Option<u64>,
+    /// Incidents and near misses in one file.
+    pub incidents: Option<u64>,
+    /// Older files kept beside the newest; 0: the oldest windows of the only file go.
+    pub rotate: u32,
+}
+
+/// Says what went wrong, once for each thing.
+pub type Trouble = Box<dyn Fn(String) + Send>;
+
+/// The recorder.
+pub struct Recorder {
+    /// What is kept in memory.
+    pub tape: Tape,
+    writer: Option<SyncSender<Piece>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Creates the file, which is an error if it cannot be, and begins.
+    pub fn start(
+        path: PathBuf,
+        manifest: &Manifest,
+        bounds: Bounds,
+        limits: FileLimits,
+        interfaces: Interfaces,
+        trouble: Trouble,
+    ) -> Result<Self, anyhow::Error> {
+        let recording = Recording::create(path, manifest, limits)?;
+        let (writer, pieces) = sync_channel(WAITING);
+        let thread =
+            thread::Builder::new().name("recorder".into()).spawn(move || write(recording, &pieces, &trouble))?;
+        Ok(Self { tape: Tape::new(bounds, interfaces), writer: Some(writer), thread: Some(thread) })
+    }
+
+    /// A case was judged.
+    pub fn case(&mut self, judged: &Judged, memory: impl FnOnce() -> Memory) {
+        let case = &judged.case;
+        let number = case.id.0.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or(0);
+        let cause = match &judged.verdict {
+            Verdict::Explained(explanation) => explanation.cause,
+            Verdict::Contested(_) | Verdict::Unexplained { .. } => "unknown",
+        };
+        let mark = Mark { id: case.id.0.clone(), kind: case.kind, cause: cause.to_owned() };
+        let memory = if self.tape.begins_window() { memory() } else { Memory::default() };
+        let past = Past {
+            upstreams: &memory.upstreams,
+            speaking: &memory.speaking,
+            earlier: &memory.earlier,
+            undecided_since: memory.undecided_since,
+        };
+        self.tape.case(number, case.decided.latest, &mark, &past);
+        self.write();
+    }
+
+    /// The run is over: time had been told up to here before the last events were thought about.
+    pub fn end(&mut self, told: Moment) {
+        self.tape.end(told);
+        self.write();
+    }
+
+    /// Hands on what is to be written.
+    pub fn write(&mut self) {
+        for piece in self.tape.take() {
+            if self.writer.as_ref().is_some_and(|writer| writer.try_send(piece).is_err()) {
+                // A window with a hole in it would be read as if nothing had happened there.
+                self.tape.abandon();
+                break;
+            }
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.writer.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(mut recording: Recording, pieces: &Receiver<Piece>, trouble: &Trouble) {
+    loop {
+        let ended = match pieces.recv_timeout(SYNC_EVERY) {
+            Ok(piece) => {
+                recording.take(&piece);
+                // Everything that is there belongs together.
+                pieces.try_iter().for_each(|piece| recording.take(&piece));
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        recording.settle();
+        for text in recording.troubles() {
+            trouble(text);
+        }
+        if ended {
+            return;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! How a connection's end looks to nginx: which of its attempts failed by it.
+
+use super::{
+    fate::{Fate, State},
+    segment::Segment,
+    talk::Talk,
+};
+use crate::model::attempt::Outcome;
+
+/// nginx ends an attempt on which nothing has happened for so long because of a timer, sooner because it has changed its mind (the
+/// client left, the answer could not be taken). Its timers are set in seconds, but for those who know what they do.
+const TIMER_NS: u64 = 900_000_000;
+
+/// What the exchange under way has come to by this FIN or RST; `before`: how the connection stood until then.
+pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: bool) -> Option<Outcome> {
+    let reset = segment.flags.rst();
+    let by_server = !by_client;
+    if before.originator.state == State::SynSent && before.responder.state == State::Inactive {
+        return (by_server && reset).then_some(Outcome::Refused);
+    }
+    let silent_server = before.responder.bytes == 0 && before.originator.bytes > 0;
+    let foreign = !talk.is_http && talk.exchanges.is_empty();
+    let exchange = talk.outstanding();
+    if by_server {
+        let broken = exchange.is_some() || talk.cut_short() || (foreign && silent_server && before.responder.is_up());
+        // What was answered in another protocol ends as that protocol wants.
+        let told = exchange.is_some_and(|exchange| exchange.foreign.is_some()) && !reset;
+        return (broken && !told).then_some(if reset { Outcome::Reset } else { Outcome::Closed });
+    }
+    if talk.cut_short() {
+        // An answer whose head is whole, and whoever asked closes in the middle of its body.
+        return Some(Outcome::Unknown);
+    }
+    let exchange = exchange?;
+    if before.responder.state == State::Closed {
+        // The server had closed before, and the request crossed it.
+        return Some(Outcome::Closed);
+    }
+    if exchange.foreign.is_some() || talk.in_answers_head() {
+        return Some(Outcome::BadResponse);
+    }
+    let last = exchange.sent_ns.max(exchange.first_answer_ns.unwrap_or(0));
+    let silent_ns = segment.unix_ns.saturating_sub(last);
+    if silent_ns < TIMER_NS {
+        return Some(Outcome::Unknown);
+    }
+    let untaken = super::fate::distance(before.originator.next, before.originator.acknowledged) > 0;
+    Some(if untaken { Outcome::TimeoutSend } else { Outcome::TimeoutRead })
+}

@@ -1,0 +1,47 @@
+//! `cargo xtask bench live`: what watching costs.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program for the people who build this")]
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use probe_tests::bench::{self, Plan, contender::Contender, stage::Load};
+
+const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B] [--json FILE]";
+
+fn main() -> Result<()> {
+    let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
+    let mut json: Option<PathBuf> = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{argument} needs a value; {USAGE}"))?;
+        match argument.as_str() {
+            "--rounds" => plan.rounds = value.parse().context("--rounds takes a number")?,
+            "--seconds" => plan.seconds = value.parse().context("--seconds takes a number")?,
+            "--loads" => plan.loads = chosen(&value, &Load::ALL, |load| load.name())?,
+            "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, |contender| contender.name())?,
+            "--json" => json = Some(value.into()),
+            _ => bail!("{argument} is not known; {USAGE}"),
+        }
+    }
+    if !plan.contenders.contains(&Contender::Bare) {
+        plan.contenders.insert(0, Contender::Bare);
+    }
+    let table = bench::run(&plan, |text| eprintln!("{text}"))?;
+    println!("{table}");
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&table).context("write the figures")?;
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Those of `all` that are named in a list with commas.
+fn chosen<T: Copy>(list: &str, all: &[T], name: fn(T) -> &'static str) -> Result<Vec<T>> {
+    list.split(',')
+        .map(|wanted| {
+            let found = all.iter().copied().find(|item| name(*item) == wanted);
+            let names = || all.iter().map(|item| name(*item)).collect::<Vec<_>>().join(", ");
+            found.with_context(|| format!("{wanted} is not one of {}", names()))
+        })
+        .collect()
+}

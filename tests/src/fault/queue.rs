@@ -1,0 +1,133 @@
+//! A listener that is alive and does not accept: its accept queue is full.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+
+use super::Fault;
+use crate::client::Connection;
+use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
+use crate::lab::Lab;
+use crate::line::{Confidence, Outcome};
+use crate::process::{Process, Start, Stopped, wait_until};
+use crate::site::Plan;
+use crate::upstream::own_binary;
+
+/// The faults of this file.
+pub(super) const FAULTS: &[Fault] = &[
+    Fault::new(
+        "accept-queue-overflow",
+        "the upstream stands still and its accept queue is full: the SYN is ignored",
+        |plan| configure(plan, "accept-queue-overflow", FULL),
+        |site| {
+            let server = StandingStill::start(site.lab(), site.app(FULL))?;
+            let exchange = site.connect()?.get("/accept-queue-overflow/cart")?;
+            std::thread::sleep(LASTS);
+            drop(server);
+            let attempt = Attempt::fresh(site.app(FULL), &[Outcome::TimeoutConnect], &[None, Some("ETIMEDOUT")]);
+            let expected = Expectation::incident(504, &["accept-queue-overflow"], vec![attempt])
+                .logged("upstream timed out (110: Connection timed out) while connecting to upstream")
+                .says(&["(3 waiting, limit 2)"])
+                .never(&["syn-timeout", "firewall-dropped", "fd-exhausted-upstream"]);
+            Ok(vec![Witness::new(exchange, expected)?])
+        },
+    ),
+    Fault::new(
+        "accept-queue-overflow-abort",
+        "the same with tcp_abort_on_overflow=1: a SYN is ignored all the same",
+        |plan| configure(plan, "accept-queue-overflow-abort", ABORT),
+        |site| {
+            site.lab().app().sysctl("ipv4/tcp_abort_on_overflow", "1")?;
+            let server = StandingStill::start(site.lab(), site.app(ABORT))?;
+            let exchange = site.connect()?.get("/accept-queue-overflow-abort/cart")?;
+            std::thread::sleep(LASTS);
+            drop(server);
+            site.lab().app().sysctl("ipv4/tcp_abort_on_overflow", "0")?;
+            let attempt = Attempt::fresh(site.app(ABORT), &[Outcome::TimeoutConnect], &[None, Some("ETIMEDOUT")]);
+            let expected = Expectation::incident(504, &["accept-queue-overflow"], vec![attempt])
+                .logged("upstream timed out (110: Connection timed out) while connecting to upstream")
+                .never(&["syn-timeout", "firewall-dropped", "fd-exhausted-upstream"]);
+            Ok(vec![Witness::new(exchange, expected)?])
+        },
+    ),
+    Fault::new(
+        "read-timeout-queued",
+        "the upstream stands still with room in its queue: connected, and no answer",
+        |plan| {
+            let pass = format!("proxy_pass http://{};", plan.app(ROOM));
+            plan.config.location("/read-timeout-queued/", &[&pass, "proxy_read_timeout 1s;"]);
+        },
+        |site| {
+            let server = StandingStill::with(site.lab(), site.app(ROOM), 1)?;
+            let exchange = site.connect()?.get("/read-timeout-queued/cart")?;
+            std::thread::sleep(LASTS);
+            drop(server);
+            let attempt = Attempt::fresh(site.app(ROOM), &[Outcome::TimeoutRead], &[None, Some("ETIMEDOUT")]);
+            let expected = Expectation {
+                confidence: &[Confidence::Confirmed, Confidence::Likely],
+                ..Expectation::incident(504, &["read-timeout"], vec![attempt])
+            }
+            .logged("upstream timed out (110: Connection timed out) while reading response header")
+            .never(&["accept-queue-overflow", "syn-timeout"]);
+            Ok(vec![Witness::new(exchange, expected)?])
+        },
+    ),
+];
+
+const FULL: u16 = 9260;
+const ABORT: u16 = 9261;
+const ROOM: u16 = 9262;
+/// The queue's limit; it takes one more than that.
+const BACKLOG: usize = 2;
+/// Whoever reads the queue because of the failure must still find it full.
+const LASTS: Duration = Duration::from_millis(500);
+
+fn configure(plan: &mut Plan, name: &str, port: u16) {
+    let pass = format!("proxy_pass http://{};", plan.app(port));
+    // Long enough for one retransmission, which the kernel sends after a second.
+    plan.config.location(&format!("/{name}/"), &[&pass, "proxy_connect_timeout 1500ms;"]);
+}
+
+/// A server that listens and has been stopped, with connections in its queue.
+struct StandingStill {
+    _waiting: Vec<TcpStream>,
+    _stopped: Stopped,
+    _process: Process,
+}
+
+impl StandingStill {
+    /// With a full queue.
+    fn start(lab: &Lab, address: SocketAddr) -> Result<Self> {
+        Self::with(lab, address, BACKLOG + 1)
+    }
+
+    /// With so many connections waiting.
+    fn with(lab: &Lab, address: SocketAddr, waiting: usize) -> Result<Self> {
+        let mut command = Command::new(own_binary(lab)?);
+        command.arg(address.to_string()).args(["--backlog", &BACKLOG.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let start = Start { namespace: Some(lab.app()), ..Start::default() };
+        let process = Process::spawn("a server that will stand still", command, start)?;
+        wait_until("the server listens", Duration::from_secs(10), || Ok(Connection::open(lab.app(), address).is_ok()))?;
+        // The connection of that question has to leave the queue.
+        std::thread::sleep(Duration::from_millis(100));
+        let stopped = Stopped::new(vec![process.pid()])?;
+        let waiting = (0..waiting).map(|_| lab.app().inside(|| begin(address))).collect::<Result<_>>()?;
+        std::thread::sleep(Duration::from_millis(50));
+        Ok(Self { _waiting: waiting, _stopped: stopped, _process: process })
+    }
+}
+
+/// Begins a connection without waiting for it.
+fn begin(address: SocketAddr) -> Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let descriptor = socket(family, SockType::Stream, flags, None).context("make a socket")?;
+    match connect(std::os::fd::AsRawFd::as_raw_fd(&descriptor), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(TcpStream::from(descriptor)),
+        Err(error) => Err(error).context("begin a connection"),
+    }
+}

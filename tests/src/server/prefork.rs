@@ -1,0 +1,85 @@
+//! Workers of the lab's upstream, as servers with a master and forked children have them, and the ways a process ends.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::wait;
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
+
+use crate::nginx::children_of;
+
+/// A worker that ends at once must not keep the master busy.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Forks so many workers, replaces those that end, and returns in each of them. Without workers it returns at once.
+pub(super) fn begin(workers: usize) -> Result<()> {
+    if workers == 0 {
+        return Ok(());
+    }
+    let master = getpid();
+    for _ in 0..workers {
+        if is_worker(master)? {
+            return Ok(());
+        }
+    }
+    loop {
+        match wait() {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => bail!("wait for a worker: {error}"),
+        }
+        std::thread::sleep(PAUSE);
+        if is_worker(master)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Forks; true in the child.
+fn is_worker(master: Pid) -> Result<bool> {
+    // SAFETY: the server has one thread, so the child has everything the parent has.
+    match unsafe { fork() }.context("fork a worker")? {
+        ForkResult::Parent { .. } => Ok(false),
+        ForkResult::Child => {
+            // No worker outlives its master, however that ends.
+            prctl::set_pdeathsig(Signal::SIGKILL).context("follow the master")?;
+            if getppid() != master {
+                bail!("the master is gone");
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// Ends this process by a fault of its own that the kernel answers with this signal.
+pub(super) fn crash(number: i32) {
+    match Signal::try_from(number) {
+        Ok(Signal::SIGSEGV) => {
+            // SAFETY: it is not: page 0 is not mapped, and the kernel's SIGSEGV is what is wanted.
+            unsafe { std::ptr::read_volatile(std::ptr::without_provenance::<u8>(8)) };
+        }
+        Ok(Signal::SIGABRT) => std::process::abort(),
+        // Faults that Rust and this machine do not let one make: the signal a process sends itself.
+        Ok(signal) => {
+            // Rust's own handler takes the first SIGBUS for a fault that will happen again, and lets it.
+            let _ = raise(signal);
+            let _ = raise(signal);
+        }
+        Err(_) => {}
+    }
+}
+
+/// Sends a signal to the other children of the same master.
+pub(super) fn kill_siblings(signal: Signal) {
+    let (me, master) = (getpid().as_raw(), getppid().as_raw());
+    let Ok(master) = u32::try_from(master) else { return };
+    for sibling in children_of(master).unwrap_or_default() {
+        if let Ok(sibling) = i32::try_from(sibling)
+            && sibling != me
+        {
+            let _ = kill(Pid::from_raw(sibling), signal);
+        }
+    }
+}
