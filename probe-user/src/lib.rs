@@ -13,4 +13,5 @@ pub mod merge;
 pub mod model;
 pub mod offline;
 pub mod pipeline;
+pub mod redact;
 pub mod report;

@@ -6,11 +6,13 @@ use std::{
 };
 
 use clap::Parser as _;
+#[cfg(feature = "live")]
+use probe502::cli::{check::Check, record::Record};
 use probe502::{
     app::{self, AppError},
     cli::{
         args::{Arguments, Command},
-        plan, report,
+        plan,
     },
 };
 
@@ -30,18 +32,13 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
     let done = |()| ExitCode::SUCCESS;
     match command {
         #[cfg(feature = "live")]
-        Command::Check(typed) => {
-            let plan = plan::Check::try_from(typed).map_err(AppError::usage)?;
-            app::check::run(&plan)
-        }
-        #[cfg(feature = "live")]
         Command::Watch(typed) => {
             let plan = plan::Watch::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan, None).map(done)
         }
         #[cfg(feature = "live")]
         Command::Record(typed) => {
-            let plan = plan::Record::try_from(typed).map_err(AppError::usage)?;
+            let plan = Record::try_from(typed).map_err(AppError::usage)?;
             app::watch::run(&plan.watch, Some(&plan)).map(done)
         }
         Command::Analyze(typed) => {
@@ -49,12 +46,17 @@ fn run(command: Command) -> Result<ExitCode, AppError> {
             app::analyze::run(&plan)
         }
         #[cfg(feature = "live")]
+        Command::Check(typed) => {
+            let plan = Check::try_from(typed).map_err(AppError::usage)?;
+            app::check::run(&plan)
+        }
+        #[cfg(feature = "live")]
         Command::Doctor(typed) => app::doctor::run(typed.hide_btf, plan::Output::from(&typed.output)).map(done),
         Command::Explain(typed) => {
             app::explain::run(typed.cause.as_deref(), plan::Output::from(&typed.output)).map(done)
         }
         Command::Report(typed) => {
-            let plan = report::Report::try_from(typed).map_err(AppError::usage)?;
+            let plan = plan::Report::try_from(typed).map_err(AppError::usage)?;
             app::report::run(&plan).map(done)
         }
     }

@@ -15,7 +15,7 @@ pub use crate::{
     correlate::{
         Question, Settings,
         limits::Limits,
-        memory::{Memory, Resume},
+        memory::{AskedFor, Memory, Resume},
     },
     merge::Arrival,
 };
@@ -79,6 +79,7 @@ impl Pipeline {
 
     /// Takes up where another run stood, whose stream is heard from here on.
     pub fn resume(&mut self, resume: Resume) {
+        self.confine.know(&resume.upstreams);
         self.correlator.resume(resume);
     }
 

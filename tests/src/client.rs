@@ -113,6 +113,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends a request as it is given, byte by byte.
+    pub fn send_bytes(&mut self, method: &str, uri: &str, bytes: &[u8]) -> Result<()> {
+        let (sent, started) = (SystemTime::now(), Instant::now());
+        self.proceed(bytes)?;
+        self.pending = Some(Pending { method: method.to_owned(), uri: uri.to_owned(), sent, started });
+        Ok(())
+    }
+
     /// Sends more of what was begun.
     pub fn proceed(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream.write_all(bytes).with_context(|| format!("send {} bytes from {}", bytes.len(), self.local))

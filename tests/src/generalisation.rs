@@ -51,6 +51,7 @@ pub const TABLE: &[Generalisation] = &[
         ],
     ),
     row("ephemeral-ports-exhausted", Confirmed, &[]),
+    row("bind-failed", Confirmed, &[]),
     row("fd-exhausted-nginx", Confirmed, &[]),
     row("fd-exhausted-system", Confirmed, &[]),
     row(

@@ -69,14 +69,14 @@ impl Cell {
 }
 
 /// A fault's row.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// The fault's name.
-    pub fault: &'static str,
+    pub fault: String,
     /// What the client sees, and the cause that is right.
     pub truth: String,
-    /// A cell for each view.
-    pub cells: Vec<Cell>,
+    /// What stands in its cells, one for each view.
+    pub cells: Vec<String>,
 }
 
 /// What is true of a fault, from the witness that shows it: the last of which something must be said.
@@ -150,11 +150,19 @@ fn about<'a>(witness: &Witness, ended: &'a Ended) -> Vec<&'a Incident> {
     incidents.filter(|incident| witness.is_meant_by(incident)).collect()
 }
 
-/// Every fault in every view. `say` is told how far it is.
-pub fn make(say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
-    let parties = Fault::parties();
-    let mut rows: Vec<Row> =
-        Fault::every().iter().map(|fault| Row { fault: fault.name, truth: String::new(), cells: Vec::new() }).collect();
+/// Every fault in every view; with a filter, those whose name has it in it and whoever shares their nginx, the other rows being taken from
+/// the table there is. `say` is told how far it is.
+pub fn make(readme: &str, filter: Option<&str>, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
+    let wanted = |fault: &Fault| filter.is_none_or(|filter| fault.name.contains(filter));
+    let mut parties = Fault::parties();
+    parties.retain(|party| party.faults.iter().any(wanted));
+    let again: Vec<&str> = parties.iter().flat_map(|party| &party.faults).map(|fault| fault.name).collect();
+    let known = if filter.is_some() { read(readme)? } else { Vec::new() };
+    let row = |fault: &Fault| {
+        let old = known.iter().find(|row| row.fault == fault.name && !again.contains(&fault.name));
+        old.cloned().unwrap_or_else(|| Row { fault: fault.name.to_owned(), truth: String::new(), cells: Vec::new() })
+    };
+    let mut rows: Vec<Row> = Fault::every().iter().map(row).collect();
     for view in &view::ALL {
         for party in &parties {
             let names: Vec<&str> = party.faults.iter().map(|fault| fault.name).collect();
@@ -167,12 +175,13 @@ pub fn make(say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
             for (fault, truth, cell) in looked {
                 if let Some(row) = rows.iter_mut().find(|row| row.fault == fault.name) {
                     row.truth = truth;
-                    row.cells.push(cell);
+                    row.cells.push(cell.to_string());
                 }
             }
         }
     }
-    ensure!(rows.iter().all(|row| row.cells.len() == view::ALL.len()), "a row is not whole: {rows:#?}");
+    let partial: Vec<_> = rows.iter().filter(|row| row.cells.len() != view::ALL.len()).map(|row| &row.fault).collect();
+    ensure!(partial.is_empty(), "no whole row for {partial:?}");
     Ok(rows)
 }
 
@@ -201,15 +210,16 @@ pub fn replace(readme: &str, table: &str) -> Result<String> {
     Ok(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
 }
 
-/// The rows of the README's table: a fault's name and the text of its cells.
-pub fn read(readme: &str) -> Result<Vec<(String, Vec<String>)>> {
+/// The rows of the README's table.
+pub fn read(readme: &str) -> Result<Vec<Row>> {
     let (_, rest) = readme.split_once(BEGIN).context("the README has no place for the table")?;
     let (table, _) = rest.split_once(END).context("the README's table has no end")?;
     let lines = table.lines().filter(|line| line.starts_with('|')).skip(2);
     let row = |line: &str| {
         let mut fields = line.trim_matches('|').split('|').map(|field| field.trim().to_owned());
-        let name = fields.next().unwrap_or_default();
-        (name, fields.skip(2).collect())
+        let mut next = || fields.next().unwrap_or_default();
+        let (fault, status, causes) = (next(), next(), next());
+        Row { fault, truth: format!("{status} | {causes}"), cells: fields.collect() }
     };
     Ok(lines.map(row).collect())
 }
@@ -221,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let cells = vec![
+        let cells = [
             Cell::Right(Confidence::Confirmed, Link::Exact),
             Cell::Other("syn-timeout".to_owned(), Confidence::Likely, Link::Inferred),
             Cell::Unknown,
@@ -229,11 +239,11 @@ mod tests {
             Cell::Silence,
             Cell::Right(Confidence::Possible, Link::Strong),
         ];
-        let words: Vec<String> = cells.iter().map(ToString::to_string).collect();
-        let rows = [Row { fault: "some-fault", truth: "502 | some-cause".to_owned(), cells }];
+        let cells = cells.iter().map(ToString::to_string).collect();
+        let rows = [Row { fault: "some-fault".to_owned(), truth: "502 | some-cause".to_owned(), cells }];
         let readme = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
         let readme = replace(&readme, &render(&rows)).unwrap();
         assert!(readme.starts_with("before\n") && readme.ends_with("\nafter\n") && !readme.contains("old"));
-        assert_eq!(read(&readme).unwrap(), [("some-fault".to_owned(), words)]);
+        assert_eq!(read(&readme).unwrap(), rows);
     }
 }

@@ -27,6 +27,7 @@ const MORE_STATUSES: [(&str, &str); 2] = [
 ];
 
 /// The captures and their labels: `PROBE502_CAPTURES`, else what lies beside the repository. `None`: there are none here.
+#[expect(clippy::print_stderr, reason = "what is not tested is told")]
 fn corpus() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/pcaps/dev");
     let folder = env::var_os("PROBE502_CAPTURES").map_or(beside, PathBuf::from);

@@ -14,11 +14,11 @@ const SPOTS: [&str; 4] = ["upstream-refused", "upstream-reset", "premature-close
 #[test]
 fn every_fault_has_its_row() -> Result<()> {
     let rows = table::read(README)?;
-    let written: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    let written: Vec<&str> = rows.iter().map(|row| row.fault.as_str()).collect();
     let all: Vec<&str> = Fault::every().iter().map(|fault| fault.name).collect();
     assert_eq!(written, all, "run `cargo xtask lab-table`");
-    for (name, cells) in rows {
-        assert_eq!(cells.len(), view::ALL.len(), "{name}");
+    for row in rows {
+        assert_eq!(row.cells.len(), view::ALL.len(), "{}", row.fault);
     }
     Ok(())
 }
@@ -36,8 +36,8 @@ fn cells_are_what_the_probe_says() -> Result<()> {
     let party = Party { faults, lab: Lab::new };
     for (column, view) in view::ALL.iter().enumerate() {
         for (fault, _, cell) in table::look(&party, view)? {
-            let (_, cells) = rows.iter().find(|(name, _)| name == fault.name).context("a row")?;
-            let written = cells.get(column).context("a cell")?;
+            let row = rows.iter().find(|row| row.fault == fault.name).context("a row")?;
+            let written = row.cells.get(column).context("a cell")?;
             ensure!(
                 settled(written) == settled(&cell.to_string()),
                 "{}, {}: {cell}, and in the README {written}; run `cargo xtask lab-table`",

@@ -35,7 +35,10 @@ enum Task {
     /// Break an nginx in several ways and let probe502 explain each
     Demo,
     /// Run every fault of the lab in every view and write the README's table (root)
-    LabTable,
+    LabTable {
+        /// Only the faults whose name contains this, and those that share their nginx
+        filter: Option<String>,
+    },
     /// Run every check and every test, the live ones too (root)
     Test {
         /// Run only the tests whose name contains this, and no lint
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&workspace).map(|()| true),
         Task::Build => program::build(&workspace).map(|_| true),
         Task::Demo => program::demo(&workspace),
-        Task::LabTable => program::lab_table(&workspace),
+        Task::LabTable { filter } => program::lab_table(&workspace, filter.as_deref()),
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

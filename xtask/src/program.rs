@@ -28,12 +28,12 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<bool> {
 }
 
 /// Builds as for the tests and lets the lab write the README's table. Whether it went well.
-pub(crate) fn lab_table(workspace: &Workspace) -> Result<bool> {
+pub(crate) fn lab_table(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     setup::run(workspace)?;
     command::run(workspace.cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
     let built = workspace.target_dir()?.join("debug");
     let mut table = Command::new(built.join("table"));
-    table.arg(workspace.root().join("README.md")).env("PATH", crate::workspace::search_path());
+    table.arg(workspace.root().join("README.md")).args(filter).env("PATH", crate::workspace::search_path());
     command::succeeds(table.env("PROBE502_BIN", built.join("probe502")))
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     check::{self, Finding, Weight, seen::Seen},
-    cli::plan::Check,
+    cli::check::Check,
     live::{
         check::{CheckError, Options, Prepared, Question},
         nginx::{self, Master},
@@ -34,7 +34,7 @@ pub fn run(plan: &Check) -> Result<ExitCode, AppError> {
         method: if plan.head { "HEAD" } else { "GET" },
         patience: ANSWER,
     });
-    let options = Options { question };
+    let options = Options { question, measure_idle: plan.measure_idle, since: plan.since };
     let form = Form::choose(plan.output.json);
     let mut counts = Counts::default();
     let mut by_cause: BTreeMap<&str, usize> = BTreeMap::new();
@@ -104,11 +104,12 @@ fn announce(plan: &Check, one: &Prepared) {
         return;
     }
     let what = one.announced();
-    let nginx = title(&one.nginx().master.map(|pid| pid.0), one.nginx().version.as_deref());
+    let nginx = title(one.nginx().master.map(|pid| pid.0), one.nginx().version.as_deref());
     let request = if plan.request {
         let method = if plan.head { "HEAD" } else { "GET" };
         format!(
-            "one request each (`{method} {}`, or what the protocol has for a greeting; at most three more where the answer makes no sense)",
+            "{} (`{method} {}`, or what the protocol has for a greeting; at most three more where the answer makes no sense)",
+            if plan.measure_idle { "two requests each" } else { "one request each" },
             redact::uri(&plan.probe_path)
         )
     } else {
@@ -124,7 +125,7 @@ fn announce(plan: &Check, one: &Prepared) {
     );
 }
 
-fn title(master: &Option<u32>, version: Option<&str>) -> String {
+fn title(master: Option<u32>, version: Option<&str>) -> String {
     match master {
         Some(pid) => format!("nginx {pid} ({})", redact::text(version.unwrap_or("of unknown version"))),
         None => "a configuration that nobody runs".to_owned(),
@@ -143,7 +144,7 @@ fn tell(form: Form, seen: &Seen, found: &[Finding]) -> io::Result<()> {
             out.push('\n');
         }
     } else {
-        out.push_str(&title(&seen.nginx.master.map(|pid| pid.0), seen.nginx.version.as_deref()));
+        out.push_str(&title(seen.nginx.master.map(|pid| pid.0), seen.nginx.version.as_deref()));
         out.push_str("\n\n");
         for finding in found {
             out.push_str(&findings::text(finding, form.style));

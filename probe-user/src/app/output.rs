@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     io::{self, IsTerminal as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -17,7 +18,7 @@ use crate::{
     model::{
         case::{Case, CaseKind},
         event::Body,
-        packet::PacketRef,
+        packet::{PacketBody, PacketRef},
         time::WallClock,
     },
     pipeline::Judged,
@@ -64,7 +65,7 @@ impl Form {
     #[must_use]
     pub fn choose(json: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { json, style: Style { color: !json && !plain && io::stdout().is_terminal() } }
+        Self { json, style: Style { color: !json && !plain && io::stdout().is_terminal(), whole_uris: false } }
     }
 }
 
@@ -85,12 +86,20 @@ pub struct Printer {
     folder: Option<Folder>,
     interfaces: Interfaces,
     tally: SharedTally,
+    whole_uris: bool,
 }
 
 impl Printer {
     /// Prints in this form; leaves incidents in `out`.
     pub fn new(form: Form, clock: WallClock, out: Option<Folder>, interfaces: Interfaces, tally: SharedTally) -> Self {
-        Self { form, clock, folder: out, interfaces, tally }
+        Self { form, clock, folder: out, interfaces, tally, whole_uris: false }
+    }
+
+    /// Prints URIs with the values of their queries.
+    #[must_use]
+    pub fn with_whole_uris(mut self, whole: bool) -> Self {
+        self.whole_uris = whole;
+        self
     }
 }
 
@@ -113,11 +122,14 @@ impl Printer {
             *tally.by_cause.entry(report::cause(verdict)).or_default() += 1;
         });
         let mut incident = json::incident(case, verdict, self.clock);
+        if self.whole_uris {
+            incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
+        }
         let frames = if self.folder.is_some() { frames(case, packets) } else { BTreeMap::new() };
         refer(&mut incident, &frames);
         if let Some(folder) = &self.folder {
             let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let comments = comments(&incident);
+            let comments = comments(&incident, case, &frames);
             if let Err(error) = folder.leave(&incident, &frames, &comments, packets, &interfaces) {
                 let text = format!("{error}; incidents are still printed, no more files are written");
                 with(&self.tally, |tally| tally.trouble.push(text));
@@ -127,7 +139,7 @@ impl Printer {
         if self.form.json {
             print(&json::line(&incident))
         } else {
-            print(&text::incident(case, verdict, self.clock, self.form.style))
+            print(&text::incident(case, verdict, self.clock, Style { whole_uris: self.whole_uris, ..self.form.style }))
         }
     }
 }
@@ -154,20 +166,46 @@ fn refer(incident: &mut Incident, frames: &BTreeMap<PacketRef, u64>) {
     }
 }
 
-/// What the report says about each frame.
-fn comments(incident: &Incident) -> BTreeMap<u64, String> {
+/// What the report says about each frame: the incident, who sent it where that is a process of this host, and what it proves.
+fn comments(incident: &Incident, case: &Case, frames: &BTreeMap<PacketRef, u64>) -> BTreeMap<u64, String> {
+    let senders = senders(case);
     let mut comments: BTreeMap<u64, String> = BTreeMap::new();
+    for (reference, frame) in frames {
+        let mut text = format!("Incident: {}", incident.id);
+        if let Some(sender) = senders.get(reference) {
+            text.push_str("\nProcess: ");
+            text.push_str(sender);
+        }
+        comments.insert(*frame, text);
+    }
     for line in &incident.evidence {
         let frame = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
-        if let Some(frame) = frame {
+        if let Some(comment) = frame.and_then(|frame: u64| comments.get_mut(&frame)) {
             let step = line.weight.as_ref().map_or(String::new(), |weight| format!("\nWeight: {weight}"));
-            comments.insert(
-                frame,
-                format!("Incident: {}\nCause: {}\nEvidence: {}{step}", incident.id, incident.verdict.cause, line.text),
-            );
+            // Writing to a String cannot fail.
+            let _ = write!(comment, "\nCause: {}\nEvidence: {}{step}", incident.verdict.cause, line.text);
         }
     }
     comments
+}
+
+/// The processes behind packets: nginx's worker, and whoever accepted the connection.
+fn senders(case: &Case) -> BTreeMap<PacketRef, String> {
+    let mut senders = BTreeMap::new();
+    for flow in case.attempts.iter().filter_map(|attempt| attempt.flow.one()) {
+        let worker = flow.worker.or(case.worker).map(|pid| format!("nginx (pid {pid})"));
+        let holder =
+            flow.accepted_by.as_ref().map(|(pid, command)| format!("{} (pid {pid})", report::redact::text(command)));
+        for event in &flow.events {
+            let Body::Packet(packet) = &event.body else { continue };
+            let PacketBody::Tcp(tcp) = &packet.body else { continue };
+            let sender = if tcp.header.source == flow.upstream { &holder } else { &worker };
+            if let Some(sender) = sender {
+                senders.insert(packet.reference, sender.clone());
+            }
+        }
+    }
+    senders
 }
 
 /// The folder that incidents are left in.

@@ -8,7 +8,7 @@ use crate::{
         manifest::Manifest,
         tape::{Bounds, Interfaces},
     },
-    cli::plan::{Depth, Record},
+    cli::{plan::Depth, record::Record},
     decode::kernel::Names,
     live::{
         clock,
@@ -83,7 +83,7 @@ fn manifest(plan: &Record, bounds: Bounds, clock: WallClock, kernel: Option<&Ker
                 (attachment.name.to_owned(), state.to_owned(), why)
             })
             .collect(),
-        redaction: "default".to_owned(),
+        redaction: plan.watch.redaction.name().to_owned(),
         drop_reasons: names.drop_reasons,
         reset_reasons: names.reset_reasons,
         hz: names.hz,

@@ -18,20 +18,26 @@ use super::{
 use crate::{
     bundle::{
         BundleError,
-        entry::Entry,
-        manifest::{Earlier, Evicted, Gap, Manifest, Mark, Opening},
+        entry::{Entry, EntryError},
+        manifest::{Asked, Earlier, Evicted, Gap, Manifest, Mark, Opening},
         packets::PacketStore,
-        reader::{Events, Part, Reader},
+        reader::{self, Events, Part, Reader},
         tape::Interfaces,
     },
+    cli::plan::Analyze,
+    decode::access_log::Pattern,
     diagnose,
     model::{
         case::{CaseId, EarlierFailure},
         coverage::{Coverage, Sensor},
         event::{Body, Source},
+        host::HostFact,
+        net::Address,
         process::Pid,
+        time::At,
     },
-    pipeline::{Arrival, Limits, Pipeline, Resume, Settings},
+    pipeline::{Arrival, AskedFor, Limits, Pipeline, Resume, Settings},
+    redact::{Key, Level, Redactor},
     report::{self, json},
 };
 
@@ -51,6 +57,38 @@ pub struct Replay {
     pub json: bool,
     /// No remarks on stderr.
     pub quiet: bool,
+    /// What is taken out of a recording that still has it.
+    pub redaction: Level,
+}
+
+impl Replay {
+    /// What to replay, if recordings are what is to be analysed; captures are somebody else's. Both at once have no common time.
+    pub fn of(plan: &Analyze) -> Result<Option<Self>, AppError> {
+        let is_recording = |path: &&PathBuf| {
+            let mut begin = Vec::new();
+            // What cannot be read is told by whoever reads it.
+            path.as_os_str() != "-"
+                && File::open(path).is_ok_and(|file| file.take(8).read_to_end(&mut begin).is_ok())
+                && reader::is_bundle(&begin)
+        };
+        match plan.inputs.iter().filter(is_recording).count() {
+            0 => return Ok(None),
+            count if count == plan.inputs.len() => {}
+            _ => {
+                return Err(AppError::usage(anyhow::anyhow!(
+                    "recordings and captures cannot be analysed together; name one kind at a time"
+                )));
+            }
+        }
+        Ok(Some(Self {
+            inputs: plan.inputs.clone(),
+            out: plan.out.clone(),
+            fail_on_incident: plan.fail_on_incident,
+            json: plan.output.json,
+            quiet: plan.output.quiet,
+            redaction: plan.redaction,
+        }))
+    }
 }
 
 /// Judges them all. `true`: as asked, an incident is to be told by the exit status.
@@ -64,7 +102,9 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
             File::open(input).with_context(|| format!("cannot read {}", input.display())).map_err(AppError::usage)?;
         let printer = |manifest: &Manifest, interfaces: &Interfaces| {
             let folder = plan.out.as_ref().map(folder).transpose()?;
-            Ok(Printer::new(form, manifest.clock(), folder, interfaces.clone(), tally.clone()))
+            // What was taken out when it was recorded is gone.
+            let whole = plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
+            Ok(Printer::new(form, manifest.clock(), folder, interfaces.clone(), tally.clone()).with_whole_uris(whole))
         };
         one(plan, input, BufReader::with_capacity(1 << 20, file), printer)?;
     }
@@ -100,6 +140,7 @@ fn one(
     let mut player = Player {
         manifest: reader.manifest.clone(),
         names: reader.manifest.names(),
+        redactor: redactor(plan.redaction, &reader.manifest).map_err(AppError::usage)?,
         window: None,
         printer: Some(printer),
         packets: PacketStore::new(PACKET_BYTES),
@@ -157,6 +198,8 @@ fn remark(plan: &Replay, what: &str, count: u64, text: &str) {
 struct Player {
     manifest: Manifest,
     names: crate::decode::kernel::Names,
+    /// Where less was taken out when it was recorded than is asked for now.
+    redactor: Option<Redactor>,
     window: Option<Window>,
     /// `None`: the output is gone.
     printer: Option<Printer>,
@@ -193,6 +236,7 @@ impl Player {
             upstreams: opening.upstreams,
             speaking: opening.speaking.into_iter().map(Pid).collect(),
             earlier: opening.earlier.into_iter().map(earlier).collect(),
+            asked: opening.asked.into_iter().map(asked).collect(),
         });
         let mut gaps: Vec<Gap> = opening.evicted;
         gaps.sort_by_key(|gap| gap.to);
@@ -228,13 +272,21 @@ impl Player {
                 self.marked.insert(mark.id.clone(), mark);
                 continue;
             }
+            let mut entry = entry;
             let packet = row.packet.map(|(position, mut packet)| {
+                if let Some(redactor) = &self.redactor {
+                    redactor.packet(packet.link, &mut packet.bytes);
+                }
                 let position = usize::try_from(position).ok();
                 packet.interface = position.and_then(|at| positions.get(at)).copied().unwrap_or(u32::MAX);
                 packet
             });
             let of_it = packet.as_ref().map(|packet| (packet.link, packet.bytes.as_slice(), packet.wire_length));
+            if let Some(redactor) = &self.redactor {
+                redact(&mut entry, redactor);
+            }
             let event = entry.event(&self.names, of_it);
+            self.learn_sides(event.as_ref());
             self.packets_push(packet);
             let Some(window) = &mut self.window else {
                 self.strange("an entry outside of any window");
@@ -243,7 +295,9 @@ impl Player {
             match (event, entry) {
                 (Ok(Some((at, source, body))), _) => {
                     while let Some(gap) = window.gaps.pop_front_if(|gap| gap.to <= at.latest) {
-                        lost(&gap).into_iter().for_each(|arrival| window.pipeline.replay(arrival));
+                        for arrival in lost(&gap) {
+                            window.pipeline.replay(arrival);
+                        }
                     }
                     window.pipeline.replay(Arrival { at, source, body });
                 }
@@ -256,6 +310,17 @@ impl Player {
                 (Err(error), _) => self.strange(&error.to_string()),
             }
             self.speak();
+        }
+    }
+
+    /// Who is no client, where clients' addresses are taken out.
+    fn learn_sides(&self, event: Result<&Option<(At, Source, Body)>, &EntryError>) {
+        let (Some(redactor), Ok(Some((_, _, Body::Host(HostFact::Nginx(instance)))))) = (&self.redactor, event) else {
+            return;
+        };
+        if let Some(configuration) = &instance.configuration {
+            let upstreams = configuration.upstreams.iter().filter_map(Address::ip);
+            redactor.learn(configuration.listen.iter().copied(), upstreams);
         }
     }
 
@@ -305,6 +370,32 @@ impl Player {
     }
 }
 
+/// What is still to be taken out: nothing, if as much was taken out when it was recorded.
+fn redactor(level: Level, manifest: &Manifest) -> Result<Option<Redactor>, anyhow::Error> {
+    if level <= Level::from_name(&manifest.redaction) {
+        return Ok(None);
+    }
+    let mut random = [0; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .context("cannot read random bytes for the redaction")?;
+    Ok(Some(Redactor::new(level, Key::new(random))))
+}
+
+fn redact(entry: &mut Entry<'_>, redactor: &Redactor) {
+    match entry {
+        Entry::Kernel(record) if redactor.concerns_record(record) => redactor.record(record.to_mut()),
+        Entry::ErrorLine { line, .. } => redactor.error_line(line.to_mut()),
+        Entry::AccessLine { format, line, .. } => {
+            let pattern = Pattern::compile(format);
+            // What is no text was made text before it was recorded.
+            let text = String::from_utf8_lossy(line).into_owned();
+            redactor.access_line(line.to_mut(), &pattern.places(&text));
+        }
+        _ => {}
+    }
+}
+
 /// What the recorder let go: nobody saw what happened meanwhile.
 fn lost(gap: &Gap) -> [Arrival; 2] {
     [None, Some(Sensor::Packets)].map(|sensor| {
@@ -322,6 +413,11 @@ fn earlier(earlier: Earlier) -> EarlierFailure {
         worker: earlier.worker.map(Pid),
         client: earlier.client,
     }
+}
+
+fn asked(asked: Asked) -> AskedFor {
+    let Asked { host, uri, status, case, at } = asked;
+    AskedFor { host, uri, status, case: CaseId(case), at }
 }
 
 /// The catalogue's own name of a cause; one that has been renamed since is none.

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use super::AppError;
 use crate::{
     bundle::reader,
-    cli::report::{Format, Report},
+    cli::plan::{Report, ReportFormat},
     report::{collection::Collection, html, markdown},
 };
 
@@ -36,8 +36,8 @@ pub fn run(plan: &Report) -> Result<(), AppError> {
         )));
     }
     let text = match plan.format {
-        Format::Html => html::page(&collection, plan.title.as_deref()),
-        Format::Markdown => markdown::page(&collection, plan.title.as_deref()),
+        ReportFormat::Html => html::page(&collection, plan.title.as_deref()),
+        ReportFormat::Markdown => markdown::page(&collection, plan.title.as_deref()),
     };
     match &plan.out {
         Some(path) => write(path, &text).map_err(AppError::usage)?,

@@ -25,6 +25,7 @@ use crate::{
         time::{At, Moment},
     },
     pipeline::Arrival,
+    redact::Level,
     report::json,
 };
 
@@ -41,6 +42,8 @@ pub(super) struct Session<'a> {
     pub(super) packets_dropped: u64,
     pub(super) checked: Moment,
     pub(super) progress: bool,
+    /// A recording is made.
+    pub(super) records: bool,
 }
 
 impl Session<'_> {
@@ -86,6 +89,15 @@ impl Session<'_> {
             let ready = json::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), nginx, sources };
             // A reader that is gone is noticed with the first incident.
             let _ = output::print(&json::line(&ready));
+        }
+        if self.plan.redaction == Level::None {
+            let kept = if self.records { ", and recorded," } else { "" };
+            let files = if self.plan.out.is_some() { " Packets are written as they are." } else { "" };
+            let text = format!(
+                "NOT REDACTED (--no-redact): query values are printed{kept} as nginx and its clients sent them, with cookies, \
+                 authorization and the first bytes of bodies in whatever packets and log lines are kept.{files}"
+            );
+            self.notice("not-redacted", 1, &text);
         }
         if self.plan.output.quiet {
             return;

@@ -21,9 +21,12 @@ use super::{
 };
 use crate::{
     bundle::tape::Interfaces,
-    cli::plan::{Depth, Record, Watch},
+    cli::{
+        plan::{Depth, Watch},
+        record::Record,
+    },
     live::{
-        clock,
+        self, clock,
         ebpf::{self, Kernel, LoadOptions, Losses},
         follow::Followers,
         host::answer_questions,
@@ -34,6 +37,7 @@ use crate::{
     },
     model::case::CaseKind,
     pipeline::{Limits, Settings},
+    redact::{Level, Redactor},
     report::json,
 };
 
@@ -97,6 +101,12 @@ fn scope(plan: &Watch) -> Scope {
     }
 }
 
+/// What takes out of every input what must not be kept.
+fn redactor(plan: &Watch) -> Result<Arc<Redactor>, AppError> {
+    let key = live::secret().context("cannot read random bytes for the redaction").map_err(AppError::host)?;
+    Ok(Arc::new(Redactor::new(plan.redaction, key)))
+}
+
 /// Why the watch ends.
 enum End {
     /// It was asked to, or has done what it should.
@@ -117,16 +127,18 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let tally = SharedTally::default();
     let interfaces = Interfaces::default();
     let clock = clock::wall();
-    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally));
+    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally))
+        .with_whole_uris(plan.redaction == Level::None);
     let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
+    let redactor = redactor(plan)?;
     let (kernel, problem) = load(plan);
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
         .transpose()
         .map_err(AppError::host)?;
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder)
+    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder, redactor)
         .context("cannot start the thinking thread")
         .map_err(AppError::host)?;
 
@@ -135,14 +147,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(
-            scope(plan),
-            kernel,
-            problem,
-            intake.clone(),
-            Arc::clone(&counts),
-            Arc::clone(&interfaces),
-        ),
+        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts), interfaces),
         intake: intake.clone(),
         counts,
         tally,
@@ -150,6 +155,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         crowded_out: 0,
         packets_dropped: 0,
         checked: clock::now(),
+        records: record.is_some(),
         progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
     };
     session.look()?;

@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Finding {
     /// About the host.
-    Host(HostFact),
+    Host(Box<HostFact>),
     /// About what can be seen.
     Coverage(Coverage),
 }
@@ -187,7 +187,7 @@ impl<'a> Entry<'a> {
             }
             Self::Finding { at, json } => {
                 let body = match serde_json::from_slice(json).map_err(|_| unreadable("finding about the host"))? {
-                    Finding::Host(fact) => Body::Host(fact),
+                    Finding::Host(fact) => Body::Host(*fact),
                     Finding::Coverage(coverage) => Body::Coverage(coverage),
                 };
                 (*at, Source::Probe, body)
@@ -252,7 +252,7 @@ pub fn entries(mut rest: &[u8]) -> impl Iterator<Item = Option<Entry<'_>>> {
 #[must_use]
 pub fn finding(at: At, body: &Body) -> Option<Entry<'static>> {
     let finding = match body {
-        Body::Host(fact) => Finding::Host(fact.clone()),
+        Body::Host(fact) => Finding::Host(Box::new(fact.clone())),
         Body::Coverage(coverage) => Finding::Coverage(coverage.clone()),
         _ => return None,
     };
@@ -288,7 +288,9 @@ mod tests {
     #[test]
     fn entries_are_read_back() {
         let mut bytes = Vec::new();
-        samples().iter().for_each(|entry| entry.write(&mut bytes));
+        for entry in samples() {
+            entry.write(&mut bytes);
+        }
         // A kind from the future is skipped.
         bytes.splice(0..0, [99, 2, 0, 0, 0, 1, 2]);
         let read: Vec<Option<Entry<'_>>> = entries(&bytes).collect();
@@ -312,7 +314,9 @@ mod tests {
     #[test]
     fn a_cut_row_ends() {
         let mut bytes = Vec::new();
-        samples().iter().for_each(|entry| entry.write(&mut bytes));
+        for entry in samples() {
+            entry.write(&mut bytes);
+        }
         for cut in 0..bytes.len() {
             assert!(entries(&bytes[..cut]).count() < samples().len());
         }

@@ -80,6 +80,21 @@ pub struct Earlier {
     pub client: Option<SocketAddr>,
 }
 
+/// A request that failed: the same may be answered from nginx's cache later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The Host header.
+    pub host: Option<String>,
+    /// The URI.
+    pub uri: String,
+    /// The status the client saw.
+    pub status: Option<u16>,
+    /// Its case.
+    pub case: String,
+    /// When.
+    pub at: Moment,
+}
+
 impl From<&EarlierFailure> for Earlier {
     fn from(failure: &EarlierFailure) -> Self {
         Self {
@@ -128,6 +143,8 @@ pub struct Opening {
     pub speaking: Vec<u32>,
     /// Failures that blackouts may be blamed on.
     pub earlier: Vec<Earlier>,
+    /// Requests that failed before.
+    pub asked: Vec<Asked>,
     /// What should be in the window and was let go for want of memory.
     pub evicted: Vec<Gap>,
 }

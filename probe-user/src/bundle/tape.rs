@@ -2,6 +2,8 @@
 
 mod chunk;
 mod settled;
+#[cfg(test)]
+mod tests;
 
 use std::{
     borrow::Cow,
@@ -16,7 +18,7 @@ use self::{
 };
 use super::{
     entry::Entry,
-    manifest::{Earlier, Gap, Mark, Opening},
+    manifest::{Asked, Earlier, Gap, Mark, Opening},
     packets::CapturedPacket,
     section::{self, Kind},
 };
@@ -71,6 +73,8 @@ pub struct Past<'a> {
     pub speaking: &'a [Pid],
     /// Failures that blackouts may be blamed on.
     pub earlier: &'a [EarlierFailure],
+    /// Requests that failed.
+    pub asked: Vec<Asked>,
     /// The earliest decision that still waits.
     pub undecided_since: Option<Moment>,
 }
@@ -182,7 +186,7 @@ impl Tape {
             self.evict();
         }
         let due = self.told.since_ns(self.asked) >= ASK_EVERY_NS;
-        due && self.sealed.front().is_some_and(|oldest| self.is_old(oldest))
+        due && (self.settled.size() > 0 || self.sealed.front().is_some_and(|oldest| self.is_old(oldest)))
     }
 
     /// Lets go what is old and does not matter any more.
@@ -287,8 +291,8 @@ impl Tape {
     /// Begins a window: where the run stood, what matters from before, and everything that is kept.
     fn begin(&mut self, number: u64, decided: Moment, past: &Past<'_>) {
         let since = self.told.minus_ns(self.bounds.before_ns);
-        let is_before = |failure: &&EarlierFailure| {
-            let case = failure.case.0.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
+        let is_before = |case: &str| {
+            let case = case.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
             case.is_some_and(|case| case < number)
         };
         let opening = Opening {
@@ -296,7 +300,8 @@ impl Tape {
             from: past.undecided_since.map_or(decided, |undecided| undecided.min(decided)),
             upstreams: past.upstreams.to_vec(),
             speaking: past.speaking.iter().map(|pid| pid.0).collect(),
-            earlier: past.earlier.iter().filter(is_before).map(Earlier::from).collect(),
+            earlier: past.earlier.iter().filter(|failure| is_before(&failure.case.0)).map(Earlier::from).collect(),
+            asked: past.asked.iter().filter(|asked| is_before(&asked.case)).cloned().collect(),
             evicted: self.gaps.iter().filter(|gap| gap.to >= since).cloned().collect(),
         };
         let mut bytes =

@@ -1,6 +1,11 @@
 //! What `probe502 check` makes of a host: pure judgement of what was looked at. No failure has to happen for it.
 
+mod configuration;
 pub mod finding;
+pub mod host;
+pub mod known;
+mod limits;
+pub mod logs;
 pub mod plan;
 pub mod seen;
 pub mod speaks;
@@ -13,6 +18,9 @@ use self::seen::Seen;
 #[must_use]
 pub fn judge(seen: &Seen) -> Vec<Finding> {
     let mut findings = upstreams::judge(seen);
+    findings.extend(configuration::judge(seen));
+    findings.extend(limits::judge(seen));
+    findings.extend(logs::judge(seen));
     for finding in &mut findings {
         finding.nginx = seen.nginx.master;
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::{
     decode::config::{
         Target,
-        layout::{Layout, Pass, Place, Protocol},
+        layout::{Group, Layout, Pass, Place, Protocol},
         units,
     },
     model::net::Address,
@@ -125,6 +125,25 @@ impl Endpoint {
         times.max().unwrap_or(DEFAULT_TIMEOUT_MS)
     }
 
+    /// A Host to try where the one that is sent is refused: the name clients ask nginx for, else the server's own.
+    #[must_use]
+    pub fn other_host(&self, layout: &Layout) -> Option<String> {
+        let passes = self.uses.iter().filter_map(|user| layout.passes.get(user.pass));
+        let names = passes.filter_map(|pass| layout.block_of(pass)).flat_map(|block| block.server_names.iter());
+        let server = match &self.server {
+            Server::Name(name, _) => Some(name.clone()),
+            Server::Address(_) => Some("localhost".to_owned()),
+        };
+        names.filter(|name| is_plain_name(name)).cloned().chain(server).find(|name| *name != self.speech.host)
+    }
+
+    /// The longest time nginx keeps an idle connection to it; `None` where it keeps none.
+    #[must_use]
+    pub fn pool_ms(&self, layout: &Layout) -> Option<u64> {
+        let groups = self.uses.iter().filter_map(|user| layout.groups.get(user.member?.0));
+        groups.filter_map(pool_ms).max()
+    }
+
     /// Every place that names it.
     #[must_use]
     pub fn places(&self) -> Vec<Place> {
@@ -133,6 +152,15 @@ impl Endpoint {
         places.dedup();
         places
     }
+}
+
+/// How long nginx keeps idle connections of a group; `None` where it keeps none.
+#[must_use]
+pub fn pool_ms(group: &Group) -> Option<u64> {
+    let first = |name: &str| group.settings.get(name)?.last()?.arguments.first();
+    first("keepalive")?.parse::<u64>().ok().filter(|size| *size > 0)?;
+    // nginx's default since 1.15.3, when the directive came.
+    Some(first("keepalive_timeout").and_then(|text| units::milliseconds(text)).unwrap_or(60_000))
 }
 
 /// A timeout that is in force at a pass.

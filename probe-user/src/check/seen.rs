@@ -1,13 +1,18 @@
 //! What was looked at, as plain values.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
+pub use super::host::{GroupSeen, Growth, HostSeen, ProcessSeen};
 use super::{plan::Endpoint, speaks::Speaks};
 use crate::{
-    decode::config::layout::Layout,
+    decode::{config::layout::Layout, rules::Hit},
     model::{
         host::Listener,
         net::{Address, Errno},
+        nginx::ErrorLine,
         process::Pid,
     },
 };
@@ -25,6 +30,12 @@ pub struct Seen {
     pub names: Vec<NameSeen>,
     /// Addresses that were tried.
     pub tries: Vec<Try>,
+    /// Limits and counters of the host.
+    pub host: Option<HostSeen>,
+    /// nginx's error logs.
+    pub errors: Vec<ErrorSeen>,
+    /// nginx's access logs.
+    pub accesses: Vec<AccessSeen>,
     /// What could not be looked at, one plain sentence each.
     pub left_out: Vec<String>,
 }
@@ -93,6 +104,21 @@ pub struct Try {
     pub here: Option<Here>,
     /// The way to a unix socket.
     pub path: Option<Vec<PathPart>>,
+    /// How long an idle connection lasted, where that was measured.
+    pub idle: Option<Idle>,
+    /// The answer's status to another Host, where the first was refused: the name and the status.
+    pub other_host: Option<(String, u16)>,
+    /// Packet filter rules that stop the connection, or may.
+    pub rules: Vec<Barrier>,
+}
+
+/// A packet filter rule in the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Barrier {
+    /// It is in force where the upstream runs; else where nginx does.
+    pub at_upstream: bool,
+    /// The rule.
+    pub hit: Hit,
 }
 
 /// Why there is no connection.
@@ -261,4 +287,63 @@ pub struct PathPart {
     pub gid: u32,
     /// The worker may pass through it, or write to it where it is the socket.
     pub allowed: bool,
+}
+
+/// An error log's last lines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorSeen {
+    /// Where it is.
+    pub path: String,
+    /// Its level.
+    pub level: String,
+    /// There was more than could be looked at.
+    pub cut: bool,
+    /// The lines, the oldest first.
+    pub lines: Vec<Said>,
+}
+
+/// One line of an error log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// Seconds ago.
+    pub ago_s: i64,
+    /// The line.
+    pub line: ErrorLine,
+}
+
+/// An access log's last lines, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessSeen {
+    /// Where it is.
+    pub path: String,
+    /// Its format.
+    pub format: String,
+    /// There was more than could be looked at.
+    pub cut: bool,
+    /// Lines of the time looked at.
+    pub lines: u64,
+    /// Lines that do not have the format.
+    pub unread: u64,
+    /// 500, 502, 503 and 504, by status and upstream (empty where the format does not say).
+    pub failed: BTreeMap<(u16, String), Failed>,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// How many.
+    pub count: u64,
+    /// nginx made the status itself; `None` where the format does not say.
+    pub own: Option<bool>,
+    /// The last, seconds ago.
+    pub last_ago_s: Option<i64>,
+}
+
+/// How long the upstream keeps an idle connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It closed after so many milliseconds.
+    Closed(u64),
+    /// It was still open after so many.
+    Open(u64),
 }

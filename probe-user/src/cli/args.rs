@@ -23,8 +23,6 @@ pub enum Command {
     /// Find nginx, attach, and print every gateway failure with its cause as it happens
     #[cfg(feature = "live")]
     Watch(Watch),
-    /// Make one page of what was caught, for the postmortem
-    Report(super::report::Typed),
     /// Watch, and keep what is needed to judge every failure again: a flight recorder
     #[cfg(feature = "live")]
     Record(Record),
@@ -32,7 +30,9 @@ pub enum Command {
     Analyze(Analyze),
     /// Do the manual checks of a 502 at once, without waiting for one: upstreams, configuration, limits, logs
     #[cfg(feature = "live")]
-    Check(Check),
+    Check(super::check::Typed),
+    /// Make one page of what was caught, for the postmortem
+    Report(Report),
     /// Say what this host lets the probe see, and what to do about what is missing
     #[cfg(feature = "live")]
     Doctor(Doctor),
@@ -55,6 +55,26 @@ pub struct Output {
     /// Say more on stderr (-vv: much more)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What is taken out of everything that is printed, recorded and logged.
+#[derive(Clone, Debug, Args)]
+pub struct Redaction {
+    /// Take out query values, header values, cookies, authorization and bodies (default), or clients' addresses too (all)
+    #[arg(long, value_enum, default_value_t = Redact::Default, value_name = "WHAT")]
+    pub redact: Redact,
+    /// Take out nothing: URIs are printed and packets and logs are kept with everything that is in them
+    #[arg(long, conflicts_with = "redact")]
+    pub no_redact: bool,
+}
+
+/// What is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redact {
+    /// Query values, header values, cookies, authorization, bodies
+    Default,
+    /// Clients' addresses too, each replaced by another of the same network
+    All,
 }
 
 /// How data is printed.
@@ -122,6 +142,9 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// What is taken out.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -156,7 +179,6 @@ pub struct Record {
 
 /// `probe502 analyze`.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings (.p502), or pcap and pcapng files, also compressed by gzip or zstd; several of the same time are read together; - is standard input
     #[arg(value_name = "INPUT", required = true)]
@@ -167,7 +189,7 @@ pub struct Analyze {
     /// nginx's access log of that time
     #[arg(long = "access-log", value_name = "FILE")]
     pub access_logs: Vec<PathBuf>,
-    /// The format of the access logs, as log_format has it (default: combined, or what --conf says)
+    /// The format of the access logs, as nginx's directive has it (default: combined, or what --conf says)
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// nginx's configuration of that time: what `nginx -T` prints, or the file
@@ -179,7 +201,7 @@ pub struct Analyze {
     /// Statuses that make an incident
     #[arg(long = "status", value_name = "LIST", value_delimiter = ',', default_value = "500,502,503,504")]
     pub statuses: Vec<u16>,
-    /// Also print every TCP connection, with Zeek's conn_state and history
+    /// Also print every TCP connection, with Zeek's state and history
     #[arg(long)]
     pub connections: bool,
     /// Also print every HTTP/1 request with its status
@@ -191,32 +213,9 @@ pub struct Analyze {
     /// Exit with status 1 if there was an incident
     #[arg(long)]
     pub fail_on_incident: bool,
-    /// How it is printed.
+    /// What is taken out.
     #[command(flatten)]
-    pub output: Output,
-}
-
-/// `probe502 check`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 no fault found, 1 a fault was found, 2 bad usage or unreadable input, 3 this host does not allow it."
-)]
-pub struct Check {
-    /// Check this nginx, master or worker (repeatable; default: every nginx on the host)
-    #[arg(short, long = "pid", value_name = "PID")]
-    pub pids: Vec<u32>,
-    /// Check this configuration file, from here, instead of a running nginx
-    #[arg(long, value_name = "FILE", conflicts_with = "pids")]
-    pub conf: Option<PathBuf>,
-    /// What to ask the upstreams for
-    #[arg(long, value_name = "PATH", default_value = "/")]
-    pub probe_path: String,
-    /// Ask with HEAD instead of GET
-    #[arg(long)]
-    pub head: bool,
-    /// Send no request: connections and TLS handshakes only
-    #[arg(long, conflicts_with_all = ["probe_path", "head"])]
-    pub no_request: bool,
+    pub redaction: Redaction,
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
@@ -242,4 +241,33 @@ pub struct Explain {
     /// How it is printed.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `probe502 report`.
+#[derive(Debug, Args)]
+pub struct Report {
+    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
+    #[arg(value_name = "INPUT", required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// Write here; - is stdout (default for markdown)
+    #[arg(short, long = "out", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// What to make: a page that needs nothing else, or text for an issue (default: html, or markdown for FILE.md)
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ReportFormat>,
+    /// Call it so
+    #[arg(long, value_name = "TITLE")]
+    pub title: Option<String>,
+    /// Say nothing on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What a report can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One self-contained HTML file
+    Html,
+    /// Text for an issue
+    Markdown,
 }

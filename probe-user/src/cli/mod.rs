@@ -1,5 +1,7 @@
 //! The command line: what was typed ([`args`]) and what was meant ([`plan`]).
 
 pub mod args;
+pub mod check;
 pub mod plan;
-pub mod report;
+#[cfg(feature = "live")]
+pub mod record;

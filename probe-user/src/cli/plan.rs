@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use thiserror::Error;
 
 use super::args;
+use crate::redact::Level;
 
 /// Why a command line makes no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -18,34 +19,15 @@ pub enum PlanError {
     /// Too many statuses.
     #[error("--status: at most eight statuses")]
     Statuses,
-    /// A path that would not be one.
-    #[error("--probe-path {0:?}: not a path; write it like /health")]
-    ProbePath(String),
+    /// A page of HTML for the terminal.
+    #[error("report: an HTML page needs a file: give --out FILE.html (or --out - for stdout), or --format markdown")]
+    ReportWithoutFile,
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
     /// Standard input can be read only once.
     #[error("-: standard input can be named only once")]
     StandardInput,
-    /// A size that cannot be read.
-    #[error("--{flag} {text}: not a size; write it like 64MiB, 500M or 2GiB")]
-    Size {
-        /// The flag.
-        flag: &'static str,
-        /// What was typed.
-        text: String,
-    },
-    /// Too little room to record anything.
-    #[error("--{0}: at least {1} is needed")]
-    TooSmall(&'static str, &'static str),
-    /// A duration of another flag.
-    #[error("--{flag} {text}: not a duration; write it like 30s, 5m or 2h")]
-    Span {
-        /// The flag.
-        flag: &'static str,
-        /// What was typed.
-        text: String,
-    },
 }
 
 /// How deep to look.
@@ -102,13 +84,14 @@ pub struct Watch {
     pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
 
 /// `probe502 analyze`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Analyze {
     /// Recordings or captures.
     pub inputs: Vec<PathBuf>,
@@ -132,23 +115,8 @@ pub struct Analyze {
     pub out: Option<PathBuf>,
     /// An incident makes the exit status 1.
     pub fail_on_incident: bool,
-    /// How it is printed.
-    pub output: Output,
-}
-
-/// `probe502 check`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// nginx processes to check; empty: every nginx.
-    pub pids: Vec<u32>,
-    /// A configuration file instead of a running nginx.
-    pub conf: Option<PathBuf>,
-    /// What upstreams are asked for.
-    pub probe_path: String,
-    /// Ask with `HEAD`.
-    pub head: bool,
-    /// Send requests at all.
-    pub request: bool,
+    /// What is taken out of everything.
+    pub redaction: Level,
     /// How it is printed.
     pub output: Output,
 }
@@ -172,77 +140,55 @@ impl TryFrom<args::Analyze> for Analyze {
             exchanges: typed.exchanges,
             out: typed.out,
             fail_on_incident: typed.fail_on_incident,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }
 }
 
-impl TryFrom<args::Check> for Check {
-    type Error = PlanError;
-
-    fn try_from(typed: args::Check) -> Result<Self, PlanError> {
-        let is_path = typed.probe_path.starts_with('/') && typed.probe_path.bytes().all(|byte| byte.is_ascii_graphic());
-        if !is_path {
-            return Err(PlanError::ProbePath(typed.probe_path));
-        }
-        Ok(Self {
-            pids: typed.pids,
-            conf: typed.conf,
-            probe_path: typed.probe_path,
-            head: typed.head,
-            request: !typed.no_request,
-            output: Output::from(&typed.output),
-        })
-    }
-}
-
-/// `probe502 record`.
+/// `probe502 report`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// What to watch; without a folder of its own.
-    pub watch: Watch,
-    /// The file.
-    pub file: PathBuf,
-    /// How long before a failure.
-    pub before: Duration,
-    /// How long after one.
-    pub after: Duration,
-    /// Bytes of memory.
-    pub memory: usize,
-    /// Bytes of a file.
-    pub max_size: Option<u64>,
-    /// Incidents and near misses in a file.
-    pub max_incidents: Option<u64>,
-    /// Older files kept.
-    pub rotate: u32,
+pub struct Report {
+    /// What to read; `-` is stdin.
+    pub inputs: Vec<PathBuf>,
+    /// Where to write; `None` is stdout.
+    pub out: Option<PathBuf>,
+    /// What to make.
+    pub format: ReportFormat,
+    /// The page's title.
+    pub title: Option<String>,
+    /// Nothing on stderr.
+    pub quiet: bool,
 }
 
-impl TryFrom<args::Record> for Record {
+/// What a report can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportFormat {
+    /// One self-contained HTML file.
+    Html,
+    /// Text for an issue.
+    Markdown,
+}
+
+impl TryFrom<args::Report> for Report {
     type Error = PlanError;
 
-    fn try_from(typed: args::Record) -> Result<Self, PlanError> {
-        let span = |flag, text: &str| duration(text).map_err(|_| PlanError::Span { flag, text: text.to_owned() });
-        let bytes = |flag, text: &str| size(text).ok_or_else(|| PlanError::Size { flag, text: text.to_owned() });
-        let (before, after) = (span("before", &typed.before)?, span("after", &typed.after)?);
-        let memory = bytes("memory", &typed.memory)?;
-        let memory = usize::try_from(memory).ok().filter(|memory| *memory >= 4 << 20);
-        let max_size = typed.max_size.as_deref().map(|text| bytes("max-size", text)).transpose()?;
-        if max_size.is_some_and(|max_size| max_size < 1 << 20) {
-            return Err(PlanError::TooSmall("max-size", "1MiB"));
+    fn try_from(typed: args::Report) -> Result<Self, PlanError> {
+        let by_name = || typed.out.as_ref().is_some_and(|out| out.extension().is_some_and(|ending| ending == "md"));
+        let format = match typed.format {
+            Some(args::ReportFormat::Markdown) => ReportFormat::Markdown,
+            None if by_name() => ReportFormat::Markdown,
+            Some(args::ReportFormat::Html) | None => ReportFormat::Html,
+        };
+        if format == ReportFormat::Html && typed.out.is_none() {
+            return Err(PlanError::ReportWithoutFile);
         }
-        if typed.max_incidents == Some(0) {
-            return Err(PlanError::TooSmall("max-incidents", "1"));
-        }
-        let mut watch = Watch::try_from(typed.watch)?;
         Ok(Self {
-            file: watch.out.take().unwrap_or_default(),
-            watch,
-            before,
-            after,
-            memory: memory.ok_or(PlanError::TooSmall("memory", "4MiB"))?,
-            max_size,
-            max_incidents: typed.max_incidents,
-            rotate: typed.rotate,
+            inputs: typed.inputs,
+            out: typed.out.filter(|out| out.as_os_str() != "-"),
+            format,
+            title: typed.title,
+            quiet: typed.quiet,
         })
     }
 }
@@ -260,21 +206,12 @@ fn statuses(mut typed: Vec<u16>) -> Result<Vec<u16>, PlanError> {
     Ok(typed)
 }
 
-/// `64MiB`, `500M`, `1048576`.
-fn size(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let unit: u64 = match unit {
-        "" | "B" => 1,
-        "k" | "kB" => 1_000,
-        "KiB" | "K" => 1 << 10,
-        "MB" => 1_000_000,
-        "MiB" | "M" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "GiB" | "G" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
+const fn level(typed: &args::Redaction) -> Level {
+    match (typed.no_redact, typed.redact) {
+        (true, _) => Level::None,
+        (false, args::Redact::Default) => Level::Default,
+        (false, args::Redact::All) => Level::All,
+    }
 }
 
 impl From<&args::Output> for Output {
@@ -310,6 +247,7 @@ impl TryFrom<args::Watch> for Watch {
             only_nginx: typed.only_nginx,
             ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
+            redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })
     }
@@ -333,6 +271,7 @@ pub fn duration(text: &str) -> Result<Duration, PlanError> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "live")]
 mod tests {
     use clap::Parser as _;
 
@@ -371,6 +310,24 @@ mod tests {
         assert_eq!(watch("--status 502,42"), Err(PlanError::Status(42)));
         assert_eq!(watch("--count 0"), Err(PlanError::Count));
         assert!(matches!(watch("--duration soon"), Err(PlanError::Duration(_))));
+    }
+
+    fn report(line: &str) -> Result<Report, PlanError> {
+        let words = ["probe502", "report"].into_iter().chain(line.split_whitespace());
+        let args::Command::Report(typed) = args::Arguments::try_parse_from(words).unwrap().command else {
+            panic!("not report")
+        };
+        Report::try_from(typed)
+    }
+
+    #[test]
+    fn a_report_is_html_in_a_file_or_markdown_anywhere() {
+        assert_eq!(report("in"), Err(PlanError::ReportWithoutFile));
+        assert_eq!(report("in -o x.html").unwrap().format, ReportFormat::Html);
+        assert_eq!(report("in -o -").unwrap().out, None);
+        assert_eq!(report("in -o x.md").unwrap().format, ReportFormat::Markdown);
+        assert_eq!(report("in --format markdown").unwrap().out, None);
+        assert_eq!(report("in -o x.md --format html").unwrap().format, ReportFormat::Html);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::limits::Limits;
+use super::{limits::Limits, memory::AskedFor};
 use crate::model::case::{Case, Request, Stored};
 
 /// The newest failures, by host and URI, as far as [`Limits::failures`] goes.
@@ -20,11 +20,30 @@ impl Answered {
         self.0.push_back((case.request.host.clone(), uri, case.status, stored));
     }
 
+    /// Every failure kept, oldest first.
+    pub(super) fn all(&self) -> impl Iterator<Item = AskedFor> {
+        self.0.iter().map(|(host, uri, status, stored)| AskedFor {
+            host: host.clone(),
+            uri: uri.clone(),
+            status: *status,
+            case: stored.case.clone(),
+            at: stored.at,
+        })
+    }
+
+    /// Keeps what another run kept.
+    pub(super) fn resume(&mut self, all: Vec<AskedFor>) {
+        let stored = |AskedFor { host, uri, status, case, at }| (host, uri, status, Stored { case, at });
+        self.0.extend(all.into_iter().map(stored));
+    }
+
     /// The last one of the same request.
     pub(super) fn of(&self, request: &Request, status: Option<u16>) -> Option<Stored> {
         let uri = request.uri.as_ref()?;
         let same = |(host, asked, said, _): &&(Option<String>, String, Option<u16>, Stored)| {
-            *host == request.host && asked == uri && *said == status
+            // A log may not have the host.
+            let same_host = *host == request.host || host.is_none() || request.host.is_none();
+            same_host && asked == uri && *said == status
         };
         self.0.iter().rev().find(same).map(|(.., stored)| stored.clone())
     }

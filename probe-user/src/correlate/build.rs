@@ -35,7 +35,7 @@ pub(super) fn name(clock: WallClock, at: Moment, number: u64) -> CaseId {
 pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Case {
     let until = decided.close_at;
     let worker = match (&decided.from_lines, &decided.from_wire) {
-        (Some(group), _) => Some(Pid(group.pid)),
+        (Some(group), _) => group.pid.map(Pid),
         (None, None) => Some(decided.request.key.worker),
         (None, Some(_)) => None,
     };
@@ -54,7 +54,10 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         .collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
-    let instance = worker.and_then(|worker| correlator.host.instance_of(worker));
+    let instance = match worker {
+        Some(worker) => correlator.host.instance_of(worker),
+        None => correlator.host.only_instance(),
+    };
     let configuration = instance.and_then(|instance| instance.configuration.clone());
     let attempts_complete = match (&decided.from_lines, &decided.from_wire) {
         (Some(group), _) => lines::complete(group, &list, configuration.as_ref()),

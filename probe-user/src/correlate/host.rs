@@ -193,6 +193,12 @@ impl Host {
         self.instances.get(master).map(|(_, _, instance)| instance)
     }
 
+    /// The nginx, if there is only one.
+    pub(super) fn only_instance(&self) -> Option<&NginxInstance> {
+        let mut all = self.instances.values();
+        all.next().filter(|_| all.next().is_none()).map(|(_, _, instance)| instance)
+    }
+
     /// nginx's network namespace.
     pub(super) fn netns(&self, worker: Pid) -> Option<u32> {
         self.instance_of(worker).and_then(|instance| instance.netns)

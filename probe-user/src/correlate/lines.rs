@@ -2,21 +2,24 @@
 //!
 //! An error line is one attempt; the client's status stands in the access log or on the wire. What belongs together is inferred from
 //! nginx's connection number, the client, the request line and time, and where two things fit equally neither is chosen.
+//!
+//! nginx writes no error line for a 502 that it passes on, takes from its cache or was configured to answer: those are known by their
+//! access line alone (`access`).
+
+mod access;
+mod attempts;
 
 use std::collections::VecDeque;
 
-use super::{attempts as exact, flows::Flows, limits::NOTABLE_LINGER_NS};
+pub use self::attempts::attempts;
+use super::limits::NOTABLE_LINGER_NS;
 use crate::model::{
-    attempt::{Attempt, Joined, Link, Outcome},
+    attempt::Attempt,
     case::{CaseKind, Origin, Request},
     complaint::{Complaint, Message, Phase},
     event::{Event, EventId},
-    flow::{Flow, Side},
     host::{Configuration, UpstreamGroup},
-    net::{Address, Errno},
     nginx::{AccessLine, ErrorLine},
-    process::Pid,
-    socket::{TcpCounters, TcpState},
     time::{At, Moment},
 };
 
@@ -43,12 +46,14 @@ pub struct Line {
 /// The lines of one request, with its end where it was seen.
 #[derive(Clone, Debug)]
 pub struct LineGroup {
-    /// The worker as the log names it.
-    pub pid: u32,
+    /// The worker as the log names it; `None` where an access line without `$pid` is all there is.
+    pub pid: Option<u32>,
     /// `*N`.
     pub number: Option<u64>,
-    /// The lines in order.
+    /// The lines of the error log in order.
     pub lines: Vec<Line>,
+    /// The access line, where it is all there is.
+    pub unexplained: Option<(Event, AccessLine)>,
     /// What kind of case it is.
     pub kind: CaseKind,
     /// Who made the status.
@@ -75,6 +80,10 @@ pub struct Lines {
     errors: VecDeque<Line>,
     access: VecDeque<(Event, AccessLine)>,
     answers: VecDeque<(Event, u16, std::net::SocketAddr)>,
+    /// Access lines that no error line has explained yet: when each was written, at the latest.
+    unexplained: VecDeque<(Moment, EventId)>,
+    /// The last error lines of requests that were told without an access line: it may come later.
+    awaited: VecDeque<(At, ErrorLine)>,
     hurried: bool,
 }
 
@@ -90,8 +99,13 @@ impl Lines {
         bounded(&mut self.errors, Line { event: event.clone(), line: line.clone(), complaint });
     }
 
-    /// An access line.
-    pub fn access_line(&mut self, event: &Event, line: &AccessLine) {
+    /// An access line. `alone`: it tells of a failure also where no error line does.
+    pub fn access_line(&mut self, event: &Event, line: &AccessLine, alone: bool) {
+        if alone {
+            bounded(&mut self.unexplained, (event.at.latest, event.id));
+        } else {
+            self.was_awaited(event, line);
+        }
         bounded(&mut self.access, (event.clone(), line.clone()));
     }
 
@@ -114,16 +128,38 @@ impl Lines {
         while self.answers.front().is_some_and(|(event, ..)| old(event)) {
             self.answers.pop_front();
         }
+        let past = |at: Moment| now.since_ns(at) > NOTABLE_LINGER_NS;
+        while self.unexplained.front().is_some_and(|(at, _)| past(*at)) {
+            self.unexplained.pop_front();
+        }
+        while self.awaited.front().is_some_and(|(at, _)| past(at.latest)) {
+            self.awaited.pop_front();
+        }
     }
 
     /// When the lines that have waited longest will have waited long enough.
     #[must_use]
     pub fn next_due(&self, delay_ns: u64) -> Option<Moment> {
-        self.errors.front().map(|line| line.event.at.latest.plus_ns(delay_ns))
+        let error = self.errors.front().map(|line| line.event.at.latest);
+        let access = self.unexplained.front().map(|(at, _)| *at);
+        error.into_iter().chain(access).min().map(|at| at.plus_ns(delay_ns))
     }
 
     /// The next request all of whose lines have had time to arrive.
     pub fn poll(&mut self, now: Moment, delay_ns: u64, statuses: &[u16]) -> Option<LineGroup> {
+        // In the order of their times, so that it does not matter how often time is told.
+        while let Some((at, id)) = self.unexplained.front().copied() {
+            if self.errors.front().is_some_and(|line| line.event.at.latest <= at) {
+                break;
+            }
+            if !self.hurried && now.since_ns(at) < delay_ns {
+                return None;
+            }
+            self.unexplained.pop_front();
+            if let Some(group) = self.unexplained(id, at.plus_ns(delay_ns)) {
+                return Some(group);
+            }
+        }
         let first = self.errors.front()?;
         if !self.hurried && now.since_ns(first.event.at.latest) < delay_ns {
             return None;
@@ -163,6 +199,18 @@ impl Lines {
 
     /// The access line of the request whose last error line this is; `None` also where several fit and say different things.
     fn take_access(&mut self, last: &Line) -> Option<(Event, AccessLine)> {
+        let taken = self.fitting_access(last);
+        match &taken {
+            Some((event, line)) => {
+                self.was_awaited(event, line);
+                self.access.retain(|(other, _)| other.id != event.id);
+            }
+            None => bounded(&mut self.awaited, (last.event.at, last.line.clone())),
+        }
+        taken
+    }
+
+    fn fitting_access(&self, last: &Line) -> Option<(Event, AccessLine)> {
         let fits = |(event, line): &&(Event, AccessLine)| {
             belongs(line, &last.line) && event.at.latest >= last.event.at.earliest
         };
@@ -172,7 +220,6 @@ impl Lines {
         if !numbered && !self.access.iter().filter(fits).all(same) {
             return None;
         }
-        self.access.retain(|(event, _)| event.id != first.0.id);
         Some(first)
     }
 
@@ -204,7 +251,8 @@ impl Lines {
             None => (last.event.at, last.event.clone()),
         };
         LineGroup {
-            pid: last.line.pid,
+            pid: Some(last.line.pid),
+            unexplained: None,
             number: last.line.number,
             kind,
             origin: Origin::Nginx,
@@ -288,6 +336,12 @@ pub fn request(group: &LineGroup) -> Request {
             split_request_line(text, &mut request);
         }
     }
+    if let Some((_, line)) = &group.unexplained {
+        request.client_address = line.client.as_deref().map(client_ip);
+        if let Some(text) = &line.request {
+            split_request_line(text, &mut request);
+        }
+    }
     request
 }
 
@@ -297,6 +351,9 @@ fn logged_attempts(line: &AccessLine) -> Vec<(String, Option<u16>)> {
         text.split(" : ").flat_map(|part| part.split(", ")).map(|part| part.trim().to_owned()).collect()
     };
     let (Some(peers), Some(statuses)) = (&line.upstream_address, &line.upstream_status) else { return Vec::new() };
+    if peers.is_empty() {
+        return Vec::new();
+    }
     let (peers, statuses) = (split(peers), split(statuses));
     if peers.len() != statuses.len() {
         return Vec::new();
@@ -310,6 +367,9 @@ fn logged_attempts(line: &AccessLine) -> Vec<(String, Option<u16>)> {
 pub fn complete(group: &LineGroup, attempts: &[Attempt], configuration: Option<&Configuration>) -> bool {
     if group.status.is_none() {
         return false;
+    }
+    if let Some((_, line)) = &group.unexplained {
+        return line.upstream_address.is_some() && group.logged.len() == attempts.len();
     }
     if !group.logged.is_empty() {
         return group.logged.len() == attempts.len();
@@ -325,164 +385,4 @@ pub fn complete(group: &LineGroup, attempts: &[Attempt], configuration: Option<&
     };
     let groups: Vec<&UpstreamGroup> = configuration.iter().flat_map(|c| &c.groups).filter(named).collect();
     attempt.reused == Some(false) && !groups.is_empty() && groups.iter().all(|group| alone(group))
-}
-
-/// The attempts that the lines speak of, and those that only the access log knows: the ones that went well.
-#[must_use]
-pub fn attempts(group: &LineGroup, flows: &Flows, calls: &[Event]) -> Vec<Attempt> {
-    let mut lines = group.lines.iter().filter(|line| exact::ends_attempt(line.complaint.message)).peekable();
-    let mut list = Vec::new();
-    for (index, (peer, status)) in group.logged.iter().enumerate() {
-        let named = |line: &&Line| peer_of(&line.line).as_ref() == Some(peer);
-        if let Some(line) = lines.next_if(named) {
-            list.push(attempt(group, line, flows, calls));
-        } else if let (Some(upstream), true) = (Address::parse(peer), index + 1 == group.logged.len()) {
-            list.push(answered(upstream, *status, peer));
-        }
-    }
-    list.extend(lines.map(|line| attempt(group, line, flows, calls)));
-    list
-}
-
-/// An attempt that no line complains of and whose status went to the client.
-fn answered(upstream: Address, status: Option<u16>, peer: &str) -> Attempt {
-    Attempt {
-        outcome: if status.is_some() { Outcome::Ok } else { Outcome::Unknown },
-        upstream: Some(upstream),
-        peer_name: Some(peer.to_owned()),
-        flow: Joined::None,
-        socket_at_failure: None,
-        complaint: None,
-        errno: None,
-        status,
-        reused: None,
-        requests_before: None,
-        idle_us: None,
-        started: None,
-        duration_us: None,
-        bytes_sent: None,
-        bytes_received: None,
-        syscalls: Vec::new(),
-        link: Link::Inferred,
-    }
-}
-
-fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> Attempt {
-    let peer_name = peer_of(&line.line);
-    let upstream = peer_name.as_deref().and_then(Address::parse);
-    let flow = match upstream.as_ref().and_then(Address::ip) {
-        Some(address) => candidates(address, group.pid, line, flows),
-        None => Joined::None,
-    };
-    let socket = flow.one().and_then(|flow| exact::last_socket(flow, line.event.at.latest)).cloned();
-    let counters = socket.as_ref().and_then(|socket| socket.tcp);
-    let reused = flow.one().zip(counters).and_then(|(flow, tcp)| reused(flow, &tcp, line.complaint.message));
-    let started = flow
-        .one()
-        .filter(|flow| flow.seen_from_start && reused == Some(false))
-        .and_then(|flow| flow.events.first().map(|event| event.at.earliest));
-    let unsent = matches!(
-        line.complaint.message,
-        Message::ConnectFailed | Message::ConnectFailedAtOnce | Message::SocketFailed | Message::BindFailed
-    );
-    Attempt {
-        outcome: exact::outcome(Some(&line.complaint), None),
-        errno: line.complaint.errno,
-        status: None,
-        reused,
-        requests_before: if reused == Some(false) { Some(0) } else { None },
-        idle_us: if reused == Some(true) { socket.as_ref().and_then(exact::idle_us) } else { None },
-        started,
-        duration_us: started.map(|started| line.event.at.latest.since_ns(started) / 1_000),
-        // nginx says "connect() failed" before it has sent anything, also on a kept connection.
-        bytes_sent: unsent.then_some(0),
-        bytes_received: unsent.then_some(0),
-        syscalls: syscalls(group.pid, line, calls),
-        complaint: Some((line.event.clone(), line.complaint.clone())),
-        link: Link::Inferred,
-        socket_at_failure: socket,
-        flow,
-        peer_name,
-        upstream,
-    }
-}
-
-/// Whether requests were served on the connection before; `None` where its counters cannot tell.
-fn reused(flow: &Flow, tcp: &TcpCounters, message: Message) -> Option<bool> {
-    // The kernel counts the FIN's sequence number as a byte received.
-    let fin = u64::from(flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some());
-    match (tcp.bytes_received.saturating_sub(fin), tcp.since_sent_us, tcp.since_received_us) {
-        (0, ..) => Some(false),
-        // "connect() failed" on a connection that has carried an answer: nginx asks a kept connection for its error before it uses it.
-        _ if message == Message::ConnectFailed => Some(true),
-        // What was received came before the last thing sent: an earlier response.
-        (_, Some(sent), Some(received)) if received > sent => Some(true),
-        _ => None,
-    }
-}
-
-fn syscalls(pid: u32, line: &Line, calls: &[Event]) -> Vec<Event> {
-    use crate::model::{event::Body, socket::Syscall};
-    let fits = |event: &&Event| match &event.body {
-        Body::Syscall(call) if call.pid == Pid(pid) => {
-            let errno = match &call.call {
-                Syscall::Connect { result: Err(errno), .. } => Some(*errno),
-                Syscall::Socket { error, .. } => Some(*error),
-                _ => None,
-            };
-            errno.is_some() && errno == line.complaint.errno && event.at.overlaps(&widened(line.event.at))
-        }
-        _ => false,
-    };
-    let mut fitting = calls.iter().filter(fits);
-    // One call for one line; with several in the same interval each is as good as the other, and they say the same.
-    fitting.next().cloned().into_iter().collect()
-}
-
-/// The failure itself lies a little before its line.
-fn widened(at: At) -> At {
-    At::between(at.earliest.minus_ns(5_000_000), at.latest.plus_ns(5_000_000))
-}
-
-/// Connections that can be the one the line speaks of: same upstream, same worker where it is known, an end that fits the message, in its time.
-fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flows) -> Joined<Flow> {
-    let window = widened(line.event.at);
-    let fitting: Vec<&Flow> = flows.towards(upstream).filter(|flow| ended_as(flow, &line.complaint, window)).collect();
-    // A connection whose worker was not seen can be this worker's as well. In a container the log numbers processes otherwise: then no
-    // worker fits, and any connection can be meant.
-    let numbered_alike = fitting.iter().any(|flow| flow.worker == Some(Pid(pid)));
-    let can_be = |flow: &&Flow| !numbered_alike || flow.worker.is_none_or(|worker| worker == Pid(pid));
-    let chosen: Vec<&Flow> = fitting.into_iter().filter(can_be).collect();
-    match chosen.as_slice() {
-        [] => Joined::None,
-        [only] => Joined::One(exact::as_of(only, line.event.at.latest)),
-        several => Joined::Several(several.iter().map(|flow| exact::as_of(flow, line.event.at.latest)).collect()),
-    }
-}
-
-fn ended_as(flow: &Flow, complaint: &Complaint, window: At) -> bool {
-    // A reset ends the socket when it arrives; nginx notices when it next looks at the connection.
-    let reset = flow.resets_received().next().is_some();
-    let reach = if reset { At::between(window.earliest.minus_ns(NOTICED_WITHIN_NS), window.latest) } else { window };
-    let in_window = |event: &Event| event.at.overlaps(&reach);
-    let closed = [TcpState::Closed, TcpState::FinWait1, TcpState::LastAck]
-        .iter()
-        .any(|state| flow.entered(Side::Nginx, *state).any(|(event, _)| in_window(event)));
-    let established = flow.entered(Side::Nginx, TcpState::Established).next().is_some() || !flow.seen_from_start;
-    let error = flow.sockets(Side::Nginx).find_map(|(_, socket)| socket.socket.error);
-    let fin = flow.entered(Side::Nginx, TcpState::CloseWait).next().is_some();
-    closed
-        && match complaint.message {
-            Message::ConnectFailed | Message::ConnectFailedAtOnce => error.is_some() && error == complaint.errno,
-            Message::TimedOut if complaint.phase == Phase::Connecting => !established,
-            Message::TimedOut => established && !reset,
-            Message::PrematurelyClosed => fin || reset,
-            Message::ReceiveFailed | Message::SendFailed => match complaint.errno {
-                // Where the socket was told an error, that is what nginx read.
-                Some(Errno::ECONNRESET) => error.map_or(reset, |error| error == Errno::ECONNRESET),
-                Some(Errno::EPIPE) => reset || fin,
-                _ => established,
-            },
-            _ => established,
-        }
 }

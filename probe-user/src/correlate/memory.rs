@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::Correlator;
 use crate::model::{
-    case::EarlierFailure,
+    case::{CaseId, EarlierFailure},
     event::{Body, EventId},
     process::Pid,
     socket::Syscall,
@@ -15,6 +15,21 @@ use crate::model::{
 const LINE_WITHIN_NS: u64 = 1_000_000_000;
 /// `ngx_get_connection` and the `connect()` that follows it (see `attempts`).
 const CONNECTED_WITHIN_NS: u64 = 50_000_000;
+
+/// What was asked for when a request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedFor {
+    /// The Host header.
+    pub host: Option<String>,
+    /// The URI.
+    pub uri: String,
+    /// The status the client saw.
+    pub status: Option<u16>,
+    /// The case.
+    pub case: CaseId,
+    /// When.
+    pub at: Moment,
+}
 
 /// What still matters for cases to come.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +42,8 @@ pub struct Memory {
     pub speaking: Vec<Pid>,
     /// Failures that blackouts may be blamed on.
     pub earlier: Vec<EarlierFailure>,
+    /// Requests that failed: the same may be answered from nginx's cache later.
+    pub asked: Vec<AskedFor>,
     /// The earliest decision that still waits for its late evidence.
     pub undecided_since: Option<Moment>,
 }
@@ -44,6 +61,8 @@ pub struct Resume {
     pub speaking: Vec<Pid>,
     /// [`Memory::earlier`].
     pub earlier: Vec<EarlierFailure>,
+    /// [`Memory::asked`].
+    pub asked: Vec<AskedFor>,
 }
 
 impl Correlator {
@@ -53,6 +72,7 @@ impl Correlator {
         self.told_before = resume.from;
         self.speaking.extend(resume.speaking);
         self.failures.extend(resume.earlier);
+        self.answered.resume(resume.asked);
         for upstream in resume.upstreams {
             self.flows.add_upstream(upstream);
         }
@@ -93,6 +113,7 @@ impl Correlator {
             upstreams: self.flows.upstreams().collect(),
             speaking: self.speaking.iter().copied().collect(),
             earlier: self.failures.iter().cloned().collect(),
+            asked: self.answered.all().collect(),
             undecided_since: self.decided.iter().map(|decided| decided.at.latest).min(),
         }
     }

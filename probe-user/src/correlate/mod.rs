@@ -19,6 +19,7 @@ mod sensors;
 mod served;
 mod telling;
 mod tuple;
+mod unheard;
 pub mod wire;
 mod written;
 
@@ -179,7 +180,7 @@ impl Correlator {
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
             Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
             Body::ErrorLine(line) => self.lines.error_line(event, line),
-            Body::AccessLine(line) => self.lines.access_line(event, line),
+            Body::AccessLine(line) => self.lines.access_line(event, line, self.tells_alone(line)),
             Body::Packet(packet) => {
                 if let PacketBody::Tcp(tcp) = &packet.body
                     && let Content::HttpStatus { code, .. } = tcp.content
@@ -415,50 +416,6 @@ impl Correlator {
             from_lines: None,
             from_wire: None,
         });
-    }
-
-    fn decide_lines(&mut self) {
-        while let Some(mut group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
-            self.wires.claim(&mut group, &self.settings.statuses);
-            let at = group.at;
-            let key = RequestKey { worker: Pid(group.pid), pointer: 0 };
-            let mut lone = Requests::new(Limits::default());
-            lone.entry(key, (group.number, None), at.latest);
-            let Some(request) = lone.take(key, (group.number, None)) else { continue };
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at,
-                by: group.decided_by.clone(),
-                close_at: group.due,
-                request,
-                statuses: Vec::new(),
-                line: None,
-                from_lines: Some(group),
-                from_wire: None,
-            };
-            self.decided.push_back(decided);
-        }
-    }
-
-    fn decide_wires(&mut self) {
-        while let Some(group) = self.wires.poll(self.now, &self.settings.statuses) {
-            let decided = Decided {
-                kind: group.kind,
-                origin: group.origin,
-                status: group.status,
-                at: group.at,
-                by: group.decided_by.clone(),
-                close_at: self.now,
-                request: OpenRequest::of_nobody(group.at.latest),
-                statuses: Vec::new(),
-                line: None,
-                from_lines: None,
-                from_wire: Some(group),
-            };
-            self.decided.push_back(decided);
-        }
     }
 
     fn close(&mut self, mut decided: Decided) -> Option<Case> {

@@ -6,3 +6,4 @@ pub mod config;
 pub mod error_log;
 pub mod kernel;
 pub mod packet;
+pub mod rules;

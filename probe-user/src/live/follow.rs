@@ -189,6 +189,7 @@ impl Followers {
         let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
         self.watch_processes(&now, layout);
         let upstreams = self.watch_upstreams(&now, &found);
+        self.learn_sides(&found, &upstreams);
         let (captures, captured) = self.capture(&now, &found, &upstreams)?;
         let tails = self.follow_logs(&found);
         let mut found = found;
@@ -206,6 +207,7 @@ impl Followers {
         let layout = self.layout(master, &found);
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
+        self.learn_sides(&found, &upstreams);
         let outdated = self.followed.get(&master.pid).is_some_and(|followed| !upstreams.is_subset(&followed.captured));
         // The new capture is open before the old one ends; a packet seen by both is told twice and does no harm.
         let renewed = if outdated { Some(self.capture(master, &found, &upstreams)?) } else { None };
@@ -328,6 +330,12 @@ impl Followers {
             }
         }
         upstreams
+    }
+
+    /// Who is no client.
+    fn learn_sides(&self, found: &Found, upstreams: &BTreeSet<SocketAddr>) {
+        let listen = found.instance.configuration.iter().flat_map(|configuration| configuration.listen.iter().copied());
+        self.intake.redactor().learn(listen, upstreams.iter().copied());
     }
 
     fn tell_open_connections(&mut self, master: &Master, upstreams: &BTreeSet<SocketAddr>) {

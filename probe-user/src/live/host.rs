@@ -155,6 +155,12 @@ impl Lookup {
         HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
     }
 
+    /// A process in this network namespace.
+    #[must_use]
+    pub fn someone_in(&self, netns: u32) -> Option<u32> {
+        self.namespaces.get(&netns).copied()
+    }
+
     /// Who listens on other ports, where a connection to this address would arrive.
     pub fn other_ports(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<Listener> {
         let loopback = upstream.ip().is_loopback();

@@ -10,7 +10,7 @@ use std::{
 use super::recording::Recording;
 use crate::{
     bundle::{
-        manifest::{Manifest, Mark},
+        manifest::{Asked, Manifest, Mark},
         tape::{Bounds, Interfaces, Past, Piece, Tape},
     },
     model::{time::Moment, verdict::Verdict},
@@ -75,6 +75,17 @@ impl Recorder {
             upstreams: &memory.upstreams,
             speaking: &memory.speaking,
             earlier: &memory.earlier,
+            asked: memory
+                .asked
+                .iter()
+                .map(|asked| Asked {
+                    host: asked.host.clone(),
+                    uri: asked.uri.clone(),
+                    status: asked.status,
+                    case: asked.case.0.clone(),
+                    at: asked.at,
+                })
+                .collect(),
             undecided_since: memory.undecided_since,
         };
         self.tape.case(number, case.decided.latest, &mark, &past);
@@ -114,7 +125,9 @@ fn write(mut recording: Recording, pieces: &Receiver<Piece>, trouble: &Trouble) 
             Ok(piece) => {
                 recording.take(&piece);
                 // Everything that is there belongs together.
-                pieces.try_iter().for_each(|piece| recording.take(&piece));
+                for piece in pieces.try_iter() {
+                    recording.take(&piece);
+                }
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,

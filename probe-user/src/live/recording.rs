@@ -180,7 +180,7 @@ impl Recording {
         self.file = Some(file);
         let old_size = self.size;
         self.size = 0;
-        self.evicted.why = "the limits of the recording (--max-size, --max-incidents)".to_owned();
+        "the limits of the recording (--max-size, --max-incidents)".clone_into(&mut self.evicted.why);
         let remark = serde_json::to_vec(&self.evicted).map(|json| section::section(Kind::Evicted, &json));
         let copied = self.begin().and_then(|()| self.append(&remark.unwrap_or_default())).and_then(|()| {
             old.seek(SeekFrom::Start(keep_from))?;

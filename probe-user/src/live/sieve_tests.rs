@@ -46,7 +46,9 @@ fn went_on(sieve: &mut Sieve, until: u64) -> usize {
 
 fn fed(records: &[Vec<u8>]) -> Sieve {
     let mut sieve = Sieve::default();
-    records.iter().for_each(|record| sieve.record(record));
+    for record in records {
+        sieve.record(record);
+    }
     sieve
 }
 
@@ -70,7 +72,9 @@ fn a_connection_that_is_still_open_goes_on_with_all_that_comes_later() {
     let life = life(1);
     let mut sieve = fed(&life[..4]);
     assert_eq!(went_on(&mut sieve, 4), 4);
-    life[4..].iter().for_each(|record| sieve.record(record));
+    for record in &life[4..] {
+        sieve.record(record);
+    }
     assert_eq!(went_on(&mut sieve, 100), 4);
 }
 
@@ -148,7 +152,9 @@ fn who_serves_is_told_once_a_second() {
         accept.header = Header { time_ns: start + 2, kind: Kind::Accept as u16, tgid: 9, ..Header::default() };
         accept.result = 5;
         accept.socket = Socket { local: server, remote: nginx, ..Socket::default() };
-        life(start).iter().for_each(|record| sieve.record(record));
+        for record in &life(start) {
+            sieve.record(record);
+        }
         sieve.record(accept.as_bytes());
         told.push(went_on(&mut sieve, start + 50));
     }
@@ -159,7 +165,9 @@ fn who_serves_is_told_once_a_second() {
 fn an_open_sieve_lets_nothing_go() {
     let mut sieve = Sieve::default();
     sieve.set_open(true);
-    life(1).iter().for_each(|record| sieve.record(record));
+    for record in &life(1) {
+        sieve.record(record);
+    }
     assert_eq!(went_on(&mut sieve, 100), 8);
 }
 

@@ -37,6 +37,7 @@ use crate::{
         time::{At, Moment},
     },
     pipeline::Arrival,
+    redact::Level,
 };
 
 /// Records read before they are delivered together.
@@ -107,7 +108,7 @@ fn read_ring(
                 if concerns_nginx(record, names) {
                     processes.notify_one();
                 }
-                batch.push(record);
+                batch.push(record, intake.redactor());
             });
             if more.is_none() {
                 break;
@@ -148,7 +149,8 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
 
 /// Takes packets of a capture in this network namespace.
 pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
-    Box::new(move |packet| {
+    Box::new(move |mut packet| {
+        intake.redactor().packet(packet.link, &mut packet.bytes);
         let Some(body) = packet::decode(packet.link, &packet.bytes, packet.wire_length) else {
             // The filter lets other ICMP and fragments through; they say nothing about a flow.
             return true;
@@ -189,14 +191,15 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
     let mut tails = Tails::default();
     for (place, _) in &found.error_logs {
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
-        let sink: tail::Sink = Box::new(move |line| {
+        let sink: tail::Sink = Box::new(move |mut line| {
+            intake.redactor().error_line(&mut line.bytes);
             let Ok(decoded) = error_log::decode(&line.bytes) else {
                 counts.strange_lines.fetch_add(1, Ordering::Relaxed);
                 return true;
             };
             let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
             let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
-            deliver(&intake, arrival, || Raw::ErrorLine(line.bytes))
+            intake.try_deliver(Delivery::Line(Box::new((arrival, Raw::ErrorLine(line.bytes)))))
         });
         tails.start(place.clone(), sink);
     }
@@ -204,7 +207,12 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
         let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
         let pattern = Pattern::compile(&format);
         let (intake, counts) = (intake.clone(), Arc::clone(counts));
-        let sink: tail::Sink = Box::new(move |line| {
+        let sink: tail::Sink = Box::new(move |mut line| {
+            if intake.redactor().level() > Level::None {
+                let text = plain(&mut line.bytes);
+                let places = pattern.places(&text);
+                intake.redactor().access_line(&mut line.bytes, &places);
+            }
             let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
                 counts.strange_lines.fetch_add(1, Ordering::Relaxed);
                 return true;
@@ -212,7 +220,7 @@ pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: 
             let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));
             let at = line_time(unix, resolution, line.arrived);
             let arrival = Arrival { at, source: Source::AccessLog, body: Body::AccessLine(decoded.line) };
-            deliver(&intake, arrival, || Raw::AccessLine(Arc::clone(&format), line.bytes))
+            intake.try_deliver(Delivery::Line(Box::new((arrival, Raw::AccessLine(Arc::clone(&format), line.bytes)))))
         });
         tails.start(place.clone(), sink);
     }
@@ -228,12 +236,16 @@ impl Tails {
     }
 }
 
-fn deliver(intake: &Intake, arrival: Arrival, raw: impl FnOnce() -> Raw) -> bool {
-    intake.try_deliver(if intake.is_recording() {
-        Delivery::Raw(vec![(arrival, raw())])
-    } else {
-        Delivery::Arrivals(vec![arrival])
-    })
+/// The line as text, byte by byte: what is no UTF-8 becomes a question mark, which is as long.
+fn plain(line: &mut [u8]) -> String {
+    while let Err(error) = std::str::from_utf8(line) {
+        let from = error.valid_up_to();
+        let length = error.error_len().unwrap_or(line.len() - from);
+        if let Some(bytes) = line.get_mut(from..from + length) {
+            bytes.fill(b'?');
+        }
+    }
+    String::from_utf8_lossy(line).into_owned()
 }
 
 /// A log's local time, without a zone, in this host's zone.

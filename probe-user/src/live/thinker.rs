@@ -33,6 +33,7 @@ use crate::{
         time::{At, Moment},
     },
     pipeline::{Arrival, Judged, Pipeline, Question, Settings},
+    redact::Redactor,
 };
 
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,
@@ -66,10 +67,16 @@ impl Records {
         Self { names, bytes: Vec::new(), lengths: Vec::new() }
     }
 
-    /// Adds a record.
-    pub fn push(&mut self, record: &[u8]) {
+    /// Adds a record, without what must not be kept.
+    pub fn push(&mut self, record: &[u8], redactor: &Redactor) {
+        let begin = self.bytes.len();
         self.bytes.extend_from_slice(record);
         self.lengths.push(record.len());
+        if redactor.concerns_record(record)
+            && let Some(copy) = self.bytes.get_mut(begin..)
+        {
+            redactor.record(copy);
+        }
     }
 
     /// How many there are.
@@ -96,12 +103,12 @@ impl Records {
 /// Something a source delivers.
 #[derive(Debug)]
 pub enum Delivery {
-    /// Events that the probe found out itself; or any, where nothing is recorded.
+    /// Events.
     Arrivals(Vec<Arrival>),
     /// Records of the kernel's ring.
     Records(Records),
-    /// Events with what they were decoded from.
-    Raw(Vec<(Arrival, Raw)>),
+    /// A line of a log, with what it was read from.
+    Line(Box<(Arrival, Raw)>),
     /// A packet that decodes to an event.
     Packet(Box<(Arrival, CapturedPacket)>),
     /// No more will come.
@@ -114,8 +121,8 @@ impl Delivery {
         match self {
             Self::Arrivals(arrivals) => arrivals.len() * size_of::<Arrival>(),
             Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
-            Self::Raw(both) => both.len() * (size_of::<Arrival>() + size_of::<Raw>() + 256),
             Self::Packet(both) => size_of::<(Arrival, CapturedPacket)>() + both.1.bytes.len(),
+            Self::Line(_) => size_of::<(Arrival, Raw)>() + 1024,
             Self::End => 0,
         }
     }
@@ -146,14 +153,14 @@ pub struct Intake {
     sender: SyncSender<Delivery>,
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
-    recording: bool,
+    redactor: Arc<Redactor>,
 }
 
 impl Intake {
-    /// Whether the raw form of what is delivered is wanted ([`Delivery::Raw`]).
+    /// What every source asks before it reads what it has read.
     #[must_use]
-    pub const fn is_recording(&self) -> bool {
-        self.recording
+    pub fn redactor(&self) -> &Redactor {
+        &self.redactor
     }
 
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
@@ -188,12 +195,12 @@ pub fn start(
     said: UnboundedSender<Said>,
     counts: Arc<Counts>,
     recorder: Option<Recorder>,
+    redactor: Arc<Redactor>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
-    let recording = recorder.is_some();
     let mut pipeline = Pipeline::new(settings);
-    if recording {
+    if recorder.is_some() {
         pipeline.keep_places();
     }
     let thinker = Thinker {
@@ -209,7 +216,7 @@ pub fn start(
         recorder,
     };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway, recording }, handle))
+    Ok((Intake { sender, underway, redactor }, handle))
 }
 
 struct Thinker {
@@ -254,6 +261,7 @@ impl Thinker {
                 if let Some(recorder) = &mut self.recorder {
                     recorder.end(told);
                 }
+                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
@@ -273,17 +281,16 @@ impl Thinker {
                 for arrival in arrivals {
                     self.hear(&arrival);
                     let found = self.recorder.as_ref().and_then(|_| entry::finding(arrival.at, &arrival.body));
-                    push(&mut self.pipeline, &mut self.recorder, arrival, found.map(Raw::Finding));
-                }
-            }
-            Delivery::Raw(both) => {
-                for (arrival, raw) in both {
-                    push(&mut self.pipeline, &mut self.recorder, arrival, Some(raw));
+                    push(&mut self.pipeline, self.recorder.as_mut(), arrival, || found.map(Raw::Finding));
                 }
             }
             Delivery::Records(records) => {
                 records.each(|record| self.sieve.record(record));
                 self.names = records.names;
+            }
+            Delivery::Line(both) => {
+                let (arrival, raw) = *both;
+                push(&mut self.pipeline, self.recorder.as_mut(), arrival, || Some(raw));
             }
             Delivery::Packet(both) => self.sieve.packet(both),
             Delivery::End => return true,
@@ -310,8 +317,8 @@ impl Thinker {
                 Ok(decoded) => {
                     tracing::trace!(?decoded, "record");
                     let at = At::exactly(decoded.time);
-                    let raw = recorder.as_ref().map(|_| Raw::Kernel(record.into()));
-                    push(pipeline, recorder, Arrival { at, source: Source::Kernel, body: decoded.body }, raw);
+                    let arrival = Arrival { at, source: Source::Kernel, body: decoded.body };
+                    push(pipeline, recorder.as_mut(), arrival, || Some(Raw::Kernel(record.into())));
                 }
                 Err(error) => {
                     counts.unreadable.fetch_add(1, Ordering::Relaxed);
@@ -324,9 +331,8 @@ impl Thinker {
                     Body::Packet(event) => event.netns,
                     _ => None,
                 };
-                let raw = recorder.as_ref().map(|_| Raw::Packet(Box::new(packet.clone()), netns));
+                push(pipeline, recorder.as_mut(), arrival, || Some(Raw::Packet(Box::new(packet.clone()), netns)));
                 packets.push(packet);
-                push(pipeline, recorder, arrival, raw);
             }
         });
     }
@@ -363,10 +369,13 @@ impl Thinker {
     }
 }
 
-fn push(pipeline: &mut Pipeline, recorder: &mut Option<Recorder>, arrival: Arrival, raw: Option<Raw>) {
+/// Hands an arrival on to the pipeline; its raw form waits in the recorder until it has its place.
+fn push(pipeline: &mut Pipeline, recorder: Option<&mut Recorder>, arrival: Arrival, raw: impl FnOnce() -> Option<Raw>) {
     let at = arrival.at;
     let number = pipeline.push(arrival);
-    if let (Some(recorder), Some(raw)) = (recorder, raw) {
+    if let Some(recorder) = recorder
+        && let Some(raw) = raw()
+    {
         recorder.tape.hold(number, at, raw);
     }
 }

@@ -190,8 +190,8 @@ pub struct AccessLine {
     pub client_requests: Option<u64>,
     /// `$pid`.
     pub pid: Option<u32>,
-    /// `$upstream_status`.
+    /// `$upstream_status`; empty: no upstream was asked.
     pub upstream_status: Option<String>,
-    /// `$upstream_addr`.
+    /// `$upstream_addr`; empty: no upstream was asked.
     pub upstream_address: Option<String>,
 }

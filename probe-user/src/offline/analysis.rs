@@ -27,6 +27,7 @@ const IDLE_AMONG_MANY_NS: u64 = 60_000_000_000;
 
 /// What is asked of an analysis.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for by itself")]
 pub struct Options {
     /// Every connection's end is wanted.
     pub connections: bool,
@@ -52,7 +53,7 @@ pub enum Finding {
     /// A request and its answer: client, server.
     Exchange(Box<(End, End, Exchange)>),
     /// What is worth thinking about.
-    Event(At, Body),
+    Event(At, Box<Body>),
 }
 
 /// The table, and what was found.

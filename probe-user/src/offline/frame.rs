@@ -322,8 +322,7 @@ impl<'a> Walk<'a> {
 
     fn protocol(&mut self, number: u8) -> Option<Next> {
         match number {
-            protocol::TCP => Some(Next::Found(number, None)),
-            protocol::ICMP | protocol::ICMPV6 => Some(Next::Found(number, None)),
+            protocol::TCP | protocol::ICMP | protocol::ICMPV6 => Some(Next::Found(number, None)),
             // IP in IP.
             4 | 41 => Some(Next::Layer(Layer::Ip)),
             47 => self.gre().map(Next::Layer),

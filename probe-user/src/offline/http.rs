@@ -9,7 +9,7 @@ const LONGEST_LINE: usize = 2_048;
 
 /// How long a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
+pub(super) enum Body {
     /// There is none.
     None,
     /// So many bytes.
@@ -26,23 +26,23 @@ pub enum Body {
 
 /// What a head says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Head {
+pub(super) struct Head {
     /// `GET /cart HTTP/1.1` or `HTTP/1.1 502 Bad Gateway`.
-    pub line: Vec<u8>,
+    pub(super) line: Vec<u8>,
     /// The Host header.
-    pub host: Option<Vec<u8>>,
+    pub(super) host: Option<Vec<u8>>,
     /// `Content-Length`.
-    pub length: Option<u64>,
+    pub(super) length: Option<u64>,
     /// `Transfer-Encoding: chunked`.
-    pub chunked: bool,
+    pub(super) chunked: bool,
     /// The capture cut it.
-    pub cut: bool,
+    pub(super) cut: bool,
 }
 
 impl Head {
     /// The status of a response.
     #[must_use]
-    pub fn status(&self) -> Option<u16> {
+    pub(super) fn status(&self) -> Option<u16> {
         let rest = self.line.strip_prefix(b"HTTP/")?;
         let space = rest.iter().take(4).position(|byte| *byte == b' ')?;
         let [h @ b'1'..=b'9', t @ b'0'..=b'9', u @ b'0'..=b'9', after @ ..] = rest.get(space + 1..)? else {
@@ -55,7 +55,7 @@ impl Head {
 
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub(super) enum Found {
     /// A message begins.
     Begins,
     /// Its head is whole (or was cut): it stands in [`Messages::head`], and [`Messages::expect`] must be told how long the body is.
@@ -94,7 +94,7 @@ enum Place {
 
 /// Which messages go this way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// From the client.
     Requests,
     /// From the server.
@@ -103,11 +103,11 @@ pub enum Kind {
 
 /// Reads the messages of one direction.
 #[derive(Debug)]
-pub struct Messages {
+pub(super) struct Messages {
     kind: Kind,
     place: Place,
     /// The last head.
-    pub head: Head,
+    pub(super) head: Head,
     /// A line whose end has not come.
     partial: Vec<u8>,
     first_line: bool,
@@ -116,48 +116,48 @@ pub struct Messages {
 impl Messages {
     /// Before the first message.
     #[must_use]
-    pub fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: Kind) -> Self {
         Self { kind, place: Place::Between, head: Head::default(), partial: Vec::new(), first_line: true }
     }
 
     /// It is not HTTP/1, or has become something else.
     #[must_use]
-    pub fn is_foreign(&self) -> bool {
+    pub(super) fn is_foreign(&self) -> bool {
         self.place == Place::Foreign
     }
 
     /// A message has begun and is not whole.
     #[must_use]
-    pub const fn is_within(&self) -> bool {
+    pub(super) const fn is_within(&self) -> bool {
         !matches!(self.place, Place::Between | Place::Lost | Place::Foreign)
     }
 
     /// A head has begun and is not whole.
     #[must_use]
-    pub const fn is_in_head(&self) -> bool {
+    pub(super) const fn is_in_head(&self) -> bool {
         matches!(self.place, Place::Head(_))
     }
 
     /// The connection's end would end a body here, in order.
     #[must_use]
-    pub const fn ends_with_connection(&self) -> bool {
+    pub(super) const fn ends_with_connection(&self) -> bool {
         matches!(self.place, Place::ToTheEnd | Place::Lost | Place::Between | Place::Foreign)
     }
 
     /// The first bytes seen are not the first of the connection.
-    pub fn look_for_beginning(&mut self) {
+    pub(super) fn look_for_beginning(&mut self) {
         if self.place == Place::Between {
             self.place = Place::Lost;
         }
     }
 
     /// The connection is something else from here on.
-    pub fn become_foreign(&mut self) {
+    pub(super) fn become_foreign(&mut self) {
         self.place = Place::Foreign;
     }
 
     /// How long the body is whose head was given out. Whether the message is whole by that.
-    pub fn expect(&mut self, body: Body) -> bool {
+    pub(super) fn expect(&mut self, body: Body) -> bool {
         self.place = match body {
             Body::None | Body::Length(0) => Place::Between,
             Body::Length(length) => Place::Counted(length),
@@ -170,7 +170,7 @@ impl Messages {
     }
 
     /// So many bytes were lost here.
-    pub fn skip(&mut self, lost: u64) {
+    pub(super) fn skip(&mut self, lost: u64) {
         self.place = match self.place {
             Place::Counted(left) if left > lost => Place::Counted(left - lost),
             Place::Chunk(left) if left > lost => Place::Chunk(left - lost),
@@ -182,7 +182,7 @@ impl Messages {
 
     /// Reads `captured`, the beginning of `wire` bytes that come next; `fresh`: a segment begins here. Gives what was found first, and
     /// after how many bytes; `None`: nothing in all of them.
-    pub fn read(&mut self, captured: &[u8], wire: u64, fresh: bool) -> (u64, Option<Found>) {
+    pub(super) fn read(&mut self, captured: &[u8], wire: u64, fresh: bool) -> (u64, Option<Found>) {
         let mut at = 0_usize;
         loop {
             let rest = captured.get(at..).unwrap_or_default();
@@ -404,9 +404,8 @@ fn chunk_size(byte: u8, size: u64, extension: bool) -> Place {
         _ if extension => Place::ChunkSize(size, true),
         _ => match char::from(byte).to_digit(16) {
             Some(digit) if size < 1 << 56 => Place::ChunkSize(size * 16 + u64::from(digit), false),
-            Some(_) => Place::Lost,
             None if matches!(byte, b';' | b' ' | b'\t') => Place::ChunkSize(size, true),
-            None => Place::Lost,
+            Some(_) | None => Place::Lost,
         },
     }
 }

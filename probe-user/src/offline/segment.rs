@@ -26,11 +26,9 @@ impl End {
     /// Of an IPv6 address.
     #[must_use]
     pub fn v6(address: [u8; 16], port: u16) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
-        Self {
-            address: [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])],
-            port,
-        }
+        let whole = u128::from_be_bytes(address);
+        let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or(0);
+        Self { address: [half(whole >> 64), half(whole)], port }
     }
 
     /// As others write it.

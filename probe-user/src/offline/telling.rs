@@ -21,8 +21,7 @@ use crate::model::{
 const PATIENCE_NS: u64 = 900_000_000;
 
 /// A packet's name: its file and its number in it.
-#[must_use]
-pub fn reference(file: FileNumber, number: u64) -> PacketRef {
+pub(super) fn reference(file: FileNumber, number: u64) -> PacketRef {
     PacketRef((u64::from(file) << 48) | (number & 0xffff_ffff_ffff))
 }
 
@@ -130,7 +129,7 @@ impl Analysis {
             packet: packet.filter(|_| mark.is_some()),
             started: Moment(exchange.begun_ns),
         };
-        self.findings.push_back(Finding::Event(at, Body::Wire(Wire::Answer(Box::new(answer)))));
+        self.findings.push_back(Finding::Event(at, Box::new(Body::Wire(Wire::Answer(Box::new(answer))))));
     }
 
     /// The exchange under way on this connection, or the connection itself, was an attempt that came to this.
@@ -150,12 +149,11 @@ impl Analysis {
         let begun_ns = connection.first_ns;
         let from_start = connection.seen_from_start;
         let bytes = (connection.fate.originator.bytes, connection.fate.responder.bytes);
-        let made_for = match talk.exchanges.front() {
-            Some(exchange) => exchange.outer.clone(),
-            None => {
-                let roles = &mut self.roles;
-                self.open.behind(client, server, begun_ns, |end| roles.is_only_upstream(end))
-            }
+        let made_for = if let Some(exchange) = talk.exchanges.front() {
+            exchange.outer.clone()
+        } else {
+            let roles = &mut self.roles;
+            self.open.behind(client, server, begun_ns, |end| roles.is_only_upstream(end))
         };
         let certain = !made_for.is_empty() || self.roles.is_upstream(server);
         if !certain && (outcome == Outcome::Unknown || self.roles.side(server) == WireSide::Client) {
@@ -214,7 +212,7 @@ impl Analysis {
                 exchange.told = true;
             }
         }
-        self.findings.push_back(Finding::Event(ended, Body::Wire(Wire::Attempt(Box::new(attempt)))));
+        self.findings.push_back(Finding::Event(ended, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
     }
 
     /// A packet of an attempt; its name.
@@ -241,7 +239,7 @@ impl Analysis {
             content,
         };
         let event = PacketEvent { reference, netns: None, body: PacketBody::Tcp(tcp) };
-        self.findings.push_back(Finding::Event(At::exactly(Moment(mark.unix_ns)), Body::Packet(event)));
+        self.findings.push_back(Finding::Event(At::exactly(Moment(mark.unix_ns)), Box::new(Body::Packet(event))));
         reference
     }
 
@@ -255,7 +253,8 @@ impl Analysis {
             about: (unreachable.source.socket(), unreachable.destination.socket()),
         };
         let event = PacketEvent { reference, netns: None, body: PacketBody::Icmp(icmp) };
-        self.findings.push_back(Finding::Event(At::exactly(Moment(unreachable.unix_ns)), Body::Packet(event)));
+        self.findings
+            .push_back(Finding::Event(At::exactly(Moment(unreachable.unix_ns)), Box::new(Body::Packet(event))));
         reference
     }
 

@@ -10,8 +10,9 @@ use crate::model::{
     event::{Body, Event},
     host::{HostFact, NginxInstance},
     net::Address,
+    packet::TcpFlags,
     process::{Pid, ProcessEvent, Role},
-    socket::{DropEvent, Socket, SocketEvent, Syscall, SyscallEvent, TcpState},
+    socket::{DropEvent, Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpState},
 };
 
 /// Addresses that are learnt as upstreams besides those of the configurations.
@@ -32,7 +33,7 @@ impl Confine {
         let own = match &mut event.body {
             Body::Socket(socket) => {
                 self.learn_from(socket);
-                self.owns_socket(&socket.socket)
+                !answers_syn(&socket.change) && self.owns_socket(&socket.socket)
             }
             Body::Drop(dropped) => self.owns_drop(dropped),
             Body::Syscall(call) => self.owns_call(call),
@@ -51,6 +52,13 @@ impl Confine {
             | Body::Coverage(_) => true,
         };
         (own || !self.on).then_some(event)
+    }
+
+    /// These are upstreams.
+    pub(super) fn know(&mut self, upstreams: &[SocketAddr]) {
+        for upstream in upstreams {
+            self.add_upstream(*upstream);
+        }
     }
 
     /// Whom nginx connects to is an upstream, also where no configuration says so.
@@ -77,7 +85,9 @@ impl Confine {
     /// On the loopback interface nobody can tell whether the packet was dropped as it left or as it came.
     fn owns_drop(&self, dropped: &DropEvent) -> bool {
         let to = dropped.packet.destination;
+        let no_listener = dropped.reason.as_deref() == Some("NO_SOCKET") && is_syn(dropped.packet.flags);
         dropped.netns.is_some_and(|netns| self.namespaces.contains(&netns))
+            && !no_listener
             && !(to.ip().is_loopback() && self.upstreams.contains(&to))
     }
 
@@ -120,13 +130,18 @@ impl Confine {
             }
             _ => {}
         }
-        // What nobody has said to be nginx's is not.
+        // What nobody has said to be nginx's is not. A unix socket is a file of nginx's own namespace.
         matches!(
             fact,
             HostFact::Nginx(_)
                 | HostFact::NginxGone { .. }
                 | HostFact::OpenConnection { .. }
                 | HostFact::Listeners { .. }
+                | HostFact::Route { .. }
+                | HostFact::LocalPorts { .. }
+                | HostFact::SystemFiles { .. }
+                | HostFact::Name { .. }
+                | HostFact::UnixSocket(_)
         )
     }
 
@@ -141,13 +156,23 @@ impl Confine {
     }
 }
 
+/// A reset that answers a SYN is the other end's, also where nobody knew yet that the address is an upstream's.
+fn answers_syn(change: &SocketChange) -> bool {
+    matches!(change, SocketChange::ResetSent { answered: Some(packet), .. } if is_syn(packet.flags))
+}
+
+fn is_syn(flags: TcpFlags) -> bool {
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    flags.0 & (SYN | ACK) == SYN
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{
         event::{EventId, Source},
-        packet::{TcpFlags, TcpHeader},
-        socket::SocketChange,
+        packet::TcpHeader,
         time::{At, Moment},
     };
 
@@ -230,6 +255,17 @@ mod tests {
             assert_eq!(confined(true).admit(event(body.clone())).is_some(), nginxs, "{body:?}");
             assert!(confined(false).admit(event(body)).is_some());
         }
+    }
+
+    #[test]
+    fn nobody_tells_that_nobody_listens() {
+        let Body::Drop(DropEvent { packet, .. }) = dropped(NGINX, "10.1.0.1:40000", "10.1.0.1:9099") else { panic!() };
+        let Body::Socket(mut reset) = socket(NGINX, "10.1.0.1:9099", "10.1.0.1:40000") else { panic!() };
+        let reason = Some("NO_SOCKET".to_owned());
+        reset.change = SocketChange::ResetSent { reason: reason.clone(), answered: Some(packet.clone()) };
+        assert!(confined(true).admit(event(Body::Socket(reset))).is_none());
+        let unheard = Body::Drop(DropEvent { reason, netns: Some(NGINX), packet });
+        assert!(confined(true).admit(event(unheard)).is_none());
     }
 
     #[test]

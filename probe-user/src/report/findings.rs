@@ -263,11 +263,11 @@ mod tests {
             let found = finding(&raw);
             let text = text(&found, Style::default());
             prop_assert!(!text.chars().any(|c| c.is_control() && c != '\n'));
-            let invisible = ['\u{202e}', '\u{200b}'];
-            prop_assert!(!text.contains(invisible));
+            let deceiving = ['\u{202e}', '\u{200b}'];
+            prop_assert!(!text.contains(deceiving));
             let line = json(&found).to_string();
             prop_assert!(!line.chars().any(char::is_control));
-            prop_assert!(!line.contains(invisible));
+            prop_assert!(!line.contains(deceiving));
         }
     }
 }

@@ -19,6 +19,8 @@ const LONGEST_NAME: usize = 160;
 pub struct Style {
     /// With colour.
     pub color: bool,
+    /// With the values of URIs' queries.
+    pub whole_uris: bool,
 }
 
 /// What a piece of text is.
@@ -150,7 +152,8 @@ fn request(page: &mut Page, case: &Case) {
     let request = &case.request;
     let mut words: Vec<String> = Vec::new();
     words.extend(request.method.as_deref().map(redact::text));
-    words.extend(request.uri.as_deref().map(|uri| cut(&redact::uri(uri))));
+    let uri = if page.style.whole_uris { redact::text } else { redact::uri };
+    words.extend(request.uri.as_deref().map(|text| cut(&uri(text))));
     words.extend(request.protocol.as_deref().map(redact::text));
     if words.is_empty() {
         words.push("a request whose line was not seen".to_owned());
@@ -321,7 +324,10 @@ mod tests {
     #[test]
     fn colour_only_when_asked() {
         let world = refused();
-        assert!(incident(&world.case, &world.judge(), CLOCK, Style { color: true }).contains("\u{1b}[1;31m"));
+        assert!(
+            incident(&world.case, &world.judge(), CLOCK, Style { color: true, whole_uris: false })
+                .contains("\u{1b}[1;31m")
+        );
     }
 
     proptest! {

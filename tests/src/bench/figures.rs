@@ -124,7 +124,7 @@ pub struct Table {
 impl Table {
     /// Pairs every round with the bare run of the same round.
     #[must_use]
-    pub fn of(measured: BTreeMap<(Load, Contender), Vec<Option<Round>>>) -> Self {
+    pub fn of(measured: &BTreeMap<(Load, Contender), Vec<Option<Round>>>) -> Self {
         let rows = measured.iter().map(|((load, contender), rounds)| {
             let bare = measured.get(&(*load, Contender::Bare));
             let pairs: Vec<(&Round, &Round)> = rounds
@@ -244,7 +244,7 @@ mod tests {
         let mut measured = BTreeMap::new();
         measured.insert((Load::Fresh, Contender::Bare), vec![Some(round(100_000, 1)), Some(round(200_000, 1)), None]);
         measured.insert((Load::Fresh, Contender::Light), vec![Some(round(125_000, 1)), None, Some(round(999_000, 1))]);
-        let table = Table::of(measured);
+        let table = Table::of(&measured);
         let light = table.rows.iter().find(|row| row.watcher == "probe502-light").expect("a row");
         let ratio = light.cpu_ratio.expect("one pair");
         assert!((ratio.median - 0.8).abs() < 1e-9, "{ratio:?}");

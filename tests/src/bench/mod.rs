@@ -54,7 +54,7 @@ pub fn run(plan: &Plan, mut say: impl FnMut(&str)) -> Result<Table> {
             }
         }
     }
-    Ok(Table::of(measured))
+    Ok(Table::of(&measured))
 }
 
 /// One contender through one load.

@@ -17,8 +17,8 @@ fn main() -> Result<()> {
         match argument.as_str() {
             "--rounds" => plan.rounds = value.parse().context("--rounds takes a number")?,
             "--seconds" => plan.seconds = value.parse().context("--seconds takes a number")?,
-            "--loads" => plan.loads = chosen(&value, &Load::ALL, |load| load.name())?,
-            "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, |contender| contender.name())?,
+            "--loads" => plan.loads = chosen(&value, &Load::ALL, Load::name)?,
+            "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, Contender::name)?,
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }

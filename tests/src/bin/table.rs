@@ -1,4 +1,5 @@
-//! Runs every fault of the lab in every view and writes the table into the README given as its argument.
+//! Runs every fault of the lab in every view and writes the table into the README given as its argument; with a second argument only the
+//! faults whose name has it in it, and those that share their nginx.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +20,8 @@ fn main() -> Result<()> {
         // What cannot be told changes nothing about the table.
         let _ = writeln!(std::io::stderr(), "table: {text}");
     };
-    let table = table::render(&table::make(&mut say)?);
+    let filter = arguments.next();
     let readme = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let table = table::render(&table::make(&readme, filter.as_deref(), &mut say)?);
     fs::write(&path, table::replace(&readme, &table)?).with_context(|| format!("write {}", path.display()))
 }

@@ -145,10 +145,27 @@ impl Fault {
         parties.push(Party { faults: Self::of_router(), lab: Lab::with_router });
         // What one server's fault leaves behind must not be blamed for another's.
         let server = |fault: &Self| fault.name.split('-').next();
-        parties.extend(
-            Self::of_servers().chunk_by(|one, other| server(one) == server(other)).map(<[_]>::to_vec).map(plain),
-        );
-        parties.extend(Self::all().into_iter().filter(|fault| fault.alone).map(|fault| plain(vec![fault])));
+        let servers = Self::of_servers();
+        parties.extend(servers.chunk_by(|one, other| server(one) == server(other)).map(<[_]>::to_vec).map(plain));
+        let [rejects, others] = firewall::FAULTS;
+        for file in [
+            rejects,
+            others,
+            routing::FAULTS,
+            queue::FAULTS,
+            ports::FAULTS,
+            unix::FAULTS,
+            gone::FAULTS,
+            names::RESOLVED,
+        ] {
+            parties.push(plain(file.iter().copied().filter(|fault| !fault.alone).collect()));
+        }
+        let here = names::LOCALHOST.iter().map(|fault| fault.name).collect::<Vec<_>>();
+        let alone = Self::every().into_iter().filter(|fault| fault.alone);
+        parties.extend(alone.map(|fault| Party {
+            faults: vec![fault],
+            lab: if here.contains(&fault.name) { Lab::on_host_loopback } else { Lab::new },
+        }));
         parties
     }
 

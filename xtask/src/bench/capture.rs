@@ -116,7 +116,7 @@ impl Writer {
         let mut first = head.into_bytes();
         let mut left = body;
         let part = left.min(1_448_usize.saturating_sub(first.len()));
-        first.extend_from_slice(&self.filler.get(..part).unwrap_or_default().to_vec());
+        first.extend_from_slice(self.filler.get(..part).unwrap_or_default());
         left -= part;
         self.packet(pipe, false, ACK | PSH, &first)?;
         let filler = std::mem::take(&mut self.filler);

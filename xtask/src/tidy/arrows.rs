@@ -4,7 +4,7 @@ use super::{Breach, purity::paths, source::Source};
 
 /// Every module at the top of probe-user and the modules it may use; `design.md`, "The folders". A new module is a new line
 /// here, written on purpose. `app` is the one that ties everything together.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("model", &[]),
     ("decode", &["model"]),
     ("merge", &["model"]),
@@ -20,11 +20,14 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("bundle", &["decode", "report", "model"]),
     // Old captures: bytes in, findings and events out.
     ("offline", &["model"]),
-    ("live", &["pipeline", "decode", "bundle", "check", "model"]),
-    ("cli", &["model"]),
+    // Raw inputs before anybody else sees them.
+    ("redact", &["model"]),
+    ("live", &["redact", "pipeline", "decode", "bundle", "check", "model"]),
+    ("cli", &["redact", "model"]),
     (
         "app",
         &[
+            "redact",
             "cli",
             "live",
             "offline",

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// The modules that must replay to the same answer.
-pub(crate) const PURE: [&str; 7] = ["model", "decode", "merge", "correlate", "diagnose", "check", "report"];
+pub(crate) const PURE: [&str; 8] = ["model", "decode", "merge", "correlate", "diagnose", "check", "report", "redact"];
 
 /// Paths that reach out into the world.
 const PATHS: [(&str, &str); 14] = [

@@ -7,10 +7,8 @@ mod progress;
 mod reader;
 
 use std::{
-    fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     net::SocketAddr,
-    path::Path,
     process::ExitCode,
 };
 
@@ -26,7 +24,6 @@ use super::{
     replay::{self, Replay},
 };
 use crate::{
-    bundle::MAGIC,
     cli::plan::Analyze,
     model::{
         case::CaseKind,
@@ -51,21 +48,8 @@ use crate::{
 
 /// Analyses what was named. Whether something was found that makes the exit status 1.
 pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
-    let recordings = plan.inputs.iter().filter(|path| is_recording(path)).count();
-    if recordings > 0 {
-        if recordings < plan.inputs.len() {
-            return Err(AppError::usage(anyhow::anyhow!(
-                "cannot analyze recordings and captures together: a recording holds its own packets; name them in two commands"
-            )));
-        }
-        let found = replay::run(&Replay {
-            inputs: plan.inputs.clone(),
-            out: plan.out.clone(),
-            fail_on_incident: plan.fail_on_incident,
-            json: plan.output.json,
-            quiet: plan.output.quiet,
-        })?;
-        return Ok(if found { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    if let Some(recordings) = Replay::of(plan)? {
+        return Ok(if replay::run(&recordings)? { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let inputs: Vec<Input> =
         plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
@@ -107,12 +91,6 @@ fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configur
 /// An address that nginx listens on; a wildcard of either family stands for every address.
 fn listening(address: SocketAddr) -> End {
     if address.ip().is_unspecified() { End::v4([0; 4], address.port()) } else { End::of(address) }
-}
-
-/// Whether a file begins as recordings do. What cannot be read is reported by whoever reads it.
-fn is_recording(path: &Path) -> bool {
-    let mut start = [0; MAGIC.len()];
-    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == MAGIC
 }
 
 /// An analysis that is going on.
@@ -263,9 +241,8 @@ impl<'a> Session<'a> {
         }
         self.counts.packets += counts.packets;
         self.counts.lost += counts.lost;
-        let (first, last) = (&mut self.counts.first_ns, &mut self.counts.last_ns);
-        *first = first.into_iter().map(|ns| *ns).chain(counts.first_ns).min();
-        *last = last.into_iter().map(|ns| *ns).chain(counts.last_ns).max();
+        self.counts.first_ns = self.counts.first_ns.into_iter().chain(counts.first_ns).min();
+        self.counts.last_ns = self.counts.last_ns.into_iter().chain(counts.last_ns).max();
     }
 
     fn notice(&mut self, what: &str, count: u64, text: &str) {
@@ -287,7 +264,7 @@ impl<'a> Session<'a> {
                 Finding::Connection(ended) => self.output.connection(&ended),
                 Finding::Exchange(exchange) => self.output.exchange(&exchange),
                 Finding::Event(at, body) => {
-                    self.pipeline.push(Arrival { at, source: Source::Packet, body });
+                    self.pipeline.push(Arrival { at, source: Source::Packet, body: *body });
                 }
             }
         }

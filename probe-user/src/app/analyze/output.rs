@@ -29,7 +29,12 @@ impl Output {
     pub(super) fn new(json: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = !json && !plain && io::stdout().is_terminal();
-        Self { out: BufWriter::with_capacity(64 << 10, io::stdout().lock()), json, style: Style { color }, gone: false }
+        Self {
+            out: BufWriter::with_capacity(64 << 10, io::stdout().lock()),
+            json,
+            style: Style { color, whole_uris: false },
+            gone: false,
+        }
     }
 
     /// Nobody reads any more: there is no use in going on.
@@ -39,10 +44,8 @@ impl Output {
 
     /// Writes a line.
     pub(super) fn line(&mut self, line: &str) {
-        let written = self.out.write_all(line.as_bytes()).and_then(|()| match line.ends_with('\n') {
-            true => Ok(()),
-            false => self.out.write_all(b"\n"),
-        });
+        let end: &[u8] = if line.ends_with('\n') { b"" } else { b"\n" };
+        let written = self.out.write_all(line.as_bytes()).and_then(|()| self.out.write_all(end));
         self.gone |= written.is_err();
     }
 

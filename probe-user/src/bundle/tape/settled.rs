@@ -75,12 +75,15 @@ impl Settled {
     /// Keeps a finding that holds until another replaces it; answers to questions are kept like other events.
     pub(super) fn found(&mut self, id: EventId, at: Moment, entry: &Entry<'_>) {
         let Entry::Finding { json, .. } = entry else { return };
-        let subject = match serde_json::from_slice::<Finding>(json) {
+        let subject = match serde_json::from_slice(json) {
             Ok(Finding::Coverage(Coverage::Sensor { sensor, .. })) => Subject::Sensor(sensor),
             Ok(Finding::Coverage(Coverage::Lost { .. })) => Subject::Loss,
-            Ok(Finding::Host(HostFact::Nginx(instance))) => Subject::Instance(instance.master),
-            Ok(Finding::Host(HostFact::NginxGone { master })) => Subject::Instance(master),
-            _ => return,
+            Ok(Finding::Host(fact)) => match *fact {
+                HostFact::Nginx(instance) => Subject::Instance(instance.master),
+                HostFact::NginxGone { master } => Subject::Instance(master),
+                _ => return,
+            },
+            Err(_) => return,
         };
         let mut bytes = Vec::new();
         entry.write(&mut bytes);

@@ -97,6 +97,15 @@ fn http(case: &Case<'_>, status: u16, header_bytes: usize, body: &[u8]) -> Vec<F
         ),
         _ => {}
     }
+    if let Some((other, theirs)) = case.one.other_host.as_ref().filter(|(_, theirs)| *theirs < 400) {
+        let host = &case.endpoint.speech.host;
+        findings.push(
+            case.finding(Weight::Risk, None, format!("the upstream does not know the Host that nginx sends ({host})"))
+                .seen(format!("Host {host}: {status}; Host {other}: {theirs}"))
+                .why("nginx sends the name that stands in the pass (a group's name, usually), not the one the client asked for.")
+                .fix(format!("`{}_set_header Host $host;`", protocol.prefix())),
+        );
+    }
     let smallest = buffer(case);
     if let Some((size, place)) = smallest.clone().filter(|(size, _)| header_bytes > *size) {
         findings.push(

@@ -6,6 +6,7 @@ use crate::{
         finding::Finding,
         seen::{ConnectFailure, Here, Icmp, Owner, PathPart},
     },
+    decode::rules::Fate,
     model::net::{Address, Errno},
 };
 
@@ -30,6 +31,11 @@ pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
         )),
         None => finding.seen(format!("no answer to connect() within {}", milliseconds(case.one.connect_us))),
     };
+    let finding = case.one.rules.iter().fold(finding, |finding, barrier| {
+        let place = if barrier.at_upstream { "where the upstream runs" } else { "where nginx runs" };
+        let doubt = if barrier.hit.certain { "" } else { "perhaps " };
+        finding.seen(format!("packet filter {place}, {doubt}met by this connection: {}", barrier.hit.text))
+    });
     let finding = failure.icmp.into_iter().fold(finding, |finding, icmp| finding.seen(said(icmp)));
     let finding = case.one.here.iter().fold(finding, about_host);
     case.softened(finding)
@@ -38,6 +44,9 @@ pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
 fn refused(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
     if failure.icmp.is_some_and(Icmp::is_filter) {
         return rejected(case, "a packet filter answers for the upstream".to_owned());
+    }
+    if has_rule(case, Fate::Rejected) {
+        return rejected(case, "a packet filter refuses the connection".to_owned());
     }
     match &case.one.here {
         Some(here) if !here.listeners.is_empty() => {
@@ -52,12 +61,16 @@ fn refused(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
             let finding = finding.fix("start the upstream, or see in its own log why it ended");
             let nearby = here.iter().flat_map(|here| &here.nearby).next();
             match nearby {
-                Some(owner) => finding.fix(format!(
-                    "if {} is meant: make it listen on {}, or let nginx ask where it listens",
-                    described(owner),
-                    case.one.address
-                )),
-                None => finding,
+                // The same port on another address or family; a process on another port is only worth a look.
+                Some(owner)
+                    if Some(owner.listener.address.port()) == case.one.address.ip().map(|address| address.port()) =>
+                {
+                    finding.fix(format!(
+                        "if the one on {} is meant: make it listen on {}, or let nginx ask where it listens",
+                        owner.listener.address, case.one.address
+                    ))
+                }
+                _ => finding,
             }
         }
     }
@@ -86,10 +99,21 @@ fn silent(case: &Case<'_>) -> Finding {
             .fix("find out why the upstream does not accept: all its workers busy, stopped, or out of descriptors")
             .fix("a larger backlog (listen() and net.core.somaxconn) helps against bursts only");
     }
+    if has_rule(case, Fate::Dropped) {
+        return case
+            .finding(case.weight(), Some("firewall-dropped"), "a packet filter drops the connection request".to_owned())
+            .why("nginx waits for its connect timeout, then answers 504 (or 502 when the kernel gives up first).")
+            .fix("let the rule pass connections from nginx to the upstream");
+    }
     case.finding(case.weight(), Some("syn-timeout"), "nobody answers the connection request".to_owned())
         .why("nginx waits for its connect timeout, then answers 504 (or 502 when the kernel gives up first).")
         .fix("see whether the host is up and the address still its own")
         .fix("see whether a packet filter or security group between drops it: `tcpdump` at both ends tells where the SYN is lost")
+}
+
+/// A rule that is sure to do this to the connection.
+fn has_rule(case: &Case<'_>, fate: Fate) -> bool {
+    case.one.rules.iter().any(|barrier| barrier.hit.certain && barrier.hit.fate == fate)
 }
 
 fn unreachable(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
@@ -242,6 +266,9 @@ mod tests {
             speaks: None,
             here,
             path: None,
+            idle: None,
+            other_host: None,
+            rules: Vec::new(),
         };
         Seen { layout, endpoints, tries: vec![one], ..Seen::default() }
     }

@@ -62,15 +62,19 @@ pub(super) fn stale(seen: &Seen, name: &NameSeen) -> Option<Finding> {
     let endpoint = seen.endpoints.get(name.endpoint)?;
     let Server::Name(host, port) = &endpoint.server else { return None };
     let now = name.result.as_ref().ok()?;
-    let gone: Vec<String> =
-        name.held.iter().filter(|held| !now.contains(&held.ip())).map(ToString::to_string).collect();
+    let gone: Vec<_> = name.held.iter().filter(|held| !now.contains(&held.ip())).collect();
     if gone.is_empty() || endpoint.resolver != Resolver::System {
         return None;
     }
+    // A name with many addresses shows other ones each time; what still answers is no fault.
+    let fails = seen.tries.iter().any(|one| {
+        one.endpoint == name.endpoint && one.connect.is_err() && one.address.ip().is_some_and(|ip| gone.contains(&&ip))
+    });
+    let weight = if fails { Weight::Fault } else { Weight::Note };
+    let gone: Vec<String> = gone.iter().map(ToString::to_string).collect();
     let current: Vec<String> = now.iter().map(ToString::to_string).collect();
-    let title = format!("nginx still uses {} for {host}, which is {} now", gone.join(", "), current.join(", "));
-    let finding =
-        Finding::new(Weight::Fault, Area::Upstream, Some("upstream-refused"), &format!("{host}:{port}"), title);
+    let title = format!("nginx uses {} for {host}, which is {} now", gone.join(", "), current.join(", "));
+    let finding = Finding::new(weight, Area::Upstream, Some("upstream-refused"), &format!("{host}:{port}"), title);
     let finding = finding
         .seen(format!("nginx's connections or logs: {}", gone.join(", ")))
         .seen(format!("the name now: {} ({})", current.join(", "), milliseconds(name.took_us)))

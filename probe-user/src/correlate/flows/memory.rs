@@ -3,9 +3,17 @@
 use std::net::SocketAddr;
 
 use super::Flows;
-use crate::model::event::{Event, EventId};
+use crate::model::{
+    event::{Event, EventId},
+    flow::Flow,
+};
 
 impl Flows {
+    /// Every connection that is remembered, oldest first.
+    pub fn all(&self) -> impl Iterator<Item = &Flow> {
+        self.known.values().map(|state| &state.flow)
+    }
+
     /// Every event of a connection that is remembered, and those that wait for their connection.
     pub fn events(&self) -> impl Iterator<Item = &Event> {
         self.known.values().flat_map(|state| &state.flow.events).chain(&self.unplaced)

@@ -4,6 +4,7 @@
 mod ends;
 mod exact;
 mod lines;
+mod logged;
 
 use std::net::SocketAddr;
 

@@ -54,7 +54,6 @@ struct Answered {
     answer: WireAnswer,
     /// It is part of a case, or of none.
     told: bool,
-    due: Moment,
 }
 
 /// Everything that is waiting.
@@ -118,7 +117,7 @@ impl Wires {
                 self.bound();
                 self.dues.insert((due, answer.id, false));
                 self.order.push_back((due, answer.id));
-                let held = Answered { event: event.clone(), answer: (**answer).clone(), told: false, due };
+                let held = Answered { event: event.clone(), answer: (**answer).clone(), told: false };
                 self.answers.insert(answer.id, held);
             }
         }
@@ -258,13 +257,12 @@ impl Wires {
         let (kind, origin) = match (failure, passed_on, failed) {
             (true, true, _) if answer.status == Some(502) => (CaseKind::Incident, Origin::Upstream),
             (true, true, true) => (CaseKind::NearMiss, Origin::Upstream),
-            (true, false, true) => (CaseKind::Incident, Origin::Nginx),
+            (false, _, true) if answer.status.is_some() => (CaseKind::NearMiss, Origin::Nginx),
+            (true, false, true) | (false, _, true) => (CaseKind::Incident, Origin::Nginx),
             // Of 500 and 503 nobody but nginx can say who made them.
             (true, false, false) if matches!(answer.status, Some(502 | 504)) && answer.side != WireSide::Upstream => {
                 (CaseKind::Incident, Origin::Unknown)
             }
-            (false, _, true) if answer.status.is_some() => (CaseKind::NearMiss, Origin::Nginx),
-            (false, _, true) => (CaseKind::Incident, Origin::Nginx),
             _ => return None,
         };
         for name in names {

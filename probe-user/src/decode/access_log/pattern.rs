@@ -1,7 +1,7 @@
 //! A `log_format` made into something that takes lines apart
 //! (syntax: <https://nginx.org/en/docs/http/ngx_http_log_module.html#log_format>).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::LineError;
 
@@ -78,7 +78,7 @@ impl Pattern {
         self.parts.iter().any(|part| matches!(part, Part::Variable(name) if name == variable))
     }
 
-    /// The values of a line, unescaped; empty ones left out. A variable whose value differs between two readings is left out too.
+    /// The values of a line, unescaped; empty ones left out, except those that list attempts. A variable whose value differs between two readings is left out too.
     pub(super) fn read(&self, line: &str) -> Result<BTreeMap<&str, String>, LineError> {
         let mut search = Search { pattern: self, readings: Vec::new(), values: Vec::new(), steps: 0 };
         search.from(0, line);
@@ -88,9 +88,30 @@ impl Pattern {
         let (first, others) = search.readings.split_first().ok_or(LineError::Mismatch)?;
         let agreed = first.iter().filter(|value| others.iter().all(|other| other.contains(value)));
         Ok(agreed
-            .filter(|(_, raw)| !raw.is_empty() && (*raw != "-" || self.escape != Escape::Default))
-            .map(|(name, raw)| (*name, self.unescape(raw)))
+            .filter(|(name, raw)| lists(name) || !self.is_empty(raw))
+            .map(|(name, raw)| (*name, if self.is_empty(raw) { String::new() } else { self.unescape(raw) }))
             .collect())
+    }
+
+    fn is_empty(&self, raw: &str) -> bool {
+        raw.is_empty() || (raw == "-" && self.escape == Escape::Default)
+    }
+
+    /// Where the variables stand in a line, escaped as they are, in every way the line can be read.
+    #[must_use]
+    pub fn places(&self, line: &str) -> Vec<(&str, Range<usize>)> {
+        let mut search = Search { pattern: self, readings: Vec::new(), values: Vec::new(), steps: 0 };
+        search.from(0, line);
+        let base = line.as_ptr().addr();
+        let mut places: Vec<(&str, Range<usize>)> = Vec::new();
+        for (name, value) in search.readings.into_iter().flatten() {
+            let begin = value.as_ptr().addr() - base;
+            let place = (name, begin..begin + value.len());
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        places
     }
 
     /// Whether the variable can have this value. The narrower this is, the fewer readings a line has.
@@ -152,6 +173,11 @@ impl Pattern {
 }
 
 /// `a, b : c`: attempts, and attempts after an internal redirect.
+/// Whether the variable lists attempts: empty, it says that there were none.
+fn lists(name: &str) -> bool {
+    matches!(name, "upstream_addr" | "upstream_status")
+}
+
 fn elements(value: &str) -> impl Iterator<Item = &str> {
     value.split(" : ").flat_map(|group| group.split(", "))
 }

@@ -40,16 +40,13 @@ pub(super) fn passed(directive: &str, argument: &str) -> Option<Passed> {
     let target = target(directive, argument)?;
     let (scheme, rest) = argument.split_once("://").unwrap_or(("", argument));
     let tls = ["https", "grpcs", "suwsgi"].iter().any(|secure| scheme.eq_ignore_ascii_case(secure));
-    let (host, uri) = match rest.strip_prefix("unix:") {
-        Some(unix) => {
-            let (path, uri) = unix.split_once(':').map_or((unix, None), |(path, uri)| (path, Some(uri)));
-            (format!("unix:{path}"), uri)
-        }
-        None => {
-            let end = rest.find(['/', '?', '$']).unwrap_or(rest.len());
-            let (host, uri) = rest.split_at(end);
-            (host.to_owned(), (!uri.is_empty()).then_some(uri))
-        }
+    let (host, uri) = if let Some(unix) = rest.strip_prefix("unix:") {
+        let (path, uri) = unix.split_once(':').map_or((unix, None), |(path, uri)| (path, Some(uri)));
+        (format!("unix:{path}"), uri)
+    } else {
+        let end = rest.find(['/', '?', '$']).unwrap_or(rest.len());
+        let (host, uri) = rest.split_at(end);
+        (host.to_owned(), (!uri.is_empty()).then_some(uri))
     };
     // Of all protocols only HTTP replaces a part of the request's URI.
     let uri = uri.filter(|_| directive == "proxy_pass").map(ToOwned::to_owned);

@@ -406,15 +406,12 @@ fn known_variable<'a>(
 ) -> Option<(usize, usize, &'a BTreeSet<String>)> {
     for (start, _) in text.match_indices('$') {
         let rest = &text[start + 1..];
-        let (name, end) = match rest.strip_prefix('{') {
-            Some(braced) => {
-                let length = braced.find('}')?;
-                (&braced[..length], start + length + 3)
-            }
-            None => {
-                let length = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
-                (&rest[..length], start + 1 + length)
-            }
+        let (name, end) = if let Some(braced) = rest.strip_prefix('{') {
+            let length = braced.find('}')?;
+            (&braced[..length], start + length + 3)
+        } else {
+            let length = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+            (&rest[..length], start + 1 + length)
         };
         if let Some(values) = variables.get(name)
             && values.iter().all(|value| !value.contains('$'))

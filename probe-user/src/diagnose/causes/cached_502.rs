@@ -44,6 +44,9 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let case = reading.case;
     let nothing = case.attempts.is_empty() && case.complaints.is_empty() && case.attempts_complete;
+    if reading.nothing_tried_by_the_logs() {
+        return by_the_logs(reading);
+    }
     if !nothing || case.status != Some(502) || case.upstream_begun != Some(true) || case.subrequest {
         return None;
     }
@@ -62,24 +65,42 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reading.cache().is_none() {
         finding.missing.push(need(Sensor::Configuration, "the cache in force where this request leads"));
     }
-    let stored = case.stored.as_ref().map(|stored| {
-        let before_us = case.decided.latest.since_ns(stored.at) / 1_000;
-        let fact = Fact::StoredBefore { case: stored.case.0.clone(), before_us };
-        finding.support(Some(evidence(fact, &[], Weight::Fits)));
-        format!(" The same request had failed {} before (case {}).", duration(before_us), stored.case.0)
-    });
+    let stored = stored(reading, &mut finding);
     finding.summary = format!(
         "nginx's cache{} answered with a stored 502; no upstream was asked.{}",
         reading.cache().map(|zone| format!(" `{zone}`")).unwrap_or_default(),
         stored.unwrap_or_else(|| " When it was stored was not seen.".to_owned())
     );
-    finding.fix.push(
-        "Keep no failures: take 502 and any out of proxy_cache_valid (fastcgi_cache_valid, ...); proxy_cache_use_stale error timeout \
-         http_502 serves the last good answer instead."
-            .to_owned(),
-    );
+    finding.fix.push(KEEP_NONE.to_owned());
     Some(finding)
 }
+
+/// The access log says that no upstream was asked, and the error log nothing, where a cache is in force.
+fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
+    let zone = reading.cache()?;
+    let mut finding = Finding::default();
+    finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
+    finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
+    finding.not_excluded(&["configured-502"]);
+    let stored = stored(reading, &mut finding).unwrap_or_default();
+    finding.summary = format!(
+        "By nginx's logs no upstream was asked, and the cache `{zone}` is in force here: a stored 502 looks like this.{stored}"
+    );
+    finding.fix.push(KEEP_NONE.to_owned());
+    Some(finding)
+}
+
+/// When the answer can have been stored, as a sentence.
+fn stored(reading: &Reading<'_>, finding: &mut Finding) -> Option<String> {
+    let stored = reading.case.stored.as_ref()?;
+    let before_us = reading.case.decided.latest.since_ns(stored.at) / 1_000;
+    let fact = Fact::StoredBefore { case: stored.case.0.clone(), before_us };
+    finding.support(Some(evidence(fact, &[], Weight::Fits)));
+    Some(format!(" The same request had failed {} before (case {}).", duration(before_us), stored.case.0))
+}
+
+const KEEP_NONE: &str = "Keep no failures: take 502 and any out of proxy_cache_valid (fastcgi_cache_valid, ...); proxy_cache_use_stale \
+                         error timeout http_502 serves the last good answer instead.";
 
 #[cfg(test)]
 pub(crate) mod tests {

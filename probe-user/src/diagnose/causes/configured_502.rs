@@ -34,6 +34,9 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let nothing = reading.case.attempts.is_empty() && reading.case.complaints.is_empty();
+    if reading.nothing_tried_by_the_logs() {
+        return by_the_logs(reading);
+    }
     if !nothing
         || reading.case.status != Some(502)
         // `return 502 "text"` goes by no page of nginx's own.
@@ -74,6 +77,31 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         "Change that directive, if this is not what was meant; `nginx -T | grep -n 502` shows its file and line."
     };
     finding.fix.push(fix.to_owned());
+    Some(finding)
+}
+
+/// The access log says that no upstream was asked, and the error log nothing; a cache that holds a failure looks the same.
+fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
+    let (answers, _) = reading.configured_answers();
+    let places: Vec<String> = answers.iter().filter_map(|answer| said(&answer.fact)).collect();
+    if places.is_empty() {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
+    finding.because.extend(answers);
+    finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
+    if reading.cache().is_some() {
+        finding.not_excluded(&["cached-502"]);
+    }
+    finding.summary = format!(
+        "By nginx's logs no upstream was asked, and its configuration answers 502 here: {}.",
+        places.join("; ")
+    );
+    finding.fix.push(
+        "Change that directive, if this is not what was meant; `nginx -T | grep -n 502` shows its file and line."
+            .to_owned(),
+    );
     Some(finding)
 }
 

@@ -117,7 +117,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         });
     }
     // That the upstream sends an answer again and again only its own kernel tells.
-    if reading.locality() == Locality::Elsewhere {
+    if reading.locality() != Locality::Here && reading.unix_path().is_none() {
         finding.not_excluded(&["path-stall"]);
     } else if !reading.sees(Sensor::Retransmits) && reading.unix_path().is_none() {
         finding.not_excluded(&["path-stall"]);

@@ -5,6 +5,7 @@ use super::super::{
     reading::Reading,
 };
 use crate::model::{
+    attempt::Link,
     evidence::Evidence,
     verdict::{Need, Verdict},
 };
@@ -41,7 +42,10 @@ pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Ne
     let status = reading.case.status.map_or_else(|| "a failure".to_owned(), |status| status.to_string());
     let about = match reading.attempt {
         Some(_) => format!("the attempt at {}", reading.upstream_name()),
-        None => "a request for which no upstream was tried".to_owned(),
+        None if reading.case.attempts_complete || reading.case.link > Link::Inferred => {
+            "a request for which no upstream was tried".to_owned()
+        }
+        None => "a request of which it was not seen whether an upstream was tried".to_owned(),
     };
     let said = reading
         .complaint()

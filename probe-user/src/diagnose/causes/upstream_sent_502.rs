@@ -5,12 +5,15 @@ use super::super::{
     reading::{Reading, evidence, need},
 };
 use crate::model::{
-    attempt::Outcome,
+    attempt::{Link, Outcome},
     case::Origin,
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
     packet::Content,
 };
+
+/// nginx passes a header on at once, but for what a busy worker takes; an access log tells of it when the response is over.
+const PASSED_ON_WITHIN_NS: u64 = 1_100_000_000;
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -39,6 +42,9 @@ pub(crate) const CAUSE: Cause = Cause {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let attempt = reading.attempt?;
     let status = reading.case.status?;
+    if attempt.link == Link::Inferred {
+        return by_the_logs(reading, status);
+    }
     if status != 502 || reading.case.origin != Origin::Upstream || attempt.complaint.is_some() {
         return None;
     }
@@ -68,9 +74,55 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(finding)
 }
 
+/// Without nginx's own word: the status line on the wire, or the access log's status where no error line says why.
+fn by_the_logs(reading: &Reading<'_>, status: u16) -> Option<Finding> {
+    let attempt = reading.attempt?;
+    attempt.upstream.as_ref()?;
+    let listed = attempt.status == Some(status);
+    if status != 502 || attempt.complaint.is_some() || (attempt.status.is_some() && !listed) {
+        return None;
+    }
+    let upstream = reading.upstream_name();
+    let mut finding = Finding::default();
+    if let Some(line) = status_line(reading, status) {
+        finding.support(Some(line));
+        finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
+        if !listed {
+            finding.missing.push(need(Sensor::AccessLog, "$upstream_addr and $upstream_status in the log_format"));
+            finding.not_excluded(&["configured-502", "cached-502"]);
+            finding.summary = format!(
+                "{upstream} answered 502 itself just before nginx did, and nginx logged no failure of its own: it will have passed \
+                 that on."
+            );
+        }
+    } else {
+        // nginx writes 502 there for an attempt that failed, too, and then an error line.
+        if !listed || !reading.sees(Sensor::ErrorLog) || !reading.errors_are_logged() {
+            return None;
+        }
+        let fact = Fact::UpstreamStatus { status, line: None };
+        finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Fits)));
+        finding.missing.push(need(Sensor::Packets, "the upstream's status line on the wire"));
+        finding.not_excluded(&["upstream-refused", "premature-close", "upstream-reset"]);
+        finding.summary = format!(
+            "nginx's access log has 502 as the status of {upstream}, and its error log no failure of that attempt: so it looks when the \
+             upstream answers 502 itself."
+        );
+    }
+    finding.fix.push(format!(
+        "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
+    ));
+    Some(finding)
+}
+
 /// The upstream's status line on the wire.
 fn status_line(reading: &Reading<'_>, status: u16) -> Option<Evidence> {
-    let since = reading.started()?.minus_ns(5_000_000);
+    let since = match reading.started() {
+        Some(started) => started.minus_ns(5_000_000),
+        // Of several connections that fit, each was chosen for a status line in this time.
+        None if reading.attempt?.link == Link::Inferred => reading.case.decided.earliest.minus_ns(PASSED_ON_WITHIN_NS),
+        None => return None,
+    };
     reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
         Content::HttpStatus { code, line } if *code == status && event.at.latest >= since => {
             Some(evidence(Fact::UpstreamStatus { status, line: Some(line.clone()) }, &[event.id], Weight::Direct))

@@ -56,11 +56,12 @@ impl<'a> Reading<'a> {
 
     /// Where the upstream is.
     pub(crate) fn locality(&self) -> Locality {
-        if self.case.coverage.left_out(Sensor::UpstreamSide) {
-            return Locality::Elsewhere;
-        }
+        // A unix socket's other end is here, whether anybody looks at it or not.
         if self.unix_path().is_some() {
             return Locality::Here;
+        }
+        if self.case.coverage.left_out(Sensor::UpstreamSide) {
+            return Locality::Elsewhere;
         }
         let upstreams_end_seen = self.flow().is_some_and(|flow| {
             flow.accepted_by.is_some()

@@ -2,6 +2,8 @@
 
 use super::{Reading, evidence};
 use crate::model::{
+    attempt::Link,
+    coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
     host::{Configuration, Pass, Place, Takes},
     net::Address,
@@ -128,6 +130,14 @@ impl<'a> Reading<'a> {
             place.values.iter().find(|(name, value)| *name == wanted && value != "off").map(|(_, value)| value.as_str())
         };
         places.iter().find_map(of_place)
+    }
+
+    /// The access log says that no upstream was asked for this 502, and the error log, which would have said why, says nothing.
+    pub(crate) fn nothing_tried_by_the_logs(&self) -> bool {
+        let case = self.case;
+        let nothing = case.attempts.is_empty() && case.complaints.is_empty() && case.attempts_complete;
+        let logs = self.sees(Sensor::AccessLog) && self.sees(Sensor::ErrorLog) && self.errors_are_logged();
+        nothing && logs && case.status == Some(502) && case.link == Link::Inferred && !case.subrequest
     }
 
     /// nginx writes every error to some log, so that its silence says that there was none.

@@ -82,10 +82,10 @@ fn sensor_of(event: &Event) -> Sensor {
             _ => Sensor::Processes,
         },
         Body::Nginx(_) => Sensor::NginxFunctions,
-        Body::Wire(_) => Sensor::Packets,
         Body::Packet(packet) => match packet.body {
             PacketBody::Tcp(_) | PacketBody::Icmp(_) => Sensor::Packets,
         },
+        Body::Wire(_) => Sensor::Packets,
         Body::ErrorLine(_) => Sensor::ErrorLog,
         Body::AccessLine(_) => Sensor::AccessLog,
         Body::Host(_) | Body::Coverage(_) => Sensor::Host,

@@ -9,7 +9,7 @@ use super::{connect::Stream, tls::Secured};
 use crate::{
     check::{
         plan::Speech,
-        seen::{Answer, AnswerSeen},
+        seen::{Answer, AnswerSeen, Idle},
         speaks::Speaks,
     },
     decode::config::layout::Protocol,
@@ -72,6 +72,47 @@ pub(super) fn ask(channel: &mut Channel, speech: &Speech, question: &Question) -
     let began = Instant::now();
     let kind = exchange(channel, speech, question, began + question.patience);
     AnswerSeen { took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), kind }
+}
+
+/// Asks on a connection that is to be kept, and waits until the upstream closes it: how long it was idle then.
+pub(super) fn idle(channel: &mut Channel, speech: &Speech, question: &Question, most: Duration) -> Option<Idle> {
+    // Whatever nginx is configured to say: only a kept connection can be measured.
+    let speech = Speech { http_version: "1.1".to_owned(), ..speech.clone() };
+    let text = String::from_utf8(request(&speech, question)).ok()?;
+    let kept = text.replacen("Connection: close\r\n", "", 1);
+    channel.patience(question.patience).and_then(|()| channel.write_all(kept.as_bytes())).ok()?;
+    let mut buffer = vec![0; 16 << 10];
+    let mut answered: Option<Instant> = None;
+    loop {
+        let waits = match answered {
+            None => question.patience,
+            Some(at) => most.checked_sub(at.elapsed()).unwrap_or_default(),
+        };
+        if waits.is_zero() {
+            return answered.map(|at| Idle::Open(milliseconds(at.elapsed())));
+        }
+        channel.patience(waits).ok()?;
+        match channel.read(&mut buffer) {
+            Ok(0) => return closed(answered),
+            Ok(_) => answered = Some(Instant::now()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                answered?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return closed(answered),
+        }
+    }
+}
+
+/// Closed at once is no idle time: the upstream keeps no connection at all, and nginx sees that.
+fn closed(answered: Option<Instant>) -> Option<Idle> {
+    const AT_ONCE: Duration = Duration::from_millis(50);
+    let idle = answered?.elapsed();
+    (idle > AT_ONCE).then(|| Idle::Closed(milliseconds(idle)))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadline: Instant) -> Answer {

@@ -1,10 +1,14 @@
 //! Looking at everything that makes nginx answer 502, from where nginx stands. Changes nothing, and sends little.
 
 mod ask;
+mod beside;
 mod connect;
+mod limits;
+mod logs;
 mod names;
 mod owners;
 mod place;
+mod rules;
 mod tls;
 mod tries;
 
@@ -21,14 +25,13 @@ use thiserror::Error;
 pub use self::ask::Question;
 use self::{place::Place, tls::Trust, tries::Manner};
 use super::{
-    host::Lookup,
     namespaces,
     nginx::{self, Found, Master, Root},
 };
 use crate::{
     check::{
         plan::{self, Endpoint, Server},
-        seen::{Answer, NameSeen, Nginx, Seen, Try},
+        seen::{NameSeen, Nginx, Seen, Try},
     },
     decode::config::{
         ConfigError,
@@ -44,6 +47,8 @@ const CONNECT: Duration = Duration::from_millis(3_500);
 const ENDPOINTS: usize = 128;
 /// Addresses of a name at most.
 const ADDRESSES: usize = 8;
+/// An upstream that closes only so much later than nginx is still measured.
+const BEYOND_POOL: Duration = Duration::from_secs(3);
 /// Tried at the same time.
 const AT_ONCE: usize = 16;
 
@@ -52,6 +57,10 @@ const AT_ONCE: usize = 16;
 pub struct Options {
     /// What is asked of each upstream; `None`: only connections and handshakes.
     pub question: Option<Question>,
+    /// Measure after how long upstreams close idle connections. Takes as long as nginx keeps them, and a little longer.
+    pub measure_idle: bool,
+    /// How far back the logs are read.
+    pub since: Duration,
 }
 
 /// Why nothing could be looked at.
@@ -189,11 +198,21 @@ impl Prepared {
     /// Looks, and takes some seconds for it.
     #[must_use]
     pub fn look(mut self, options: &Options) -> Seen {
+        if let Some(found) = &self.found {
+            self.seen.errors = logs::errors(found, options.since, &mut self.seen.left_out);
+            self.seen.accesses = logs::accesses(found, options.since, &mut self.seen.left_out);
+        }
+        let overflows = self.found.as_ref().and_then(|found| limits::listen_overflows(found.instance.master.0));
         self.resolve();
+        self.find_held();
         let targets = self.targets();
         let trust = self.trust();
         self.seen.tries = self.try_all(&targets, &trust, options);
         self.look_beside();
+        if let Some(found) = &self.found {
+            let workers: Vec<u32> = found.instance.workers.iter().map(|worker| worker.0).collect();
+            self.seen.host = Some(limits::look(&self.seen, found.instance.master.0, &workers, overflows));
+        }
         self.seen
     }
 
@@ -227,8 +246,12 @@ impl Prepared {
                 Server::Name(_, port) => {
                     let name = self.seen.names.iter().find(|name| name.endpoint == index);
                     let addresses = name.and_then(|name| name.result.as_ref().ok()).into_iter().flatten();
-                    let addresses = addresses.take(ADDRESSES).map(|ip| Address::Ip(SocketAddr::new(*ip, *port)));
-                    targets.extend(addresses.map(|address| (index, address)));
+                    let mut addresses: Vec<SocketAddr> =
+                        addresses.take(ADDRESSES).map(|ip| SocketAddr::new(*ip, *port)).collect();
+                    addresses.extend(name.into_iter().flat_map(|name| &name.held).take(ADDRESSES));
+                    addresses.sort();
+                    addresses.dedup();
+                    targets.extend(addresses.into_iter().map(|address| (index, Address::Ip(address))));
                 }
             }
         }
@@ -262,6 +285,11 @@ impl Prepared {
                 speech: &endpoint.speech,
                 trusted: trusted.unwrap_or(&nothing),
                 connect: configured.min(CONNECT),
+                other_host: endpoint.other_host(&self.seen.layout),
+                idle: endpoint
+                    .pool_ms(&self.seen.layout)
+                    .filter(|_| options.measure_idle)
+                    .map(|pool_ms| Duration::from_millis(pool_ms) + BEYOND_POOL),
                 question: options.question.as_ref(),
             };
             match self.place.inside(true, || tries::attempt(address, &manner)) {
@@ -281,27 +309,4 @@ impl Prepared {
         }
         tries
     }
-
-    /// Who listens, and what leads to a socket.
-    fn look_beside(&mut self) {
-        let mut lookup = Lookup::default();
-        for one in &mut self.seen.tries {
-            match &one.address {
-                Address::Ip(address) => one.here = Some(owners::here(&mut lookup, *address, self.netns)),
-                Address::Unix(path) if one.connect.is_err() => one.path = Some(owners::path_parts(&self.place, path)),
-                Address::Unix(_) => {}
-            }
-        }
-    }
-}
-
-/// Whether an upstream answered as it should.
-#[must_use]
-pub fn is_well(one: &Try) -> bool {
-    let answered = one.answer.as_ref().is_none_or(|answer| match answer.kind {
-        Answer::Http { status, .. } => status < 500,
-        Answer::Right => true,
-        _ => false,
-    });
-    one.connect.is_ok() && one.tls.as_ref().is_none_or(|tls| tls.result.is_ok()) && answered
 }

@@ -19,8 +19,7 @@ impl User {
     /// Of a process, as the initial user namespace counts.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let status = Process::new(i32::try_from(pid).ok()?).ok()?.status().ok()?;
-        let groups = status.groups.into_iter().filter_map(|group| u32::try_from(group).ok()).collect();
-        Some(Self { uid: status.euid, gid: status.egid, groups })
+        Some(Self { uid: status.euid, gid: status.egid, groups: status.groups })
     }
 
     /// Whether the mode bits let this user do what `bit` says (1: pass, 2: write). Root may everything.

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     check::{
         plan::{Speech, Tls},
-        seen::{Answer, TlsFailure, TlsSeen, Try},
+        seen::{Answer, Idle, TlsFailure, TlsSeen, Try},
         speaks::Speaks,
     },
     decode::config::layout::Protocol,
@@ -25,6 +25,10 @@ pub(super) struct Manner<'a> {
     pub(super) trusted: &'a Trust,
     /// How long a connection may take: nginx's own timeout, where that is shorter than we would wait.
     pub(super) connect: Duration,
+    /// A Host to ask with where the one that is sent is refused.
+    pub(super) other_host: Option<String>,
+    /// How long to wait for the upstream to close an idle connection; `None`: not at all.
+    pub(super) idle: Option<Duration>,
     /// What is asked; `None`: nothing is sent beyond the handshakes.
     pub(super) question: Option<&'a Question>,
 }
@@ -46,6 +50,9 @@ pub(super) fn attempt(address: &Address, manner: &Manner<'_>) -> Try {
         speaks: None,
         here: None,
         path: None,
+        idle: None,
+        other_host: None,
+        rules: Vec::new(),
     };
     let stream = match opened {
         Ok(stream) => stream,
@@ -75,9 +82,37 @@ pub(super) fn attempt(address: &Address, manner: &Manner<'_>) -> Try {
         if manner.speech.tls.is_none() {
             one.speaks = instead_of_plain(address, manner, question, &answer.kind);
         }
+        if let Answer::Http { status: 400 | 403 | 404 | 421, .. } = answer.kind
+            && one.speaks.is_none()
+        {
+            one.other_host = with_other_host(address, manner, question);
+        }
+        let spoke_http = matches!(answer.kind, Answer::Http { .. });
         one.answer = Some(answer);
+        one.idle = manner.idle.filter(|_| spoke_http).and_then(|most| idle(address, manner, question, most));
     }
     one
+}
+
+/// The same request with another Host, to plain HTTP only.
+fn with_other_host(address: &Address, manner: &Manner<'_>, question: &Question) -> Option<(String, u16)> {
+    let host = manner.other_host.clone().filter(|_| manner.speech.tls.is_none())?;
+    let speech = Speech { host: host.clone(), ..manner.speech.clone() };
+    let stream = connect::open(address, speech.bind, manner.connect).0.ok()?;
+    match ask::ask(&mut Channel::Plain(stream), &speech, question).kind {
+        Answer::Http { status, .. } => Some((host, status)),
+        _ => None,
+    }
+}
+
+/// Asks on a connection that is to be kept, then waits until the upstream closes it.
+fn idle(address: &Address, manner: &Manner<'_>, question: &Question, most: Duration) -> Option<Idle> {
+    let stream = connect::open(address, manner.speech.bind, manner.connect).0.ok()?;
+    let mut channel = match &manner.speech.tls {
+        None => Channel::Plain(stream),
+        Some(tls) => secure(stream, tls, manner).0.ok()?,
+    };
+    ask::idle(&mut channel, manner.speech, question, most)
 }
 
 fn secure(stream: connect::Stream, tls: &Tls, manner: &Manner<'_>) -> (Result<Channel, ()>, TlsSeen) {
