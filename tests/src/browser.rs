@@ -62,6 +62,8 @@ impl Browser {
         // The tests run as root, where Chromium's sandbox does not work; the pages are our own.
         command.args(["--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb"]);
         command.arg(format!("--user-data-dir={}", profile.path().display())).arg("about:blank");
+        // What a killed browser leaves behind goes with its profile.
+        command.env("TMPDIR", profile.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let (input, output) = (their_input.as_raw_fd(), their_output.as_raw_fd());
         // SAFETY: the closure runs between fork and exec and makes system calls only. Both descriptors stay open until `spawn` returns.

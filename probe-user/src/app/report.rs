@@ -10,6 +10,7 @@ use anyhow::Context as _;
 
 use super::AppError;
 use crate::{
+    bundle::reader,
     cli::plan::{Report, ReportFormat},
     report::{collection::Collection, html, markdown},
 };
@@ -63,6 +64,12 @@ fn read(collection: &mut Collection, input: &Path) -> anyhow::Result<bool> {
     let mut any = false;
     for file in files {
         let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        if reader::is_bundle(&bytes) {
+            let name = file.display();
+            anyhow::bail!(
+                "{name} is a recording; judge it first: probe502 analyze --json {name} | probe502 report - -o FILE.html"
+            );
+        }
         any |= collection.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
     }
     Ok(any)

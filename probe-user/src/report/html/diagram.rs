@@ -21,6 +21,8 @@ const LANE: i64 = 114;
 const GUTTER: i64 = 94;
 /// Room for labels beside the last lane.
 const MARGIN: i64 = 56;
+/// So many lanes fit on a phone; a picture with more is not made smaller than can be read, and scrolls there.
+const MOST_NARROW: usize = 3;
 /// Height of the participants' names, of a row, and of a gap in time.
 const HEAD: i64 = 46;
 const ROW: i64 = 27;
@@ -58,7 +60,8 @@ pub(super) fn figure(html: &mut Html, of: &Incident) {
     let gaps = lay_out(&mut rows);
     let width = GUTTER + LANE * i64::try_from(lanes.all.len()).unwrap_or(2) + MARGIN;
     let height = rows.last().map_or(HEAD, |row| row.y) + ROW;
-    html.raw("<figure class=diagram><div class=scroll tabindex=0 role=region aria-label=Diagram>\n<svg viewBox=\"0 0 ");
+    html.raw("<figure class=diagram><div class=scroll tabindex=0 role=region aria-label=Diagram>\n<svg");
+    html.raw(if lanes.all.len() > MOST_NARROW { " class=wide viewBox=\"0 0 " } else { " viewBox=\"0 0 " });
     html.number(width).raw(" ").number(height).raw("\" width=").number(width).raw(" height=").number(height);
     html.raw(" role=img aria-label=\"").text(&in_words(of, &lanes)).raw("\">\n");
     let mut picture = Picture { html, width, lanes: &lanes };
