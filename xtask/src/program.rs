@@ -37,6 +37,16 @@ pub(crate) fn lab_table(workspace: &Workspace, filter: Option<&str>) -> Result<b
     command::succeeds(table.env("PROBE502_BIN", built.join("probe502")))
 }
 
+/// Builds the program and the lab, and measures what watching costs. Whether it could be measured.
+pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<bool> {
+    setup::run(workspace)?;
+    release(workspace, &["--package=probe-user", "--package=probe-tests", "--bins"])?;
+    let built = workspace.target_dir()?.join("release");
+    let mut bench = Command::new(built.join("bench"));
+    bench.args(arguments).current_dir(workspace.root()).env("PATH", crate::workspace::search_path());
+    command::succeeds(bench.env("PROBE502_BIN", built.join("probe502")))
+}
+
 fn release(workspace: &Workspace, what: &[&str]) -> Result<()> {
     command::run(workspace.cargo().args(["build", "--locked", "--release"]).args(what))
 }

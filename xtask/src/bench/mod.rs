@@ -1,4 +1,5 @@
 //! `cargo xtask bench offline`: how fast old captures are read, side by side with the tools people use for it.
+//! `cargo xtask bench live`: what watching costs an nginx under load, in turns with bare runs and with other watchers.
 
 mod capture;
 mod run;
@@ -26,6 +27,12 @@ pub(crate) enum Bench {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// CPU time a request, bare and watched by turns: probe502 at each depth, strace, tcpdump, bpftrace (root)
+    Live {
+        /// Passed on: --rounds N, --seconds S, --loads A,B, --watchers A,B, --json FILE
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 /// Kept connections, large answers: 500 MB and more.
@@ -35,7 +42,10 @@ const SHORT: Shape = Shape { kept: 1, requests: 40_000, body: 2_000, clients: 64
 
 /// Runs it; whether everything that was compared held.
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
-    let Bench::Offline { runs, program } = bench;
+    let (runs, program) = match bench {
+        Bench::Offline { runs, program } => (runs, program),
+        Bench::Live { arguments } => return program::bench(workspace, arguments),
+    };
     let program = match program {
         Some(program) => program.clone(),
         None => program::build(workspace)?,
