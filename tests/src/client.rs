@@ -199,6 +199,16 @@ impl Connection {
         Ok(finish(self.local, pending, None, Vec::new(), Vec::new()))
     }
 
+    /// Waits until bytes of an answer are there, or the connection's end; they stay unread.
+    pub fn await_bytes(&self, longest: Duration) -> Result<()> {
+        let usual = self.stream.read_timeout()?;
+        self.stream.set_read_timeout(Some(longest))?;
+        let seen = self.stream.peek(&mut [0]);
+        self.stream.set_read_timeout(usual)?;
+        seen.with_context(|| format!("wait for an answer on {}", self.local))?;
+        Ok(())
+    }
+
     /// Whether the server has closed the connection: an end of file that is already there.
     pub fn is_closed(&self) -> Result<bool> {
         self.stream.set_nonblocking(true)?;

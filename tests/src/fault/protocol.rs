@@ -46,7 +46,7 @@ fn ask_garbage(site: &Site<'_>) -> Result<Vec<Witness>> {
         // nginx relays it and keeps the client's connection: without a header nobody knows where the answer ends.
         let mut client = site.connect()?;
         client.send("GET", &format!("/invalid-response-relayed/{path}"), b"")?;
-        std::thread::sleep(Duration::from_millis(300));
+        client.await_bytes(Duration::from_secs(5))?;
         let exchange = client.abandon()?;
         let attempt = Attempt::fresh(site.app_address(), &[Outcome::BadResponse], &[None]);
         let mut expected = Expectation::near_miss(0, &["invalid-response"], vec![attempt])

@@ -42,14 +42,17 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let reset = reading.reset()?;
+    let what = "what the upstream's kernel sent";
     if reading.locality() != Locality::Here {
-        return elsewhere(reading, &reset);
+        return another_way(reading, &reset, Need { sensor: None, what: format!("{what}: it is not ours") });
     }
-    let upstream_end_seen = reading.flow()?.sockets(Side::Upstream).next().is_some();
-    let silent = reading.sees(Sensor::ResetsSent) && reading.sees(Sensor::SocketStates);
-    if reset.sent_here.is_some() || reading.aborted_here().is_some() || !silent || reading.close().is_some() {
+    if reset.sent_here.is_some() || reading.aborted_here().is_some() || reading.close().is_some() {
         return None;
     }
+    if let Some(blind) = [Sensor::ResetsSent, Sensor::SocketStates].into_iter().find(|sensor| !reading.sees(*sensor)) {
+        return another_way(reading, &reset, need(blind, what));
+    }
+    let upstream_end_seen = reading.flow()?.sockets(Side::Upstream).next().is_some();
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let weight = if upstream_end_seen { Weight::Direct } else { Weight::Symptom };
@@ -72,13 +75,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 
 /// An upstream whose kernel is not ours: only the packet itself can tell. A stack may give resets a TTL of their own, and packets may come
 /// different ways; so it is never the whole proof.
-fn elsewhere(reading: &Reading<'_>, reset: &Reset) -> Option<Finding> {
+/// Where nobody could see whether the upstream's kernel sent it, the way it came can tell.
+fn another_way(reading: &Reading<'_>, reset: &Reset, missing: Need) -> Option<Finding> {
     let ttl = reading.foreign_ttl()?;
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     finding.support(Some(reading.reset_evidence(reset, Weight::Symptom)));
     finding.support(Some(ttl));
-    finding.missing.push(Need { sensor: None, what: "what the upstream's kernel sent: it is not ours".to_owned() });
+    finding.missing.push(missing);
     finding.not_excluded(&["upstream-reset"]);
     let upstream = reading.upstream_name();
     finding.summary = format!(
@@ -155,6 +159,19 @@ pub(crate) mod tests {
                 tcp.header.ttl = ttl;
             }
         }
+    }
+
+    #[test]
+    fn here_too_the_ttl_makes_it_likely_where_sending_could_not_be_seen() {
+        let mut world = injected();
+        let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        for (us, flags, ttl) in [(-98, 0x12, 64), (-60, 0x14, 41)] {
+            let id = world.packet(us, ends, flags, (0, START + LENGTH), (0, Content::Empty));
+            set_ttl(&mut world, id, ttl);
+        }
+        world.blind(Sensor::SocketStates);
+        let explanation = world.expect("network-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-reset"), "{:?}", explanation.rivals);
     }
 
     #[test]

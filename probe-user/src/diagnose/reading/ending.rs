@@ -113,6 +113,10 @@ impl Reading<'_> {
         if self.unix_path().is_some() {
             return self.crossed_unix();
         }
+        // Who has begun to answer has seen the request.
+        if self.response_bytes().is_some_and(|bytes| bytes > 0) {
+            return Some(false);
+        }
         let close = self.close().map(|close| (close.at, close.order));
         let reset = self.reset().map(|reset| (reset.at, reset.order));
         let mut endings: Vec<(Moment, Order)> = close.into_iter().chain(reset).collect();
