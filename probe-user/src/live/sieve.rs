@@ -36,6 +36,9 @@ const HELD: usize = 8 << 20;
 /// One connection in this time of each serving process goes on although it is healthy: so that who serves is known.
 const SAMPLE_NS: u64 = 1_000_000_000;
 
+/// Serving processes remembered before those that are due again are forgotten.
+const SAMPLED: usize = 1_024;
+
 type Fast<K, V> = HashMap<K, V, BuildHasherDefault<FxHasher>>;
 
 /// Names a connection by both of its ends, whichever of them speaks.
@@ -248,6 +251,10 @@ impl Sieve {
                 let due = header.time_ns.saturating_sub(*last) >= SAMPLE_NS;
                 if due {
                     *last = header.time_ns;
+                }
+                if self.sampled.len() > SAMPLED {
+                    // Servers that fork for each connection are many over the days; who was not seen for a while is sampled anew anyway.
+                    self.sampled.retain(|_, last| header.time_ns.saturating_sub(*last) < SAMPLE_NS);
                 }
                 self.fates.entry(key).or_default().spoken_of |= due || call.result < 0;
                 Some(key)

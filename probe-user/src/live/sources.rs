@@ -43,7 +43,7 @@ use crate::{
 /// Records read before they are delivered together.
 const BATCH: usize = 256;
 
-/// How long the ring's reader sleeps at most: the kernel side wakes it only for failures.
+/// How long the ring's reader sleeps at most: the kernel side wakes it only when much waits.
 const RING_NAP: Duration = Duration::from_millis(15);
 
 /// Counters of the sources, for the notices and the summary.

@@ -1,9 +1,12 @@
 //! `unix-socket-missing`: the socket file does not exist.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence},
-    said::connect_returned,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, evidence},
+        said::connect_returned,
+    },
+    UNIX_SOCKET_SERVERS,
 };
 use crate::model::{
     evidence::{Fact, Weight},
@@ -21,34 +24,25 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "connect() found no file at the path: the server is not running, or makes its socket elsewhere, or somebody cleared the directory.",
         proof: "ENOENT (or ENOTDIR) from connect() with that path.",
         refuted: "A file that is there: without a listener it is unix-socket-refused.",
-        remedies: &[
-            (
-                "any server",
-                "Start it; compare the path in its configuration with nginx's. /run is cleared at boot: RuntimeDirectory= in its unit makes the directory.",
-            ),
-            ("systemd", "PrivateTmp=yes gives nginx a /tmp of its own: sockets belong into /run."),
-            ("gunicorn", "--bind unix:/run/app/app.sock; it removes the old file when it starts."),
-            ("uvicorn", "--uds /run/app/app.sock; it removes the old file when it starts."),
-            (
-                "Node.js",
-                "server.listen('/run/app/app.sock') fails with EADDRINUSE while a stale file lies there: unlink it before.",
-            ),
-            ("Puma", "bind 'unix:///run/app/app.sock'."),
-            ("php-fpm", "listen = /run/php/php8.2-fpm.sock in the pool's file: the version is part of the name."),
-            (
-                "uWSGI",
-                "--socket /run/app/app.sock (--http-socket where nginx has proxy_pass); --vacuum removes it at the end.",
-            ),
-            (
-                "Go",
-                "net.Listen(\"unix\", path) fails while a stale file lies there: os.Remove it before; the listener removes it when it is closed.",
-            ),
-            (
-                "Java",
-                "UnixDomainSocketAddress (16 and newer): Files.deleteIfExists before bind, nobody removes it at the end.",
-            ),
-            ("containers", "The directory must be mounted in both."),
-        ],
+        remedies: &const {
+            let [gunicorn, uvicorn, node, puma, php_fpm, uwsgi, go, java] = UNIX_SOCKET_SERVERS;
+            [
+                (
+                    "any server",
+                    "Start it; compare the path in its configuration with nginx's. /run is cleared at boot: RuntimeDirectory= in its unit makes the directory.",
+                ),
+                ("systemd", "PrivateTmp=yes gives nginx a /tmp of its own: sockets belong into /run."),
+                gunicorn,
+                uvicorn,
+                node,
+                puma,
+                php_fpm,
+                uwsgi,
+                go,
+                java,
+                ("containers", "The directory must be mounted in both."),
+            ]
+        },
     },
     rule,
 };

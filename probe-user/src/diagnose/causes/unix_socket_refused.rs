@@ -1,9 +1,12 @@
 //! `unix-socket-refused`: a socket file that nobody listens on.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence},
-    said::connect_returned,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, evidence},
+        said::connect_returned,
+    },
+    UNIX_SOCKET_SERVERS,
 };
 use crate::model::{
     evidence::{Fact, Weight},
@@ -21,33 +24,24 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "The socket's file is there, but no process listens on it any more: the server ended without removing it, or has not called listen() yet.",
         proof: "ECONNREFUSED from connect() with that path.",
         refuted: "A full backlog says EAGAIN (unix-backlog-full).",
-        remedies: &[
-            (
-                "any server",
-                "Start it; it must remove the old file and bind anew. `ss -xlp | grep PATH` shows who listens.",
-            ),
-            ("gunicorn", "--bind unix:/run/app/app.sock; it removes the old file when it starts."),
-            ("uvicorn", "--uds /run/app/app.sock; it removes the old file when it starts."),
-            (
-                "Node.js",
-                "server.listen('/run/app/app.sock') fails with EADDRINUSE while a stale file lies there: unlink it before.",
-            ),
-            ("Puma", "bind 'unix:///run/app/app.sock'."),
-            ("php-fpm", "listen = /run/php/php8.2-fpm.sock in the pool's file: the version is part of the name."),
-            (
-                "uWSGI",
-                "--socket /run/app/app.sock (--http-socket where nginx has proxy_pass); --vacuum removes it at the end.",
-            ),
-            (
-                "Go",
-                "net.Listen(\"unix\", path) fails while a stale file lies there: os.Remove it before; the listener removes it when it is closed.",
-            ),
-            (
-                "Java",
-                "UnixDomainSocketAddress (16 and newer): Files.deleteIfExists before bind, nobody removes it at the end.",
-            ),
-            ("systemd", "A .socket unit keeps the socket listening while the server restarts."),
-        ],
+        remedies: &const {
+            let [gunicorn, uvicorn, node, puma, php_fpm, uwsgi, go, java] = UNIX_SOCKET_SERVERS;
+            [
+                (
+                    "any server",
+                    "Start it; it must remove the old file and bind anew. `ss -xlp | grep PATH` shows who listens.",
+                ),
+                gunicorn,
+                uvicorn,
+                node,
+                puma,
+                php_fpm,
+                uwsgi,
+                go,
+                java,
+                ("systemd", "A .socket unit keeps the socket listening while the server restarts."),
+            ]
+        },
     },
     rule,
 };

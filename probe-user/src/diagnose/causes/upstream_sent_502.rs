@@ -44,7 +44,10 @@ pub(crate) const CAUSE: Cause = Cause {
             ),
             ("Puma", "Rack::Proxy and gateways in the application: look at what they asked for."),
             ("php-fpm", "The script sent `Status: 502`: php-fpm's own failures are seen as closes."),
-            ("uWSGI", "Its HTTP router answers 502 when a worker fails: --logto, harakiri and respawn lines."),
+            (
+                "uWSGI",
+                "Where its HTTP router stands before the workers, look into its log (--logto) for the request, harakiri and respawn lines.",
+            ),
             (
                 "Go",
                 "httputil.ReverseProxy answers 502 on any error of its upstream: set ErrorHandler and log the error.",

@@ -9,8 +9,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use tokio::{io::Interest, io::unix::AsyncFd, time};
 
-/// How long records that nobody was woken for may wait. The kernel side wakes the reader only for failures, because
-/// waking costs a healthy nginx more than the record does.
+/// How long records may wait. The kernel side wakes the reader only when much waits, because waking costs nginx more than the record does.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The ring.
@@ -28,7 +27,7 @@ impl Ring {
         self.ring.next().map(|item| read(&item))
     }
 
-    /// Waits at most `patience` for a record that asks to be read at once. Records may also be there without.
+    /// Waits at most `patience`, less where much waits to be read.
     pub fn wait(&self, patience: Duration) -> io::Result<()> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -66,7 +65,7 @@ pub struct AsyncRing {
 }
 
 impl AsyncRing {
-    /// Waits until records may be there (a failure's at once, others within 20 ms), then hands over at most `budget`
+    /// Waits until records may be there (20 ms, less where many are), then hands over at most `budget`
     /// of them and says how many. Fewer than `budget`: the ring is empty.
     ///
     /// Cancel-safe: nothing is taken from the ring before the last await.
