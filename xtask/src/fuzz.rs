@@ -17,13 +17,12 @@ use crate::{
 };
 
 /// What cargo-fuzz passes too: a counter at every edge, and the operands of comparisons.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 5] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Ccodegen-units=1",
 ];
 
 /// An input that takes longer is a finding, seconds.

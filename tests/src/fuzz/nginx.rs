@@ -19,7 +19,14 @@ pub fn error_log(bytes: &[u8]) {
     let [default, all] = redactors();
     default.error_line(&mut kept);
     assert_eq!(kept.len(), bytes.len(), "redaction changes a length");
-    if let (Ok(whole), Ok(kept)) = (&whole, &error_log::decode(&kept)) {
+    // Behind what others put before a line, a second one is as good as the first, and may be the one that is not blanked.
+    let begins = |decoded: &error_log::Decoded| {
+        let stamp = decoded.local.to_string().replace('-', "/").replace('T', " ");
+        bytes.starts_with(stamp.as_bytes())
+    };
+    if let (Ok(whole), Ok(kept)) = (&whole, &error_log::decode(&kept))
+        && begins(whole)
+    {
         assert_eq!(
             (whole.local, whole.line.number, whole.line.pid),
             (kept.local, kept.line.number, kept.line.pid),
