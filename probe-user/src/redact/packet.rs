@@ -8,7 +8,7 @@ use crate::model::packet::{Foreign, LinkType};
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
-/// IPsec's authentication header: what it protects stands behind it as it is.
+/// The authentication header of `IPsec`: what it protects stands behind it as it is.
 const AUTHENTICATION: u8 = 51;
 
 /// The longest status line that is kept: `HTTP/1.1 502 Bad Gateway`, and room for another reason.

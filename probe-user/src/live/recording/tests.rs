@@ -52,7 +52,7 @@ fn a_file_never_holds_more_than_its_limits() {
         FileLimits { incidents: Some(3), ..UNLIMITED },
         FileLimits { size: Some(5_000), incidents: Some(3), ..UNLIMITED },
     ] {
-        let mut recording = recording(folder.path(), limits);
+        let mut recording = recording(folder.path(), limits.clone());
         for number in 0..20 {
             window(&mut recording, number);
             let (numbers, evicted) = holds(&path);
@@ -74,7 +74,7 @@ fn full_files_are_kept_as_many_as_asked_for() {
         FileLimits { incidents: Some(3), rotate: 2, ..UNLIMITED },
         FileLimits { size: Some(4_000), rotate: 2, ..UNLIMITED },
     ] {
-        let mut recording = recording(folder.path(), limits);
+        let mut recording = recording(folder.path(), limits.clone());
         for number in 0..11 {
             window(&mut recording, number);
         }
