@@ -217,7 +217,7 @@ impl World {
                 index: u32::try_from(index).unwrap(),
                 total: u32::try_from(attempts.len()).unwrap(),
                 peer: (!peer.is_empty()).then(|| (*peer).to_owned()),
-                status: Some(*status),
+                status: (*status != 0).then_some(*status),
                 connect_ms: *header_ms,
                 header_ms: *header_ms,
                 response_ms: Some(1),
