@@ -63,11 +63,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some(group) = group {
         every_server(&mut finding, reading, group, &mut blamed);
     } else {
-        finding.missing.push(need(Sensor::Configuration, "which servers the group has"));
-        blamed.extend(others(reading).map(Blamed::Earlier));
-        if blamed.is_empty() {
-            finding.missing.push(unseen("the failures that took the servers out: they were before the probe looked"));
-        }
+        // Failures that were seen before can be those of other groups.
+        finding
+            .missing
+            .push(need(Sensor::Configuration, "which servers the group has, and so which failures took them out"));
     }
     for blame in blamed.iter().take(SHOWN) {
         finding.support(Some(blame.evidence(reading)));
@@ -231,6 +230,13 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&Upstrea
     let name = group.map(|group| group.name.clone()).or_else(|| group_name(reading));
     let name = name.map(|name| format!(" `{name}`")).unwrap_or_default();
     finding.summary = format!("Every server of the upstream group{name} was out of rotation, so nginx tried none.");
+    let down = group.filter(|group| !group.servers.is_empty() && group.servers.iter().all(|server| server.down));
+    if let Some(group) = down {
+        let names: Vec<&str> = group.servers.iter().map(|server| server.name.as_str()).collect();
+        finding.say(format_args!(" The configuration marks each of them `down`: {}.", names.join(", ")));
+        finding.fix.push("Take the parameter `down` from the server that is to serve, and reload nginx.".to_owned());
+        return;
+    }
     if blamed.is_empty() {
         finding.summary.push_str(" What took them out was not seen.");
         finding

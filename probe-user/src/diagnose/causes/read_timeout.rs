@@ -152,7 +152,10 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
                 duration(lasted)
             )
         }
-        (Some(bytes), ..) if bytes > 0 => format!("after {bytes} bytes of an unfinished header stayed silent{silence}"),
+        (Some(bytes), _, Some(_)) if bytes > 0 => {
+            format!("after {bytes} bytes of an unfinished header stayed silent{silence}")
+        }
+        (Some(bytes), ..) if bytes > 0 => format!("sent {bytes} bytes of a header that it did not finish"),
         _ => format!("stayed silent{silence}"),
     };
     finding.summary = format!("{upstream} {took} and then {after}, until nginx's timer ended it.");
