@@ -183,6 +183,8 @@ impl World {
             peer: Some(peer.into()),
             upstream,
             client: Some(address("10.0.0.7:51234")),
+            request_line: None,
+            host: None,
         };
         self.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
     }

@@ -309,6 +309,8 @@ impl World {
             peer: None,
             upstream: None,
             client: None,
+            request_line: None,
+            host: None,
         };
         let event = self.event(-20, Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
         self.put_complaint(event, message, phase, errno, text)
