@@ -1,9 +1,12 @@
 //! `no-live-upstreams`: every server of the group was out of rotation.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    cause_of_attempt,
-    reading::{Reading, duration, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        cause_of_attempt,
+        reading::{Reading, duration, evidence, need},
+    },
+    servers::{RESTARTS, and_servers},
 };
 use crate::model::{
     attempt::{Attempt, Outcome},
@@ -36,16 +39,24 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "nginx's message, no socket and no packet for the request, and for every server of the group that is not down the \
                 failure that took it out, with its cause, in this worker.",
         refuted: "A connection that was tried for this very attempt.",
-        remedies: &[
-            (
-                "nginx",
-                "Mend the failures that are blamed. Then: max_fails=0 on the server lines never takes a server out (a group of \
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "Mend the failures that are blamed. Then: max_fails=0 on the server lines never takes a server out (a group of \
                        one ignores max_fails anyway); max_fails=3 fail_timeout=5s forgives more. A single bad request can otherwise \
                        take every server out, as proxy_next_upstream carries it from one to the next: proxy_next_upstream_tries 2. \
                        Without `zone` each worker counts by itself.",
-            ),
-            ("any server", "A lost keepalive race counts as a failure too: see keepalive-race."),
-        ],
+                    ),
+                    (
+                        "any server",
+                        "A restart that closes the port for a moment takes the server out for fail_timeout. So does a lost keepalive race (keepalive-race). To restart without such a moment:",
+                    ),
+                ],
+                RESTARTS,
+            )
+        },
     },
     rule,
 };
