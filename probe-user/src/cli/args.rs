@@ -246,7 +246,7 @@ pub struct Explain {
 /// `probe502 report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
+    /// A recording (.p502), a folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<PathBuf>,
     /// Write here; - is stdout (default for markdown)
@@ -258,6 +258,9 @@ pub struct Report {
     /// Call it so
     #[arg(long, value_name = "TITLE")]
     pub title: Option<String>,
+    /// What is taken out of a recording; what was printed is as it is.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// Say nothing on stderr
     #[arg(short, long)]
     pub quiet: bool,

@@ -157,6 +157,8 @@ pub struct Report {
     pub format: ReportFormat,
     /// The page's title.
     pub title: Option<String>,
+    /// What is taken out of a recording that still has it.
+    pub redaction: Level,
     /// Nothing on stderr.
     pub quiet: bool,
 }
@@ -188,6 +190,7 @@ impl TryFrom<args::Report> for Report {
             out: typed.out.filter(|out| out.as_os_str() != "-"),
             format,
             title: typed.title,
+            redaction: level(&typed.redaction),
             quiet: typed.quiet,
         })
     }
