@@ -17,12 +17,14 @@
 pub mod attached;
 pub mod bench;
 pub mod browser;
+pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod curl;
 pub mod expect;
 pub mod fault;
+pub mod fuzz;
 pub mod generalisation;
 pub mod lab;
 pub mod line;

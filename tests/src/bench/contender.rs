@@ -24,6 +24,8 @@ pub enum Contender {
     Standard,
     /// `probe502 watch --depth deep`.
     Deep,
+    /// `probe502 record`, at the depth of `watch`.
+    Record,
     /// `strace -f -e trace=network`.
     Strace,
     /// `tcpdump -w`, whole packets of the upstream's side.
@@ -72,11 +74,12 @@ pub struct Said {
 
 impl Contender {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Bare,
         Self::Light,
         Self::Standard,
         Self::Deep,
+        Self::Record,
         Self::Strace,
         Self::Tcpdump,
         Self::TcpdumpReset,
@@ -91,6 +94,7 @@ impl Contender {
             Self::Light => "probe502-light",
             Self::Standard => "probe502-standard",
             Self::Deep => "probe502-deep",
+            Self::Record => "probe502-record",
             Self::Strace => "strace",
             Self::Tcpdump => "tcpdump-full",
             Self::TcpdumpReset => "tcpdump-rst",
@@ -102,9 +106,13 @@ impl Contender {
     pub(super) fn start(self, stage: &Stage) -> Result<Watcher> {
         let running = match self {
             Self::Bare => Running::Nobody,
-            Self::Light => probe(stage, "light")?,
-            Self::Standard => probe(stage, "standard")?,
-            Self::Deep => probe(stage, "deep")?,
+            Self::Light => probe(stage, &["watch", "--depth", "light"])?,
+            Self::Standard => probe(stage, &["watch"])?,
+            Self::Deep => probe(stage, &["watch", "--depth", "deep"])?,
+            Self::Record => {
+                let recording = file(stage, "bench.p502").display().to_string();
+                probe(stage, &["record", "--out", &recording])?
+            }
             Self::Strace => strace(stage)?,
             Self::Tcpdump => tcpdump(stage, "tcp")?,
             Self::TcpdumpReset => tcpdump(stage, "tcp[tcpflags] & tcp-rst != 0")?,
@@ -114,11 +122,11 @@ impl Contender {
     }
 }
 
-fn probe(stage: &Stage, depth: &str) -> Result<Running> {
+fn probe(stage: &Stage, arguments: &[&str]) -> Result<Running> {
     let data = file(stage, "probe502.jsonl");
     let out = fs::File::create(&data).with_context(|| format!("make {}", data.display()))?;
     let mut command = Command::new(binary()?);
-    command.args(["watch", "--json", "-q", "--depth", depth, "--pid", &stage.nginx().master().to_string()]);
+    command.args(arguments).args(["--json", "-q", "--pid", &stage.nginx().master().to_string()]);
     let mut command = quiet(command);
     command.stdout(out);
     let mut process = Process::spawn("probe502", command, Start::default())?;
