@@ -23,6 +23,7 @@ pub mod config;
 pub mod curl;
 pub mod expect;
 pub mod fault;
+pub mod forger;
 pub mod generalisation;
 pub mod lab;
 pub mod line;
