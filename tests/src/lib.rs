@@ -25,6 +25,7 @@ pub mod curl;
 pub mod expect;
 pub mod fault;
 pub mod fuzz;
+pub mod forger;
 pub mod generalisation;
 pub mod lab;
 pub mod line;

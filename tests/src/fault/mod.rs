@@ -4,6 +4,7 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod firewall;
+mod forged;
 mod gone;
 mod harmless;
 mod keepalive;
@@ -117,7 +118,7 @@ impl Fault {
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
     #[must_use]
     pub fn of_router() -> Vec<Self> {
-        network::FAULTS.to_vec()
+        [network::FAULTS, forged::FAULTS].concat()
     }
 
     /// Those of the families `protocol` and `origin` that have a suite of their own.
