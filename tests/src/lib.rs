@@ -24,6 +24,7 @@ pub mod config;
 pub mod curl;
 pub mod expect;
 pub mod fault;
+pub mod forger;
 pub mod fuzz;
 pub mod generalisation;
 pub mod lab;

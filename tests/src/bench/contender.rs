@@ -34,7 +34,27 @@ pub enum Contender {
     TcpdumpReset,
     /// A bpftrace script with hooks that see about the same.
     Bpftrace,
+    /// `probe502 watch` with one of its hooks only; see [`HOOKS`].
+    Hook(&'static str),
 }
+
+/// What the probe attaches, each priced alone: `packets` is the capture without any hook, `nothing` the rest of the program.
+/// Several that are one to the kernel are priced together.
+pub const HOOKS: &[&str] = &[
+    "nothing",
+    "packets",
+    "inet_sock_set_state",
+    "tcp_send_reset,tcp_receive_reset,tcp_retransmit_skb,tcp_retransmit_synack,inet_sk_error_report",
+    "kfree_skb",
+    "sched_process_fork,sched_process_exec,sched_process_exit,signal_generate,mark_victim",
+    "sys_exit_socket",
+    "sys_exit_connect",
+    "sys_exit_accept,sys_exit_accept4",
+    "ngx_log_error_core",
+    "ngx_http_special_response_handler",
+    "ngx_http_send_header",
+    "ngx_get_connection",
+];
 
 /// The hooks of a script that somebody would write for the purpose: connection states, resets, retransmissions, results of calls.
 const SCRIPT: &str = r#"
@@ -99,6 +119,7 @@ impl Contender {
             Self::Tcpdump => "tcpdump-full",
             Self::TcpdumpReset => "tcpdump-rst",
             Self::Bpftrace => "bpftrace",
+            Self::Hook(name) => name,
         }
     }
 
@@ -107,12 +128,15 @@ impl Contender {
         let running = match self {
             Self::Bare => Running::Nobody,
             Self::Light => probe(stage, &["watch", "--depth", "light"])?,
-            Self::Standard => probe(stage, &["watch"])?,
+            Self::Standard => probe(stage, &["watch", "--depth", "standard"])?,
             Self::Deep => probe(stage, &["watch", "--depth", "deep"])?,
             Self::Record => {
                 let recording = file(stage, "bench.p502").display().to_string();
                 probe(stage, &["record", "--out", &recording])?
             }
+            Self::Hook("packets") => probe(stage, &["watch", "--hooks", ""])?,
+            Self::Hook("nothing") => probe(stage, &["watch", "--hooks", "", "--no-packets"])?,
+            Self::Hook(names) => probe(stage, &["watch", "--hooks", names, "--no-packets"])?,
             Self::Strace => strace(stage)?,
             Self::Tcpdump => tcpdump(stage, "tcp")?,
             Self::TcpdumpReset => tcpdump(stage, "tcp[tcpflags] & tcp-rst != 0")?,

@@ -4,6 +4,7 @@ mod closing;
 mod connecting;
 mod exhaustion;
 mod firewall;
+mod forged;
 mod gone;
 mod harmless;
 mod keepalive;
@@ -15,6 +16,7 @@ mod ports;
 mod process;
 mod protocol;
 mod queue;
+mod redirected;
 mod routing;
 pub mod servers;
 mod stall;
@@ -116,13 +118,13 @@ impl Fault {
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
     #[must_use]
     pub fn of_router() -> Vec<Self> {
-        network::FAULTS.to_vec()
+        [network::FAULTS, forged::FAULTS].concat()
     }
 
     /// Those of the families `protocol` and `origin` that have a suite of their own.
     #[must_use]
     pub fn of_protocol() -> Vec<Self> {
-        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS, redirected::FAULTS].concat()
     }
 
     /// Every fault of every suite.
@@ -184,7 +186,7 @@ impl Fault {
             ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
             ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
             ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
-            ("origin", [origin::FAULTS, harmless::FAULTS].concat()),
+            ("origin", [origin::FAULTS, redirected::FAULTS, harmless::FAULTS].concat()),
         ];
         families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
     }

@@ -118,7 +118,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         || reset.as_ref().is_some_and(|reset| reset.sent_here.is_some())
         || reading.aborted_here().is_some();
     if reset.is_some() && !upstreams_own {
-        finding.oppose(reading.foreign_ttl());
+        for mark in reading.foreign_reset() {
+            finding.oppose(Some(mark));
+        }
         finding.missing.push(need(Sensor::ResetsSent, "whether the upstream itself sent the reset"));
         finding.not_excluded(&["network-reset"]);
     }

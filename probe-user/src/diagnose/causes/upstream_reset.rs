@@ -106,7 +106,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let origin_seen = finding.support(sent_here);
     // Over a unix socket there is nobody between.
     if !origin_seen && reading.unix_path().is_none() {
-        finding.oppose(reading.foreign_ttl());
+        for mark in reading.foreign_reset() {
+            finding.oppose(Some(mark));
+        }
         finding.not_excluded(&["network-reset"]);
         finding.missing.push(match reading.locality() {
             Locality::Elsewhere => {
