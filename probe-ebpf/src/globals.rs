@@ -104,6 +104,8 @@ pub struct Settings {
     pub statuses: [u32; 8],
     /// The probe itself, never watched.
     pub own_tgid: u32,
+    /// Of connections only what goes wrong with them is told: depth light.
+    pub only_trouble: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
     pub syscall_numbers: [u32; 5],
 }
@@ -119,6 +121,7 @@ impl Settings {
         drop_reasons: [0; 8],
         statuses: [0; 8],
         own_tgid: 0,
+        only_trouble: 0,
         syscall_numbers: [0; 5],
     };
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,8 @@ use probe_tests::browser::Browser;
 use probe_tests::expect::Report;
 use probe_tests::fault::Fault;
 use probe_tests::lab::Lab;
-use probe_tests::probe::{Probe, output};
+use probe_tests::probe::{Probe, binary, output};
+use probe_tests::recording::Recording;
 use probe_tests::site::Site;
 use probe_tests::worlds::{run, story, strategy::worlds, view::View};
 use probe502::model::time::WallClock;
@@ -22,6 +24,8 @@ use serde_json::{Value, json};
 /// What the issue asks for: so many incidents open within this time.
 const THOUSAND: usize = 1_000;
 const OPENS_WITHIN: Duration = Duration::from_secs(2);
+/// Most mail takes this, and a browser on a phone too.
+const LARGEST: u64 = 4 << 20;
 
 /// Markup, marks that turn the direction of text, escapes, quotes, an entity.
 const HOSTILE: &str =
@@ -96,11 +100,12 @@ fn print(browser: &mut Browser, name: &str) -> Result<usize> {
 /// Opens every incident and looks whether its parts are there.
 fn unfold(browser: &mut Browser, most: usize) -> Result<()> {
     let checked = browser.evaluate(&format!(
-        "(() => {{
+        "(async () => {{
             const wrong = [];
             for (const incident of [...document.querySelectorAll('details.incident')].slice(0, {most})) {{
                 incident.open = true;
                 incident.dispatchEvent(new Event('toggle'));
+                for (let nap = 0; incident.dataset.p && nap < 200; nap++) await new Promise(done => setTimeout(done, 5));
                 const rows = incident.querySelectorAll('table.evidence tbody tr').length;
                 const drawn = incident.querySelectorAll('.diagram > .scroll > svg g.r[data-e]').length;
                 const lanes = incident.querySelectorAll('.diagram g.lane').length;
@@ -125,8 +130,8 @@ fn the_page_of_a_lab_run() -> Result<()> {
     let protocol = Fault::families().into_iter().filter(|(name, _)| *name == "protocol").flat_map(|(_, faults)| faults);
     faults.extend(protocol.filter(|fault| !Fault::all().iter().any(|known| known.name == fault.name)));
     let site = Site::start(&lab, &faults)?;
-    let folder = lab.directory().join("incidents");
-    let probe = Probe::watch_nginx(site.nginx().master(), &["-o", text(&folder)?])?;
+    let recording = Recording::new()?;
+    let probe = Probe::record_nginx(site.nginx().master(), recording.file(), &[])?;
     for fault in &faults {
         // Whether each is judged rightly is the other tests' business: here they only have to be told.
         for witness in site.provoke(fault)?.iter().filter(|witness| witness.expected.report != Report::Nothing) {
@@ -155,13 +160,35 @@ fn the_page_of_a_lab_run() -> Result<()> {
     portraits(&mut browser, "lab")?;
     unfold(&mut browser, cases.len())?;
     ensure!(browser.complaints()?.is_empty(), "{:#?}", browser.complaints()?);
-    let references = browser.number("document.querySelectorAll('.evidence .ref').length")?;
-    ensure!(references > 0, "no reference into the packets");
     ensure!(print(&mut browser, "lab")? >= 5);
 
-    // The folder of incidents gives the same incidents.
+    // So does the recording, and it says where the packets are that the evidence points to.
+    let page = report(recording.file(), "lab-recording")?;
+    browser.open(&page)?;
+    check_page(&mut browser, &cases)?;
+    unfold(&mut browser, cases.len())?;
+    check_references(&mut browser, "leaves")?;
+    let by_pipe =
+        Command::new(binary()?).args(["report", "-", "-o", "-"]).stdin(fs::File::open(recording.file())?).output()?;
+    ensure!(by_pipe.status.success(), "{}", String::from_utf8_lossy(&by_pipe.stderr));
+    let named = fs::read_to_string(&page)?.replace(text(recording.file())?, "stdin");
+    ensure!(by_pipe.stdout.len().abs_diff(named.len()) < 4_096, "through a pipe it is another page");
+
+    // So does the folder of incidents, each frame of which is in the file that is named.
+    let folder = lab.directory().join("incidents");
+    let left = output(&["analyze", text(recording.file())?, "--json", "-o", text(&folder)?])?;
+    ensure!(left.status.success(), "{}", left.stderr);
     browser.open(&report(&folder, "lab-folder")?)?;
     check_page(&mut browser, &cases)?;
+    unfold(&mut browser, cases.len())?;
+    check_references(&mut browser, text(&folder)?)?;
+    check_frames(&folder)?;
+    let one = fs::read_dir(&folder)?.next().context("an incident")??.path();
+    for input in [one.clone(), one.join("incident.json")] {
+        let printed = output(&["report", text(&input)?, "--format", "markdown"])?;
+        ensure!(printed.status.success() && printed.stderr.contains("1 incidents"), "{}", printed.stderr);
+        ensure!(printed.stdout.contains("packets.pcapng"), "{}", printed.stdout);
+    }
 
     // Without scripts the details are there all the same.
     browser.scripts(false)?;
@@ -176,6 +203,38 @@ fn the_page_of_a_lab_run() -> Result<()> {
         ensure!(printed.stdout.contains(cause), "no {cause} in the markdown");
     }
     ensure!(printed.stdout.len() < 65_000, "{} is too long for an issue", printed.stdout.len());
+    Ok(())
+}
+
+/// Evidence names frames, and each incident with frames says where they are.
+fn check_references(browser: &mut Browser, place: &str) -> Result<()> {
+    let with = "[...document.querySelectorAll('details.incident')].filter(one => one.querySelector('.evidence .ref'))";
+    let references = browser.number(&format!("{with}.length"))?;
+    ensure!(references > 10, "{references} incidents refer to packets");
+    let place = Value::from(place);
+    let without = browser.number(&format!(
+        "{with}.filter(one => !one.querySelector('.frames')?.textContent.includes({place})).length"
+    ))?;
+    ensure!(without == 0, "{without} incidents do not say where their packets are");
+    Ok(())
+}
+
+/// Every frame that an incident of a folder refers to is in its capture, and says so itself.
+fn check_frames(folder: &Path) -> Result<()> {
+    let mut checked = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?.path();
+        let incident: Value = serde_json::from_str(&fs::read_to_string(entry.join("incident.json"))?)?;
+        let capture = fs::read(entry.join("packets.pcapng"))?;
+        let contents = probe502::report::pcapng::read(&capture).context("a capture")?;
+        for line in incident["evidence"].as_array().context("evidence")? {
+            let Some(frame) = line["ref"].as_str().and_then(|of| of.strip_prefix("packets.pcapng#")) else { continue };
+            let frame: usize = frame.parse()?;
+            ensure!((1..=contents.packets.len()).contains(&frame), "{}: no frame {frame}", entry.display());
+            checked += 1;
+        }
+    }
+    ensure!(checked > 10, "{checked} references");
     Ok(())
 }
 
@@ -226,6 +285,9 @@ fn the_page_of_a_thousand_incidents() -> Result<()> {
     }
     println!("a thousand incidents open in {best:?}");
     ensure!(best < OPENS_WITHIN, "a thousand incidents open in {best:?}");
+    let size = fs::metadata(&page)?.len();
+    println!("a thousand incidents take {} KiB", size >> 10);
+    ensure!(size < LARGEST, "a thousand incidents take {size} bytes");
     check_page(&mut browser, &cases)?;
     portraits(&mut browser, "thousand")?;
 

@@ -30,6 +30,11 @@ use crate::{
     },
 };
 
+/// What an incident's folder holds: the incident as it was printed, and its packets.
+pub const INCIDENT: &str = "incident.json";
+/// See [`INCIDENT`].
+pub const PACKETS: &str = "packets.pcapng";
+
 /// What has been told so far.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -121,12 +126,8 @@ impl Printer {
             }
             *tally.by_cause.entry(report::cause(verdict)).or_default() += 1;
         });
-        let mut incident = json::incident(case, verdict, self.clock);
-        if self.whole_uris {
-            incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
-        }
         let frames = if self.folder.is_some() { frames(case, packets) } else { BTreeMap::new() };
-        refer(&mut incident, &frames);
+        let incident = incident(judged, self.clock, self.whole_uris, &frames);
         if let Some(folder) = &self.folder {
             let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let comments = comments(&incident, case, &frames);
@@ -144,8 +145,21 @@ impl Printer {
     }
 }
 
+/// A case as it is printed: evidence points into the case's own file of packets, where these frames are in it.
+#[must_use]
+pub fn incident(judged: &Judged, clock: WallClock, whole_uris: bool, frames: &BTreeMap<PacketRef, u64>) -> Incident {
+    let Judged { case, verdict } = judged;
+    let mut incident = json::incident(case, verdict, clock);
+    if whole_uris {
+        incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
+    }
+    refer(&mut incident, frames);
+    incident
+}
+
 /// The packets of a case: each reference with its frame number in the case's file, from 1.
-fn frames(case: &Case, packets: &PacketStore) -> BTreeMap<PacketRef, u64> {
+#[must_use]
+pub fn frames(case: &Case, packets: &PacketStore) -> BTreeMap<PacketRef, u64> {
     let of_flows = case.attempts.iter().filter_map(|attempt| attempt.flow.one()).flat_map(|flow| &flow.events);
     let references: BTreeSet<PacketRef> = of_flows
         .filter_map(|event| match &event.body {
@@ -162,7 +176,7 @@ fn refer(incident: &mut Incident, frames: &BTreeMap<PacketRef, u64>) {
     for line in &mut incident.evidence {
         let number = line.reference.as_deref().and_then(|text| text.split_once('#')).and_then(|(_, n)| n.parse().ok());
         let frame = number.and_then(|number| frames.get(&PacketRef(number)));
-        line.reference = frame.map(|frame| format!("packets.pcapng#{frame}"));
+        line.reference = frame.map(|frame| format!("{PACKETS}#{frame}"));
     }
 }
 
@@ -291,8 +305,8 @@ fn write(
             comment: comments.get(frame).map(String::as_str),
         });
     }
-    create(&partial.join("packets.pcapng"), &pcapng::write(&described, &kept))?;
-    create(&partial.join("incident.json"), format!("{}\n", json::line(incident)).as_bytes())
+    create(&partial.join(PACKETS), &pcapng::write(&described, &kept))?;
+    create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes())
 }
 
 fn create(path: &Path, bytes: &[u8]) -> Result<(), anyhow::Error> {

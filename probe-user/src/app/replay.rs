@@ -1,48 +1,38 @@
 //! Recordings judged again: what `record` printed, from what it kept.
 
+mod player;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
     fs::File,
     io::{self, BufReader, Read, Write as _},
     path::{Path, PathBuf},
-    sync::PoisonError,
     time::Instant,
 };
 
 use anyhow::Context as _;
 
+pub use self::player::play;
 use super::{
     AppError,
     output::{self, Folder, Form, Printer, SharedTally},
 };
 use crate::{
-    bundle::{
-        BundleError,
-        entry::{Entry, EntryError},
-        manifest::{Asked, Earlier, Evicted, Gap, Manifest, Mark, Opening},
-        packets::PacketStore,
-        reader::{self, Events, Part, Reader},
-        tape::Interfaces,
-    },
+    bundle::{manifest::Manifest, packets::PacketStore, reader, tape::Interfaces},
     cli::plan::Analyze,
-    decode::access_log::Pattern,
-    diagnose,
-    model::{
-        case::{CaseId, EarlierFailure},
-        coverage::{Coverage, Sensor},
-        event::{Body, Source},
-        host::HostFact,
-        net::Address,
-        process::Pid,
-        time::At,
-    },
-    pipeline::{Arrival, AskedFor, Limits, Pipeline, Resume, Settings},
-    redact::{Key, Level, Redactor},
-    report::{self, json},
+    pipeline::Judged,
+    redact::Level,
+    report::json,
 };
 
-/// Memory for packets that incidents point to, as when it was recorded.
-const PACKET_BYTES: usize = 12 << 20;
+/// Who is told what comes of a recording.
+pub trait Audience {
+    /// It is a recording, and this is what it says of itself. Interfaces become known as they are met.
+    fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError>;
+    /// A case was judged. An error: nobody listens any more.
+    fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()>;
+    /// Something else to be known.
+    fn remark(&mut self, what: &str, count: u64, text: &str);
+}
 
 /// What to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,14 +54,14 @@ pub struct Replay {
 impl Replay {
     /// What to replay, if recordings are what is to be analysed; captures are somebody else's. Both at once have no common time.
     pub fn of(plan: &Analyze) -> Result<Option<Self>, AppError> {
-        let is_recording = |path: &&PathBuf| {
+        let is_one = |path: &&PathBuf| {
             let mut begin = Vec::new();
             // What cannot be read is told by whoever reads it.
             path.as_os_str() != "-"
                 && File::open(path).is_ok_and(|file| file.take(8).read_to_end(&mut begin).is_ok())
-                && reader::is_bundle(&begin)
+                && is_recording(&begin)
         };
-        match plan.inputs.iter().filter(is_recording).count() {
+        match plan.inputs.iter().filter(is_one).count() {
             0 => return Ok(None),
             count if count == plan.inputs.len() => {}
             _ => {
@@ -91,22 +81,20 @@ impl Replay {
     }
 }
 
+/// Whether these first bytes of a file begin a recording.
+#[must_use]
+pub fn is_recording(begin: &[u8]) -> bool {
+    reader::is_bundle(begin)
+}
+
 /// Judges them all. `true`: as asked, an incident is to be told by the exit status.
 pub fn run(plan: &Replay) -> Result<bool, AppError> {
     let began = Instant::now();
-    let folder = |path: &PathBuf| Folder::open(path).map_err(AppError::usage);
     let tally = SharedTally::default();
     let form = Form::choose(plan.json);
     for input in &plan.inputs {
-        let file =
-            File::open(input).with_context(|| format!("cannot read {}", input.display())).map_err(AppError::usage)?;
-        let printer = |manifest: &Manifest, interfaces: &Interfaces| {
-            let folder = plan.out.as_ref().map(folder).transpose()?;
-            // What was taken out when it was recorded is gone.
-            let whole = plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
-            Ok(Printer::new(form, manifest.clock(), folder, interfaces.clone(), tally.clone()).with_whole_uris(whole))
-        };
-        one(plan, input, BufReader::with_capacity(1 << 20, file), printer)?;
+        let mut told = Told { plan, form, tally: SharedTally::clone(&tally), printer: None };
+        play(&input.display().to_string(), open(input)?, plan.redaction, &mut told)?;
     }
     let tally = output::with(&tally, |tally| tally.clone());
     for trouble in &tally.trouble {
@@ -126,63 +114,37 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
     Ok(plan.fail_on_incident && tally.incidents > 0)
 }
 
-fn one(
-    plan: &Replay,
-    path: &Path,
-    input: impl Read,
-    printer: impl FnOnce(&Manifest, &Interfaces) -> Result<Printer, AppError>,
-) -> Result<(), AppError> {
-    let unreadable =
-        |error: BundleError| AppError::usage(anyhow::anyhow!("cannot analyze {}: {error}", path.display()));
-    let mut reader = Reader::open(input).map_err(unreadable)?;
-    let interfaces = Interfaces::default();
-    let printer = printer(&reader.manifest, &interfaces)?;
-    let mut player = Player {
-        manifest: reader.manifest.clone(),
-        names: reader.manifest.names(),
-        redactor: redactor(plan.redaction, &reader.manifest).map_err(AppError::usage)?,
-        window: None,
-        printer: Some(printer),
-        packets: PacketStore::new(PACKET_BYTES),
-        interfaces,
-        strange: BTreeMap::new(),
-        marked: BTreeMap::new(),
-        printed: BTreeMap::new(),
-        missing: Vec::new(),
-        changed: Vec::new(),
-    };
-    loop {
-        match reader.next_part().map_err(unreadable)? {
-            Part::Opening(opening) => player.open(*opening),
-            Part::Events(events) => player.play(&events),
-            Part::Evicted(Evicted { windows, cases, why }) => {
-                let text = format!(
-                    "{}: {windows} windows with {cases} incidents and near misses were taken out: {why}",
-                    path.display()
-                );
-                remark(plan, "evicted", cases, &text);
-            }
-            Part::Strange(what) => *player.strange.entry(what).or_default() += 1,
-            Part::End(why) => {
-                if let Some(why) = why {
-                    remark(plan, "cut", 1, &format!("{}: {why}", path.display()));
-                }
-                break;
-            }
-        }
-        if player.printer.is_none() {
-            // Nobody reads any more.
-            return Ok(());
-        }
+fn open(path: &Path) -> Result<BufReader<File>, AppError> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display())).map_err(AppError::usage)?;
+    Ok(BufReader::with_capacity(1 << 20, file))
+}
+
+/// What `analyze` prints and leaves behind.
+struct Told<'a> {
+    plan: &'a Replay,
+    form: Form,
+    tally: SharedTally,
+    printer: Option<Printer>,
+}
+
+impl Audience for Told<'_> {
+    fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError> {
+        let folder = self.plan.out.as_ref().map(|path| Folder::open(path).map_err(AppError::usage)).transpose()?;
+        // What was taken out when it was recorded is gone.
+        let whole = self.plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
+        let (interfaces, tally) = (Interfaces::clone(interfaces), SharedTally::clone(&self.tally));
+        let printer = Printer::new(self.form, manifest.clock(), folder, interfaces, tally);
+        self.printer = Some(printer.with_whole_uris(whole));
+        Ok(())
     }
-    player.close();
-    for (what, count) in &player.strange {
-        remark(plan, "not-understood", *count, &format!("{}: {count} times {what}", path.display()));
+
+    fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
+        self.printer.as_mut().map_or(Ok(()), |printer| printer.print(judged, packets))
     }
-    for text in player.missing.iter().chain(&player.changed) {
-        remark(plan, "judged-anew", 1, &format!("{}: {text}", path.display()));
+
+    fn remark(&mut self, what: &str, count: u64, text: &str) {
+        remark(self.plan, what, count, text);
     }
-    Ok(())
 }
 
 fn remark(plan: &Replay, what: &str, count: u64, text: &str) {
@@ -192,235 +154,4 @@ fn remark(plan: &Replay, what: &str, count: u64, text: &str) {
     if !plan.quiet {
         let _ = writeln!(io::stderr(), "probe502: {text}");
     }
-}
-
-/// Plays a recording into a pipeline.
-struct Player {
-    manifest: Manifest,
-    names: crate::decode::kernel::Names,
-    /// Where less was taken out when it was recorded than is asked for now.
-    redactor: Option<Redactor>,
-    window: Option<Window>,
-    /// `None`: the output is gone.
-    printer: Option<Printer>,
-    packets: PacketStore,
-    interfaces: Interfaces,
-    /// What could not be understood, and how often.
-    strange: BTreeMap<String, u64>,
-    /// Cases of the window as they were recorded.
-    marked: BTreeMap<String, Mark>,
-    /// Cases of the window as they were judged now: the cause.
-    printed: BTreeMap<String, &'static str>,
-    missing: Vec<String>,
-    changed: Vec<String>,
-}
-
-struct Window {
-    pipeline: Pipeline,
-    /// Losses whose place in the stream is still to come.
-    gaps: VecDeque<Gap>,
-}
-
-impl Player {
-    fn open(&mut self, opening: Opening) {
-        self.close();
-        let settings = Settings {
-            limits: Limits::default(),
-            clock: self.manifest.clock(),
-            statuses: self.manifest.statuses.clone(),
-        };
-        let mut pipeline = Pipeline::new(settings);
-        pipeline.resume(Resume {
-            cases: opening.cases,
-            from: opening.from,
-            upstreams: opening.upstreams,
-            speaking: opening.speaking.into_iter().map(Pid).collect(),
-            earlier: opening.earlier.into_iter().map(earlier).collect(),
-            asked: opening.asked.into_iter().map(asked).collect(),
-        });
-        let mut gaps: Vec<Gap> = opening.evicted;
-        gaps.sort_by_key(|gap| gap.to);
-        self.window = Some(Window { pipeline, gaps: gaps.into() });
-    }
-
-    /// The window is over: every case of it has been judged again, or should have been.
-    fn close(&mut self) {
-        self.window = None;
-        let (marked, mut printed) = (std::mem::take(&mut self.marked), std::mem::take(&mut self.printed));
-        for (id, mark) in marked {
-            match printed.remove(&id) {
-                None => self.missing.push(format!(
-                    "{id} ({}) was told when it was recorded, and is not found again; if this version is not older, please report it",
-                    mark.cause
-                )),
-                Some(cause) if cause != mark.cause => {
-                    self.changed.push(format!("{id} was judged {} when it was recorded, and is {cause} now", mark.cause));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn play(&mut self, events: &Events) {
-        let positions = self.positions(events);
-        for row in events.rows() {
-            let Some(entry) = row.entry else {
-                self.strange("an entry of a kind that is not known");
-                continue;
-            };
-            if let Some(mark) = entry.mark() {
-                self.marked.insert(mark.id.clone(), mark);
-                continue;
-            }
-            let mut entry = entry;
-            let packet = row.packet.map(|(position, mut packet)| {
-                if let Some(redactor) = &self.redactor {
-                    redactor.packet(packet.link, &mut packet.bytes);
-                }
-                let position = usize::try_from(position).ok();
-                packet.interface = position.and_then(|at| positions.get(at)).copied().unwrap_or(u32::MAX);
-                packet
-            });
-            let of_it = packet.as_ref().map(|packet| (packet.link, packet.bytes.as_slice(), packet.wire_length));
-            if let Some(redactor) = &self.redactor {
-                redact(&mut entry, redactor);
-            }
-            let event = entry.event(&self.names, of_it);
-            self.learn_sides(event.as_ref());
-            self.packets_push(packet);
-            let Some(window) = &mut self.window else {
-                self.strange("an entry outside of any window");
-                continue;
-            };
-            match (event, entry) {
-                (Ok(Some((at, source, body))), _) => {
-                    while let Some(gap) = window.gaps.pop_front_if(|gap| gap.to <= at.latest) {
-                        for arrival in lost(&gap) {
-                            window.pipeline.replay(arrival);
-                        }
-                    }
-                    window.pipeline.replay(Arrival { at, source, body });
-                }
-                (Ok(None), Entry::Tick(to)) => window.pipeline.advance(to),
-                (Ok(None), Entry::End(told)) => {
-                    window.pipeline.advance(told);
-                    window.pipeline.finish();
-                }
-                (Ok(None), _) => {}
-                (Err(error), _) => self.strange(&error.to_string()),
-            }
-            self.speak();
-        }
-    }
-
-    /// Who is no client, where clients' addresses are taken out.
-    fn learn_sides(&self, event: Result<&Option<(At, Source, Body)>, &EntryError>) {
-        let (Some(redactor), Ok(Some((_, _, Body::Host(HostFact::Nginx(instance)))))) = (&self.redactor, event) else {
-            return;
-        };
-        if let Some(configuration) = &instance.configuration {
-            let upstreams = configuration.upstreams.iter().filter_map(Address::ip);
-            redactor.learn(configuration.listen.iter().copied(), upstreams);
-        }
-    }
-
-    fn packets_push(&mut self, packet: Option<crate::bundle::packets::CapturedPacket>) {
-        if let Some(packet) = packet {
-            self.packets.push(packet);
-        }
-    }
-
-    /// The run's numbers of the interfaces that these packets name by position.
-    fn positions(&mut self, events: &Events) -> Vec<u32> {
-        let mut all = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut positions = Vec::new();
-        for interface in events.interfaces() {
-            let same = |known: &crate::bundle::packets::Interface| {
-                known.name == interface.name && known.netns == interface.netns
-            };
-            let position = all.iter().position(same).unwrap_or_else(|| {
-                all.push(interface.clone());
-                all.len() - 1
-            });
-            if let Some(known) = all.get_mut(position) {
-                known.received = known.received.max(interface.received);
-                known.dropped = known.dropped.max(interface.dropped);
-            }
-            positions.push(u32::try_from(position).unwrap_or(u32::MAX));
-        }
-        positions
-    }
-
-    fn speak(&mut self) {
-        let Some(window) = &mut self.window else { return };
-        // The answers are in the recording.
-        while window.pipeline.poll_question().is_some() {}
-        while let Some(judged) = window.pipeline.poll_case() {
-            self.printed.insert(judged.case.id.0.clone(), report::cause(&judged.verdict));
-            if let Some(printer) = &mut self.printer
-                && printer.print(&judged, &self.packets).is_err()
-            {
-                self.printer = None;
-            }
-        }
-    }
-
-    fn strange(&mut self, what: &str) {
-        *self.strange.entry(what.to_owned()).or_default() += 1;
-    }
-}
-
-/// What is still to be taken out: nothing, if as much was taken out when it was recorded.
-fn redactor(level: Level, manifest: &Manifest) -> Result<Option<Redactor>, anyhow::Error> {
-    if level <= Level::from_name(&manifest.redaction) {
-        return Ok(None);
-    }
-    let mut random = [0; 16];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut random))
-        .context("cannot read random bytes for the redaction")?;
-    Ok(Some(Redactor::new(level, Key::new(random))))
-}
-
-fn redact(entry: &mut Entry<'_>, redactor: &Redactor) {
-    match entry {
-        Entry::Kernel(record) if redactor.concerns_record(record) => redactor.record(record.to_mut()),
-        Entry::ErrorLine { line, .. } => redactor.error_line(line.to_mut()),
-        Entry::AccessLine { format, line, .. } => {
-            let pattern = Pattern::compile(format);
-            // What is no text was made text before it was recorded.
-            let text = String::from_utf8_lossy(line).into_owned();
-            redactor.access_line(line.to_mut(), &pattern.places(&text));
-        }
-        _ => {}
-    }
-}
-
-/// What the recorder let go: nobody saw what happened meanwhile.
-fn lost(gap: &Gap) -> [Arrival; 2] {
-    [None, Some(Sensor::Packets)].map(|sensor| {
-        let lost = Coverage::Lost { sensor, count: gap.events.max(1), why: gap.why.clone() };
-        Arrival { at: gap.at(), source: Source::Probe, body: Body::Coverage(lost) }
-    })
-}
-
-fn earlier(earlier: Earlier) -> EarlierFailure {
-    EarlierFailure {
-        case: CaseId(earlier.case),
-        at: earlier.at,
-        peer: earlier.peer,
-        cause: earlier.cause.as_deref().map(known_cause),
-        worker: earlier.worker.map(Pid),
-        client: earlier.client,
-    }
-}
-
-fn asked(asked: Asked) -> AskedFor {
-    let Asked { host, uri, status, case, at } = asked;
-    AskedFor { host, uri, status, case: CaseId(case), at }
-}
-
-/// The catalogue's own name of a cause; one that has been renamed since is none.
-fn known_cause(id: &str) -> &'static str {
-    diagnose::find(id).map_or(report::UNKNOWN, |cause| cause.id)
 }

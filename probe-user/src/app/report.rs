@@ -8,15 +8,23 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::AppError;
+use super::{
+    AppError,
+    output::{self, INCIDENT, PACKETS},
+    replay::{self, Audience},
+};
 use crate::{
-    bundle::reader,
+    bundle::{manifest::Manifest, packets::PacketStore, tape::Interfaces},
     cli::plan::{Report, ReportFormat},
-    report::{collection::Collection, html, markdown},
+    model::time::WallClock,
+    pipeline::Judged,
+    redact::Level,
+    report::{
+        collection::{Collection, Notice, Ready, Source},
+        html, markdown,
+    },
 };
 
-/// The file that each incident's folder holds.
-const INCIDENT: &str = "incident.json";
 /// Stands for stdin, and for stdout.
 const STANDARD: &str = "-";
 
@@ -25,13 +33,13 @@ pub fn run(plan: &Report) -> Result<(), AppError> {
     let mut collection = Collection::default();
     let mut any = false;
     for input in &plan.inputs {
-        any |= read(&mut collection, input).map_err(AppError::usage)?;
+        any |= read(&mut collection, input, plan.redaction)?;
     }
     if !any {
         let names: Vec<String> = plan.inputs.iter().map(|input| input.display().to_string()).collect();
         let why = collection.troubles.first().map(|trouble| format!(": {trouble}")).unwrap_or_default();
         return Err(AppError::usage(anyhow::anyhow!(
-            "nothing that probe502 wrote in {}{why}; give a folder of `watch -o`, an incident.json, or the output of `watch --json`",
+            "nothing that probe502 wrote in {}{why}; give a recording (FILE.p502), a folder of `watch -o`, an incident.json, or the output of `watch --json`",
             names.join(", ")
         )));
     }
@@ -53,26 +61,74 @@ pub fn run(plan: &Report) -> Result<(), AppError> {
 }
 
 /// Adds what one input holds; whether there was anything of ours in it.
-fn read(collection: &mut Collection, input: &Path) -> anyhow::Result<bool> {
+fn read(collection: &mut Collection, input: &Path, redaction: Level) -> Result<bool, AppError> {
     if input == Path::new(STANDARD) {
         let mut bytes = Vec::new();
-        io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
-        return Ok(collection.read("stdin", &String::from_utf8_lossy(&bytes)));
+        io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin").map_err(AppError::usage)?;
+        return take(collection, "stdin", &bytes, redaction);
     }
-    let about = fs::metadata(input).with_context(|| format!("cannot read {}", input.display()))?;
-    let files = if about.is_dir() { incident_files(input)? } else { vec![input.to_owned()] };
+    let failed = |path: &Path| format!("cannot read {}", path.display());
+    let about = fs::metadata(input).with_context(|| failed(input)).map_err(AppError::usage)?;
+    let files = if about.is_dir() { incident_files(input).map_err(AppError::usage)? } else { vec![input.to_owned()] };
     let mut any = false;
     for file in files {
-        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        if reader::is_bundle(&bytes) {
-            let name = file.display();
-            anyhow::bail!(
-                "{name} is a recording; judge it first: probe502 analyze --json {name} | probe502 report - -o FILE.html"
-            );
-        }
-        any |= collection.read(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
+        let bytes = fs::read(&file).with_context(|| failed(&file)).map_err(AppError::usage)?;
+        let packets = file.with_file_name(PACKETS);
+        let is_incident = file.file_name().is_some_and(|name| name == INCIDENT);
+        collection.packets_at = (is_incident && packets.is_file()).then(|| packets.display().to_string());
+        any |= take(collection, &file.display().to_string(), &bytes, redaction)?;
     }
     Ok(any)
+}
+
+/// A recording is judged again; anything else is read as what was printed.
+fn take(collection: &mut Collection, name: &str, bytes: &[u8], redaction: Level) -> Result<bool, AppError> {
+    if !replay::is_recording(bytes) {
+        return Ok(collection.read(name, &String::from_utf8_lossy(bytes)));
+    }
+    let mut heard = Heard { name, collection, clock: WallClock { offset_ns: 0 }, whole_uris: false, redaction };
+    replay::play(name, bytes, redaction, &mut heard)?;
+    // An empty recording is one all the same: nothing happened, and that is what the page says.
+    Ok(true)
+}
+
+/// A recording's cases become incidents of the report.
+struct Heard<'a> {
+    name: &'a str,
+    collection: &'a mut Collection,
+    clock: WallClock,
+    whole_uris: bool,
+    redaction: Level,
+}
+
+impl Audience for Heard<'_> {
+    fn begins(&mut self, manifest: &Manifest, _: &Interfaces) -> Result<(), AppError> {
+        self.clock = manifest.clock();
+        // What was taken out when it was recorded is gone.
+        self.whole_uris = self.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
+        let source = |(name, state, why): &(String, String, Option<String>)| Source {
+            name: name.clone(),
+            state: state.clone(),
+            why: why.clone(),
+        };
+        let sources = manifest.sensors.iter().map(source).collect();
+        self.collection.ready.push(Ready { version: Some(manifest.tool.clone()), sources });
+        Ok(())
+    }
+
+    fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
+        let frames = output::frames(&judged.case, packets);
+        let mut incident = output::incident(judged, self.clock, self.whole_uris, &frames);
+        let name = self.name;
+        incident.packets_at = (!frames.is_empty())
+            .then(|| format!("DIR/{}/{PACKETS}, which `probe502 analyze {name} -o DIR` leaves", incident.id));
+        self.collection.add(incident);
+        Ok(())
+    }
+
+    fn remark(&mut self, what: &str, count: u64, text: &str) {
+        self.collection.notices.push(Notice { what: what.to_owned(), count, text: text.to_owned() });
+    }
 }
 
 /// The incidents in a folder: its own, or those in its folders, in the order of their names. What begins with a dot is not yet whole.

@@ -142,6 +142,12 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// Attach these hooks and no others: what the bench prices each by
+    #[arg(long, hide = true, value_name = "LIST", value_delimiter = ',')]
+    pub hooks: Option<Vec<String>>,
+    /// Say at the end what watching has cost (SIGUSR1: at any time), and have the kernel time its programs for that
+    #[arg(long)]
+    pub self_stats: bool,
     /// What is taken out.
     #[command(flatten)]
     pub redaction: Redaction,
@@ -246,7 +252,7 @@ pub struct Explain {
 /// `probe502 report`.
 #[derive(Debug, Args)]
 pub struct Report {
-    /// A folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
+    /// A recording (.p502), a folder of `watch -o`, an incident.json, or the output of `watch --json`; - reads stdin
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<PathBuf>,
     /// Write here; - is stdout (default for markdown)
@@ -258,6 +264,9 @@ pub struct Report {
     /// Call it so
     #[arg(long, value_name = "TITLE")]
     pub title: Option<String>,
+    /// What is taken out of a recording; what was printed is as it is.
+    #[command(flatten)]
+    pub redaction: Redaction,
     /// Say nothing on stderr
     #[arg(short, long)]
     pub quiet: bool,

@@ -54,7 +54,7 @@ pub fn complete(request: &OpenRequest) -> bool {
     request.special.is_some() || broken_off
 }
 
-/// nginx's own list without its entries for groups; `None` stands for an attempt whose record was lost, so that another is not taken
+/// nginx's own list without its entries for groups and between locations; `None` stands for an attempt whose record was lost, so that another is not taken
 /// for the last one.
 fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
     if !request.attempts_known {
@@ -62,7 +62,7 @@ fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
     }
     let mut list: Vec<Option<&NginxAttempt>> = (0..request.attempts_total)
         .map(|index| request.attempts.iter().find(|state| state.index == index))
-        .filter(|state| !state.is_some_and(|state| is_group(request, state)))
+        .filter(|state| !state.is_some_and(|state| is_group(request, state) || is_separator(state)))
         .collect();
     let nobody_left = request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams);
     let group_told = request.attempts.iter().any(|state| is_group(request, state));
@@ -86,6 +86,13 @@ fn is_group(request: &OpenRequest, state: &NginxAttempt) -> bool {
     let Some(peer) = &state.peer else { return false };
     Address::parse(peer).is_none()
         && request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams)
+}
+
+/// Where a request goes on to another location with an upstream (`error_page`, `X-Accel-Redirect`), nginx puts an empty entry between: all
+/// zeros, where an attempt's times begin as -1 (`ngx_http_upstream_init_request()`, `ngx_http_upstream.c` in 1.22.1). The access log
+/// writes it as a colon.
+fn is_separator(state: &NginxAttempt) -> bool {
+    state.peer.is_none() && state.status.is_none() && state.connect_ms == Some(0) && state.header_ms == Some(0)
 }
 
 fn one(

@@ -138,10 +138,11 @@ fn request(decided: &Decided) -> Request {
         ..Request::default()
     };
     let written = || decided.line.as_ref();
-    if let Some(line) = said(|s| s.request_line.clone()).or_else(|| written()?.request.clone()) {
+    let asked = said(|s| s.request_line.clone()).or_else(|| log?.request_line.clone());
+    if let Some(line) = asked.or_else(|| written()?.request.clone()) {
         lines::split_request_line(&line, &mut request);
     }
-    request.host = request.host.or_else(|| written()?.host.clone());
+    request.host = request.host.or_else(|| log?.host.clone()).or_else(|| written()?.host.clone());
     if request.client.is_none() {
         request.client_address = written().and_then(|line| line.client.clone());
     }

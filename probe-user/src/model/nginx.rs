@@ -64,6 +64,10 @@ pub struct NginxLog {
     pub upstream: Option<UpstreamConnection>,
     /// The client as nginx sees it.
     pub client: Option<SocketAddr>,
+    /// `GET /cart HTTP/1.1`; of errors with an upstream only.
+    pub request_line: Option<String>,
+    /// The Host header, likewise.
+    pub host: Option<String>,
 }
 
 /// nginx's connection to an upstream at the moment of a message.

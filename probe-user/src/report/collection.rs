@@ -80,6 +80,8 @@ pub struct Collection {
     pub further_troubles: usize,
     /// Incidents that came more than once; one of each is kept.
     pub repeated: usize,
+    /// Where the packets of the incidents lie that are read next, in words or as a path.
+    pub packets_at: Option<String>,
 }
 
 impl Collection {
@@ -90,7 +92,10 @@ impl Collection {
     }
 
     /// Adds an incident.
-    pub fn add(&mut self, incident: Incident) {
+    pub fn add(&mut self, mut incident: Incident) {
+        if incident.packets_at.is_none() {
+            incident.packets_at.clone_from(&self.packets_at);
+        }
         if !incident.id.is_empty() && !self.ids.insert(incident.id.clone()) {
             self.repeated += 1;
             return;

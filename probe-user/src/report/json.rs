@@ -152,6 +152,9 @@ pub struct Incident {
     pub losses: Losses,
     /// The failure was in a subrequest.
     pub subrequest: bool,
+    /// Where its packets lie, in words or as a path, where whoever read it back knows that. No part of the line.
+    #[serde(skip)]
+    pub packets_at: Option<String>,
 }
 
 /// The client's request.
@@ -323,6 +326,7 @@ pub fn incident(case: &Case, verdict: &Verdict, clock: WallClock) -> Incident {
             .collect(),
         losses: Losses { events_lost: case.coverage.events_lost, packets_dropped: case.coverage.packets_dropped },
         subrequest: case.subrequest,
+        packets_at: None,
     }
 }
 

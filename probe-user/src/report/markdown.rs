@@ -205,7 +205,7 @@ fn incident(out: &mut Markdown, seen: &Seen<'_>) {
         words(&of.link)
     ));
     out.blank();
-    evidence(out, &of.evidence);
+    evidence(out, of);
     list(out, "What to do", of.verdict.fix.iter().map(String::as_str));
     list(out, "What could not be seen", of.verdict.missing.iter().map(|need| need.what.as_str()));
     let refuted = diagnose::find(&of.verdict.cause).map(|cause| cause.page.refuted);
@@ -224,7 +224,8 @@ fn request(of: &Incident) -> String {
     format!("{line}{host}{client}")
 }
 
-fn evidence(out: &mut Markdown, lines: &[EvidenceLine]) {
+fn evidence(out: &mut Markdown, of: &Incident) {
+    let lines: &[EvidenceLine] = &of.evidence;
     if lines.is_empty() {
         return;
     }
@@ -253,6 +254,10 @@ fn evidence(out: &mut Markdown, lines: &[EvidenceLine]) {
     }
     out.line(format_args!("{fence}"));
     out.blank();
+    if let Some(place) = of.packets_at.as_deref().filter(|_| lines.iter().any(|line| line.reference.is_some())) {
+        out.line(format_args!("Packets: {}", code(place)));
+        out.blank();
+    }
 }
 
 fn list<'a>(out: &mut Markdown, title: &str, items: impl Iterator<Item = &'a str>) {

@@ -26,6 +26,7 @@ mod ports;
 mod process;
 mod protocol;
 mod queue;
+mod redirected;
 mod routing;
 pub mod servers;
 mod stall;
@@ -133,7 +134,7 @@ impl Fault {
     /// Those of the families `protocol` and `origin` that have a suite of their own.
     #[must_use]
     pub fn of_protocol() -> Vec<Self> {
-        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS, redirected::FAULTS].concat()
     }
 
     /// Those of the family `origin`.
@@ -205,7 +206,7 @@ impl Fault {
             ("names", [unix::FAULTS, gone::FAULTS, names::RESOLVED].concat()),
             ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
             ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
-            ("origin", [origin::FAULTS, harmless::FAULTS].concat()),
+            ("origin", [origin::FAULTS, redirected::FAULTS, harmless::FAULTS].concat()),
         ];
         families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
     }

@@ -109,6 +109,10 @@ impl Behaviour {
             "bighdr" => Action::AnswerAndClose(big_header()),
             "garbage" => Action::AnswerAndClose(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
             "alert" => Action::AnswerAndClose(wire::alert(u8::try_from(number.unwrap_or(10)).unwrap_or(10))),
+            "accel" => Action::AnswerAndClose(
+                b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /redirected-accel-hidden/1\r\nContent-Length: 0\r\n\r\n"
+                    .to_vec(),
+            ),
             "bad-line" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nX-Bad\x01Name: 1\r\n\r\nok".to_vec()),
             "bad-coding" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: rot13\r\n\r\nbx".to_vec()),
             "large" => Action::Answer(response(200, &"large ".repeat(4 * 1024))),

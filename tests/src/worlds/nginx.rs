@@ -190,6 +190,8 @@ impl Inner {
             peer: said(peer),
             upstream,
             client: Some(self.client),
+            request_line: None,
+            host: None,
         };
         tape.nginx(Sensor::NginxFunctions, t, NginxEvent::Log(Box::new(log)));
         let line = ErrorLine {

@@ -36,6 +36,32 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "Send Cache-Control: no-store with failures; nginx heeds it unless proxy_ignore_headers says otherwise.",
             ),
+            (
+                "gunicorn",
+                "Flask: response.headers[\"Cache-Control\"] = \"no-store\" in an errorhandler; Django: never_cache around the view.",
+            ),
+            (
+                "uvicorn",
+                "Starlette, FastAPI: an exception handler that returns Response(status_code=502, headers={\"Cache-Control\": \"no-store\"}).",
+            ),
+            (
+                "Node.js",
+                "res.setHeader('Cache-Control', 'no-store') in the error handler (Express: the one with four arguments).",
+            ),
+            ("Puma", "Rails: response.headers['Cache-Control'] = 'no-store' in rescue_from."),
+            (
+                "php-fpm",
+                "header('Cache-Control: no-store') beside http_response_code(502); session_start() sends it already (session.cache_limiter).",
+            ),
+            ("uWSGI", "As with gunicorn, in the application: --add-header marks every response, good ones too."),
+            (
+                "Go",
+                "w.Header().Set(\"Cache-Control\", \"no-store\") before WriteHeader; a ReverseProxy in its ErrorHandler.",
+            ),
+            (
+                "Java",
+                "Spring: ResponseEntity.status(502).cacheControl(CacheControl.noStore()); Spring Security sends no-store by default.",
+            ),
         ],
     },
     rule,

@@ -1,8 +1,11 @@
 //! `network-reset`: a RST that the upstream's host did not send.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Broken, Locality, Reading, Reset, Survival, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Broken, Locality, Reading, Reset, Survival, need},
+    },
+    servers::{TCP_KEEPALIVE, and_servers},
 };
 use crate::model::{
     coverage::Sensor,
@@ -27,18 +30,23 @@ pub(crate) const CAUSE: Cause = Cause {
                 upstream sent on, makes it likely, never more: some hosts give their resets a TTL or an id of their own (Linux \
                 gives id 0 to those that answer for no socket, which says nothing).",
         refuted: "The kernel's record of sending it from the upstream's end (upstream-reset).",
-        remedies: &[
-            (
-                "nginx",
-                "proxy_socket_keepalive on keeps idle connections known to what lies between; keepalive_timeout in the upstream \
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "proxy_socket_keepalive on keeps idle connections known to what lies between; keepalive_timeout in the upstream \
                        block below its idle limit (NAT gateways 350 s, IPVS 900 s).",
-            ),
-            (
-                "kernel",
-                "net.ipv4.tcp_keepalive_time (7200) below the idle limit; net.netfilter.nf_conntrack_tcp_be_liberal=1, or drop \
+                    ),
+                    (
+                        "kernel",
+                        "net.ipv4.tcp_keepalive_time (7200) below the idle limit; net.netfilter.nf_conntrack_tcp_be_liberal=1, or drop \
                         INVALID packets instead of rejecting them.",
-            ),
-        ],
+                    ),
+                ],
+                TCP_KEEPALIVE,
+            )
+        },
     },
     rule,
 };

@@ -4,6 +4,7 @@ use super::{
     chart, clock, day, incident,
     markup::{Html, cut},
     overview::{many, sure},
+    packed::Packer,
 };
 use crate::{
     diagnose,
@@ -33,13 +34,15 @@ pub(super) fn sections(html: &mut Html, digest: &Digest<'_>) {
     html.raw("<button type=button id=unfold>Unfold all</button>\n<button type=button id=fold>Fold all</button>\n");
     html.raw("<output id=found for=q></output>\n");
     html.raw("<p id=hint class=dim><kbd>/</kbd> search, <kbd>j</kbd> <kbd>k</kbd> next and previous, <kbd>Enter</kbd> fold or unfold, <kbd>Esc</kbd> clear. Several words: all of them.</p>\n</form>\n");
+    let mut packer = Packer::new(digest.all.len());
     for (number, group) in digest.groups.iter().enumerate() {
-        section(html, digest, number, group);
+        section(html, &mut packer, digest, number, group);
     }
+    packer.finish(html);
     html.raw("<p id=none hidden>Nothing matches.</p>\n</section>\n");
 }
 
-fn section(html: &mut Html, digest: &Digest<'_>, number: usize, group: &Group<'_>) {
+fn section(html: &mut Html, packer: &mut Packer, digest: &Digest<'_>, number: usize, group: &Group<'_>) {
     let common = &group.common;
     html.raw("<section class=group aria-labelledby=g")
         .count_plain(number)
@@ -87,7 +90,7 @@ fn section(html: &mut Html, digest: &Digest<'_>, number: usize, group: &Group<'_
             html.raw("<details class=rest><summary>").count(group.members.len() - SHOWN).raw(" more");
             html.raw(" <span class=dim>from ").text(&clock(seen.time)).raw("</span></summary>\n");
         }
-        fold(html, digest, seen, number < OPEN && place == 0);
+        fold(html, packer, digest, seen, if number < OPEN && place == 0 { None } else { Some(place) });
     }
     html.raw(if folded { "</details>\n</section>\n" } else { "</section>\n" });
 }
@@ -98,14 +101,24 @@ fn status(html: &mut Html, status: Option<u16>, near_miss: bool) {
     html.text(&status.map_or_else(|| "?".to_owned(), |status| status.to_string())).raw("</span>");
 }
 
-/// An incident: a line, and what it unfolds to.
-fn fold(html: &mut Html, digest: &Digest<'_>, seen: &Seen<'_>, open: bool) {
+/// An incident: a line, and what it unfolds to; open if it has no place among those that are folded.
+fn fold(html: &mut Html, packer: &mut Packer, digest: &Digest<'_>, seen: &Seen<'_>, place: Option<usize>) {
     let of = seen.incident;
-    html.raw("<details class=incident id=").text(&anchor(seen)).raw(if open {
-        " open><summary>"
-    } else {
-        "><summary>"
-    });
+    let mut body = Html::default();
+    incident::body(&mut body, digest, seen);
+    let mut plain = Html::default();
+    let packed = match place {
+        None => {
+            plain.append(&body);
+            None
+        }
+        Some(place) => packer.put(&mut plain, body, place),
+    };
+    html.raw("<details class=incident id=").text(&anchor(seen));
+    if let Some((block, position)) = packed {
+        html.raw(" data-p=").count_plain(block).raw(".").count_plain(position);
+    }
+    html.raw(if place.is_none() { " open><summary>" } else { "><summary>" });
     html.tag("<time>", &clock(seen.time), "</time> ");
     status(html, of.status, seen.is_near_miss());
     html.raw(" <span class=req>");
@@ -116,15 +129,7 @@ fn fold(html: &mut Html, digest: &Digest<'_>, seen: &Seen<'_>, open: bool) {
         html.text(&cut(host, 48));
     }
     html.raw("</span> <span class=\"sure ").raw(incident::confidence_class(of)).raw("\">");
-    html.text(&of.verdict.confidence).raw("</span></summary>");
-    let mut body = Html::default();
-    incident::body(&mut body, digest, seen);
-    if open {
-        html.append(&body);
-    } else {
-        html.raw("<noscript>").append(&body).raw("</noscript>");
-    }
-    html.raw("</details>\n");
+    html.text(&of.verdict.confidence).raw("</span></summary>").append(&plain).raw("</details>\n");
 }
 
 /// What links to an incident: its position among all, because its own id may be anything.

@@ -167,11 +167,24 @@ fn evidence(html: &mut Html, of: &Incident) {
             html.raw(" <span class=why>").raw(word).raw("</span>");
         }
         if let Some(reference) = &line.reference {
-            html.tag(" <span class=ref>", &reference.replace('#', " frame "), "</span>");
+            // The incident's own file is named once, below.
+            let shown = match reference.strip_prefix("packets.pcapng#") {
+                Some(frame) => format!("frame {frame}"),
+                None => reference.replace('#', " frame "),
+            };
+            html.tag(" <span class=ref>", &shown, "</span>");
         }
         html.raw("\n");
     }
     html.raw("</tbody></table></div>\n");
+    if of.evidence.iter().any(|line| line.reference.as_deref().is_some_and(|of| of.starts_with("packets.pcapng#"))) {
+        html.raw("<p class=\"dim frames\">Frames are those of ");
+        match &of.packets_at {
+            Some(place) => html.prose(place),
+            None => html.raw("packets.pcapng in the folder of this incident, ").long(&of.id),
+        };
+        html.raw(".</p>\n");
+    }
 }
 
 /// When, in microseconds; a moment known only roughly says so.

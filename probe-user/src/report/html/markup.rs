@@ -72,6 +72,17 @@ impl Html {
         self
     }
 
+    /// Bytes, as letters that are no markup (RFC 4648, section 4).
+    pub(super) fn base64(&mut self, bytes: &[u8]) -> &mut Self {
+        self.out.push_str(&super::base64(bytes));
+        self
+    }
+
+    /// How long it is, bytes.
+    pub(super) const fn len(&self) -> usize {
+        self.out.len()
+    }
+
     /// A value that may be long: beyond some length the rest is folded away, and all of it is there.
     pub(super) fn long(&mut self, text: &str) -> &mut Self {
         self.folded(text, VALUE)

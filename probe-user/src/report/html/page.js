@@ -7,12 +7,29 @@
   if (!tools) return;
   tools.hidden = false;
 
+  // Details that are packed stand in blocks: compressed lists of their markup.
+  const blocks = [...document.querySelectorAll("template.packed")].map((packed) => ({ packed }));
+  const list = (block) => {
+    block.list ??= (async () => {
+      const bytes = Uint8Array.from(atob(block.packed.content.textContent), (letter) => letter.charCodeAt(0));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      return JSON.parse(await new Response(stream).text());
+    })().catch(() => []);
+    return block.list;
+  };
+  const unread = "<p class=body>This browser cannot unfold the details; a newer one can.</p>";
+
   // Where scripts run, a noscript holds the text of the details and no elements: they are made when they are first looked at.
-  const unpack = (incident) => {
-    const packed = incident.querySelector(":scope > noscript");
-    if (!packed) return;
-    const made = new DOMParser().parseFromString(packed.textContent, "text/html");
-    packed.replaceWith(...made.body.childNodes);
+  const make = (markup) => new DOMParser().parseFromString(markup, "text/html").body.childNodes;
+  const unpack = async (incident) => {
+    const plain = incident.querySelector(":scope > noscript");
+    if (plain) plain.replaceWith(...make(plain.textContent));
+    if (!incident.dataset.p) return;
+    const [block, position] = incident.dataset.p.split(".");
+    const all = await list(blocks[block]);
+    if (!incident.dataset.p) return;
+    delete incident.dataset.p;
+    incident.append(...make(all[position] ?? unread));
   };
   document.addEventListener("toggle", (event) => {
     const opened = event.target;
@@ -22,12 +39,13 @@
   // What is searched: the line of the incident and its details, without their markup and without the catalogue's words on other causes.
   const texts = new Map();
   const letters = { "&lt;": "<", "&gt;": ">", "&quot;": "\"", "&#39;": "'", "&amp;": "&" };
-  const textOf = (incident) => {
+  const textOf = (incident, lists) => {
     let text = texts.get(incident);
     if (text === undefined) {
-      const packed = incident.querySelector(":scope > noscript");
-      const details = packed
-        ? packed.textContent.replace(/<section class="?aside[^]*?<\/section>/, "").replace(/<[^>]*>/g, " ").replace(/&(lt|gt|quot|#39|amp);/g, (name) => letters[name])
+      const [block, position] = (incident.dataset.p ?? "").split(".");
+      const markup = position ? lists[block][position] : incident.querySelector(":scope > noscript")?.textContent;
+      const details = markup
+        ? markup.replace(/<section class="?aside[^]*?<\/section>/, "").replace(/<[^>]*>/g, " ").replace(/&(lt|gt|quot|#39|amp);/g, (name) => letters[name])
         : [...incident.querySelectorAll(":scope > .body > :not(.cols), :scope > .body > .cols > :not(.aside)")].map((part) => part.textContent).join(" ");
       const group = incident.closest(".group").querySelector("h3").textContent;
       text = `${group} ${incident.querySelector("summary").textContent} ${details}`.toLowerCase();
@@ -37,11 +55,15 @@
   };
 
   const found = document.getElementById("found");
-  const search = () => {
+  let asked = 0;
+  const search = async () => {
+    const mine = ++asked;
     const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const lists = words.length ? await Promise.all(blocks.map(list)) : [];
+    if (mine !== asked) return;
     let count = 0;
     for (const incident of all) {
-      const text = words.length ? textOf(incident) : "";
+      const text = words.length ? textOf(incident, lists) : "";
       incident.hidden = !words.every((word) => text.includes(word));
       if (!incident.hidden) count += 1;
     }
@@ -72,12 +94,11 @@
     const mine = ++round;
     const left = all.filter((incident) => !incident.hidden && !incident.open);
     for (const rest of document.querySelectorAll("details.rest:not([hidden])")) rest.open = true;
-    const some = () => {
+    const some = async () => {
       if (mine !== round) return;
-      for (const incident of left.splice(0, 10)) {
-        unpack(incident);
-        incident.open = true;
-      }
+      const next = left.splice(0, 10);
+      await Promise.all(next.map(unpack));
+      for (const incident of next) incident.open = true;
       if (left.length) setTimeout(some, 0);
     };
     some();
@@ -90,12 +111,12 @@
   document.getElementById("fold").addEventListener("click", fold);
 
   // A link to an incident opens it.
-  const reveal = (name) => {
+  const reveal = async (name) => {
     const target = name ? document.getElementById(name) : null;
     if (!target) return;
     for (let outer = target; outer; outer = outer.parentElement) {
       if (outer.matches("details")) {
-        if (outer.matches(".incident")) unpack(outer);
+        if (outer.matches(".incident")) await unpack(outer);
         outer.open = true;
       }
     }
