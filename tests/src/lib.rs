@@ -16,6 +16,7 @@
 
 pub mod attached;
 pub mod bench;
+mod bpf;
 pub mod browser;
 pub mod capture;
 pub mod cgroup;

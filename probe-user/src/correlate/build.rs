@@ -84,6 +84,11 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         decided_by: decided.by.id,
         request,
         upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
+        cache_status: decided
+            .from_lines
+            .as_ref()
+            .and_then(|group| group.unexplained.as_ref())
+            .and_then(|(_, line)| line.cache_status.clone()),
         stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
@@ -233,6 +238,7 @@ fn host(
         }
         let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
+        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(*pid)));
     }
     for event in processes {
         match &event.body {

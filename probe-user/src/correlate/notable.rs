@@ -94,7 +94,9 @@ impl Notable {
             },
             Body::Syscall(call) => match &call.call {
                 Syscall::Accept { .. } => true,
-                _ => Some(call.pid) == worker,
+                // A server that cannot make a socket cannot ask what it needs for its answer.
+                Syscall::Socket { .. } => Some(call.pid) == worker || holders.contains(&call.pid),
+                Syscall::Connect { .. } => Some(call.pid) == worker,
             },
             _ => false,
         };

@@ -74,6 +74,7 @@ pub fn decode(pattern: &Pattern, line: &[u8]) -> Result<Decoded, LineError> {
         pid: value("pid").and_then(|pid| pid.parse().ok()),
         upstream_status: value("upstream_status"),
         upstream_address: value("upstream_addr"),
+        cache_status: value("upstream_cache_status"),
     };
     Ok(Decoded { time, line })
 }

@@ -198,4 +198,6 @@ pub struct AccessLine {
     pub upstream_status: Option<String>,
     /// `$upstream_addr`; empty: no upstream was asked.
     pub upstream_address: Option<String>,
+    /// `$upstream_cache_status`: `HIT`, `MISS` …; empty: no cache was asked.
+    pub cache_status: Option<String>,
 }

@@ -1,4 +1,14 @@
 //! Faults as values: how each is set up, how it is brought about, what must be said about it and what must not.
+//!
+//! What the lab does not make, because it would reach beyond its own namespaces on a machine that others use:
+//!
+//! - The OOM killer out of memory of the whole host. The kernel marks a victim by the same tracepoint with the same fields whether a control
+//!   group or the host is short (`mark_oom_victim()`, <https://elixir.bootlin.com/linux/v6.12/source/mm/oom_kill.c>), so `gunicorn-oom`
+//!   shows all of what the probe is told; the line in the kernel's log that names the constraint is not read.
+//! - A full table of connection tracking: `nf_conntrack_max` is the host's, and read-only in a network namespace. The packets that a full
+//!   table throws away are dropped like those of a rule (`firewall-dropped-…`).
+//! - A security module that says no (`SELinux`, `AppArmor`): it needs a policy of the whole host. Its EACCES from `connect()` is that of
+//!   `connect-denied-route`, its EPERM that of `connect-denied-cgroup`.
 
 mod closing;
 mod connecting;
@@ -127,6 +137,12 @@ impl Fault {
         [protocol::FAULTS, tls::FAULTS, origin::FAULTS, redirected::FAULTS].concat()
     }
 
+    /// Those of the family `origin`.
+    #[must_use]
+    pub fn of_origin() -> Vec<Self> {
+        origin::FAULTS.to_vec()
+    }
+
     /// Every fault of every suite.
     #[must_use]
     pub fn every() -> Vec<Self> {
@@ -181,9 +197,13 @@ impl Fault {
 
     /// The catalogue's families, as far as their faults can share an nginx, and servers that no other fault takes away.
     #[must_use]
-    pub fn families() -> [(&'static str, Vec<Self>); 4] {
+    pub fn families() -> [(&'static str, Vec<Self>); 7] {
+        let [rejects, others] = firewall::FAULTS;
         let families = [
             ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
+            ("filters", [rejects, others].concat()),
+            ("routes", [routing::FAULTS, queue::FAULTS, ports::FAULTS].concat()),
+            ("names", [unix::FAULTS, gone::FAULTS, names::RESOLVED].concat()),
             ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
             ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
             ("origin", [origin::FAULTS, redirected::FAULTS, harmless::FAULTS].concat()),

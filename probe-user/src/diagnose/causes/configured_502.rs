@@ -98,14 +98,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
     let (answers, _) = reading.configured_answers();
     let places: Vec<String> = answers.iter().filter_map(|answer| said(&answer.fact)).collect();
-    if places.is_empty() {
+    let from_cache = reading.cache_answered();
+    if places.is_empty() || from_cache == Some(true) {
         return None;
     }
     let mut finding = Finding::default();
     finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
     finding.because.extend(answers);
     finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
-    if reading.cache().is_some() {
+    if reading.cache().is_some() && from_cache.is_none() {
         finding.not_excluded(&["cached-502"]);
     }
     finding.summary = format!(

@@ -1,9 +1,11 @@
 //! The process at the other end of the connection, where it is on this host.
 
-use super::{Locality, Reading, need};
+use super::{Locality, Reading, evidence, need};
 use crate::model::{
     coverage::Sensor,
     event::{Body, Event},
+    evidence::{Evidence, Fact, Weight},
+    net::Errno,
     process::{Ending, Pid, ProcessEvent, Role, Sender},
     socket::Syscall,
     time::Moment,
@@ -220,6 +222,40 @@ impl<'a> Reading<'a> {
         Some(first.unwrap_or(last))
     }
 
+    /// `socket()` calls of the process that held the connection that failed for want of descriptors while it did.
+    pub(crate) fn starved_holder(&self, weight: Weight) -> Vec<Evidence> {
+        let Some((holder, command)) = self.flow().and_then(|flow| flow.accepted_by.as_ref()) else { return Vec::new() };
+        let until = self.failed_at().plus_ns(SKEW_NS);
+        let since = self.started().unwrap_or(until).minus_ns(SKEW_NS);
+        let failing = |event: &Event| match &event.body {
+            Body::Syscall(syscall) if syscall.pid == *holder => match syscall.call {
+                Syscall::Socket { error: error @ (Errno::EMFILE | Errno::ENFILE), .. } => Some(error),
+                _ => None,
+            },
+            _ => None,
+        };
+        let meanwhile = |event: &&Event| event.at.latest >= since && event.at.earliest <= until;
+        self.case
+            .processes
+            .iter()
+            .filter(meanwhile)
+            .filter_map(|event| failing(event).map(|errno| (event.id, errno)))
+            .map(|(id, errno)| {
+                let process = Some((*holder, command.clone()));
+                evidence(Fact::SyscallFailed { call: "socket", process, errno }, &[id], weight)
+            })
+            .collect()
+    }
+
+    /// The process that held the connection has as many files open as it may, but for those it closed with the connection.
+    pub(crate) fn holder_at_its_limit(&self) -> Option<Evidence> {
+        const CLOSED_WITH_IT: u64 = 2;
+        let files = self.open_files(self.flow()?.accepted_by.as_ref()?.0)?;
+        let full =
+            matches!(files.fact, Fact::OpenFiles { open, limit: Some(limit), .. } if open + CLOSED_WITH_IT >= limit);
+        full.then_some(files)
+    }
+
     /// Failed `accept()` calls of processes that listen on the upstream's address, in order.
     pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = FailedAccept<'a>> {
         let upstream = self.upstream();
@@ -257,7 +293,7 @@ pub(crate) struct FailedAccept<'a> {
     /// Who called.
     pub(crate) process: (Pid, String),
     /// Why it failed.
-    pub(crate) errno: crate::model::net::Errno,
+    pub(crate) errno: Errno,
     /// The listener's accept queue then: waiting, limit.
     pub(crate) queue: Option<(u32, u32)>,
 }

@@ -120,6 +120,7 @@ impl World {
             host: Vec::new(),
             earlier: Vec::new(),
             upstream_begun: Some(true),
+            cache_status: None,
             stored: None,
             coverage: CaseCoverage { sensors, ..CaseCoverage::default() },
         };
