@@ -153,7 +153,7 @@ fn one(
         duration_us: started.map(|started| end.since_ns(started) / 1_000),
         bytes_sent: state.map(|s| s.bytes_sent),
         bytes_received: state.map(|s| s.bytes_received),
-        syscalls: calls_of(log, failed_at, calls),
+        syscalls: calls_of(log, failed_at, calls).into_iter().chain(accept_of(request, socket.as_ref(), end)).collect(),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,
         flow: flow.map_or(Joined::None, |flow| Joined::One(own(as_of(flow, end), socket.as_ref()))),
@@ -302,6 +302,16 @@ fn calls_of(log: Option<&NginxLog>, failed_at: Option<Moment>, calls: &[Event]) 
         _ => false,
     };
     calls.iter().filter(in_turn).rfind(same_errno).cloned().into_iter().collect()
+}
+
+/// The `accept()` of an attempt's connection over a unix socket, where it came in time.
+fn accept_of(request: &OpenRequest, socket: Option<&Socket>, end: Moment) -> Option<Event> {
+    let inode = socket.filter(|socket| socket.remote.is_none())?.cookie?;
+    let mine = |event: &&Event| match &event.body {
+        Body::Syscall(call) => matches!(&call.call, Syscall::Accept { peer: Some(peer), .. } if *peer == inode),
+        _ => false,
+    };
+    request.accepts.iter().filter(|event| event.at.earliest <= end).find(mine).cloned()
 }
 
 /// What became of an attempt, from nginx's own words.

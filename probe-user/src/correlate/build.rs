@@ -46,12 +46,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
-    let holders: Vec<Pid> = list
-        .iter()
-        .filter_map(|a| a.flow.one())
-        .filter_map(|flow| flow.accepted_by.as_ref())
-        .map(|(pid, _)| *pid)
-        .collect();
+    let holders: Vec<Pid> = list.iter().filter_map(|attempt| attempt.holder()).map(|(pid, _)| pid).collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
     let instance = match worker {
@@ -236,9 +231,9 @@ fn host(
         if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
             questions.insert(Question::UnixSocket { path: path.clone(), worker });
         }
-        let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
-        questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
-        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(*pid)));
+        let holder = attempt.holder();
+        questions.extend(holder.map(|(pid, _)| Question::ProcessState(pid)));
+        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(pid)));
     }
     for event in processes {
         match &event.body {

@@ -89,6 +89,7 @@ impl Notable {
                 ProcessEvent::Signalled { target, role, .. } => {
                     *role == Role::Upstream || Some(*target) == worker || holders.contains(target)
                 }
+                ProcessEvent::Held { pid, .. } => holders.contains(pid),
                 ProcessEvent::OomVictim { .. } => true,
                 ProcessEvent::Forked { .. } => false,
             },

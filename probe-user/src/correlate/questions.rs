@@ -41,6 +41,7 @@ impl Correlator {
                 .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
                 .and_then(|id| self.flows.get(id))
                 .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
+            let holder = holder.or_else(|| self.unix.holder(socket?));
             if let Some(pid) = holder {
                 // Why it does not answer; whether it has run out of what it needs to.
                 let question = if timed_out { Question::ProcessState(pid) } else { Question::OpenFiles(pid) };

@@ -144,7 +144,7 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
         ProcessEvent::Forked { role, .. } | ProcessEvent::Exited { role, .. } => {
             matches!(role, Role::NginxMaster | Role::NginxWorker)
         }
-        ProcessEvent::Signalled { .. } | ProcessEvent::OomVictim { .. } => false,
+        ProcessEvent::Held { .. } | ProcessEvent::Signalled { .. } | ProcessEvent::OomVictim { .. } => false,
     }
 }
 

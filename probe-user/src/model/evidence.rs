@@ -263,6 +263,16 @@ pub enum Fact {
         /// How often segments were sent again.
         times: u32,
     },
+    /// A process accepted this very connection.
+    AcceptedBy {
+        /// Who.
+        process: (Pid, String),
+    },
+    /// A process still held the connection when it ended.
+    HeldAtEnd {
+        /// Who.
+        process: (Pid, String),
+    },
     /// A process ended.
     ProcessEnded {
         /// Who.

@@ -162,11 +162,23 @@ pub(super) fn ending(how: Ending) -> String {
     }
 }
 
+/// Who had a connection over a unix socket.
+fn held(of: &Fact, (pid, command): &(Pid, String)) -> String {
+    let what = match of {
+        Fact::HeldAtEnd { .. } => "was ending and still held this connection",
+        _ => "had accepted this very connection",
+    };
+    format!("{} {what}", who(*pid, command))
+}
+
 fn process_event(event: &ProcessEvent) -> String {
     match event {
         ProcessEvent::Forked { parent, child, command, .. } => format!("{} forked pid {child}", who(*parent, command)),
         ProcessEvent::Executed { pid, command, .. } => format!("pid {pid} became {}", redact::text(command)),
         ProcessEvent::Exited { pid, command, how, .. } => format!("{} ended: {}", who(*pid, command), ending(*how)),
+        ProcessEvent::Held { pid, connections, .. } => {
+            format!("pid {pid} is ending and still holds {} unix connections from nginx", connections.len())
+        }
         ProcessEvent::Signalled { target, signal, sender, .. } => {
             format!("signal {signal} to pid {target} from {}", sent_by(sender.as_ref()))
         }
@@ -376,6 +388,7 @@ pub fn fact(of: &Fact) -> String {
             None => format!("{call}() failed: {errno}"),
         },
         Fact::OpenFiles { process: (pid, command), open, limit } => open_files(*pid, command, *open, *limit),
+        Fact::AcceptedBy { process } | Fact::HeldAtEnd { process } => held(of, process),
         Fact::ProcessEnded { process: (pid, command), how } => {
             format!("{} ended: {}", who(*pid, command), ending(*how))
         }

@@ -33,6 +33,7 @@ mod stall;
 mod tls;
 mod truncated;
 mod unix;
+mod unix_process;
 
 use anyhow::{Context, Result};
 
@@ -122,7 +123,7 @@ impl Fault {
     /// Those of the family `connection` that have a suite of their own.
     #[must_use]
     pub fn of_connection() -> Vec<Self> {
-        [process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+        [process::FAULTS, unix_process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
     }
 
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).

@@ -50,8 +50,8 @@ fn log(raw: &abi::Log, names: &Names) -> NginxLog {
         fd: raw.upstream_fd,
         requests: nonzero(raw.upstream_requests),
         unix: has(found::UNIX),
-        // A unix socket's record has neither addresses nor TCP state.
-        socket: if has(found::SOCKET) && !has(found::UNIX) {
+        // A unix socket's record has neither addresses nor TCP state, but its number.
+        socket: if has(found::SOCKET) && (!has(found::UNIX) || raw.socket.local.inode().is_some()) {
             optional_socket(&raw.socket, raw.jiffies, names.hz)
         } else {
             None

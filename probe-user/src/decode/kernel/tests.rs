@@ -188,8 +188,13 @@ fn system_calls() {
     accept.header = header(Kind::Accept);
     accept.result = -24;
     accept.command[..5].copy_from_slice(b"nginx");
-    let accepted =
-        Syscall::Accept { listener: 0, result: Err(Errno::EMFILE), socket: None, command: "nginx".to_owned() };
+    let accepted = Syscall::Accept {
+        listener: 0,
+        result: Err(Errno::EMFILE),
+        socket: None,
+        peer: None,
+        command: "nginx".to_owned(),
+    };
     assert_eq!(call(accept.as_bytes()), accepted);
 }
 

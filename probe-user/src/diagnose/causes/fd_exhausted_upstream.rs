@@ -150,7 +150,7 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
     let began = reading.started().unwrap_or(ended);
     let while_waiting = failures.iter().any(|failure| failure.event.at.latest.plus_ns(SKEW_NS) >= began);
     // An application that had the connection and read from it was not kept from it.
-    let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid);
+    let holder = reading.accepted_by().map(|(pid, _)| pid);
     let read = if broken { reading.application_read() } else { reading.read_when_nginx_left() };
     if read.is_some_and(|bytes| bytes > 0) || (timed_out && holder.is_some()) {
         return None;
@@ -256,6 +256,7 @@ pub(crate) mod tests {
             listener: 3,
             result: Err(Errno::EMFILE),
             socket: Some(socket),
+            peer: None,
             command: "node".to_owned(),
         };
         world.syscall_of(us, pid, call);

@@ -94,6 +94,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let seen = unix && crossed == Some(true) && evidence.weight == Weight::Symptom;
         Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
     }));
+    finding.support(reading.accepted_over_unix());
     finding.support(reading.idle_connection());
     finding.require(reading.answer_evidence(), || {
         need(Sensor::NginxFunctions, "whether a byte of an answer to this request came")

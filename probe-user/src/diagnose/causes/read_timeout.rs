@@ -159,7 +159,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
         _ => format!("stayed silent{silence}"),
     };
     finding.summary = format!("{upstream} {took} and then {after}, until nginx's timer ended it.");
-    let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
+    let holder = reading.accepted_by();
     if let Some((pid, command)) = holder {
         let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
             Fact::ProcessState { state, wait_channel, .. } => Some((*state, wait_channel.clone())),
