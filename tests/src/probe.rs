@@ -42,13 +42,18 @@ pub struct Printed {
 
 /// Runs a command of the probe that ends by itself; one that does not is killed, which is an error.
 pub fn output(arguments: &[&str]) -> Result<Printed> {
+    output_within(arguments, END)
+}
+
+/// The same for one that may take its time.
+pub fn output_within(arguments: &[&str], patience: Duration) -> Result<Printed> {
     let mut command = Command::new(binary()?);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut process = Process::spawn("probe502", command, Start::default())?;
     let stdout = process.child().stdout.take().context("the probe's stdout")?;
     let stderr = process.child().stderr.take().context("the probe's stderr")?;
     let readers = [std::thread::spawn(move || slurp(stdout)), std::thread::spawn(move || slurp(stderr))];
-    let status = process.wait(END).with_context(|| format!("probe502 {}", arguments.join(" ")));
+    let status = process.wait(patience).with_context(|| format!("probe502 {}", arguments.join(" ")));
     drop(process);
     let [stdout, stderr] = readers.map(|reader| reader.join().unwrap_or_default());
     Ok(Printed { status: status?, stdout, stderr })

@@ -118,11 +118,15 @@ fn announce(plan: &Check, one: &Prepared) {
     // stderr closed is no reason not to look.
     let _ = writeln!(
         io::stderr(),
-        "probe502 check: {nginx}: will look up {} names, connect to {} upstream servers, make {} TLS handshakes, send {request}; changes nothing",
-        what.names,
-        what.servers,
-        what.handshakes,
+        "probe502 check: {nginx}: will look up {}, connect to {}, make {}, send {request}; changes nothing",
+        many(what.names, "name"),
+        many(what.servers, "upstream server"),
+        many(what.handshakes, "TLS handshake"),
     );
+}
+
+fn many(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 fn title(master: Option<u32>, version: Option<&str>) -> String {

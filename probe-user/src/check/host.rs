@@ -23,12 +23,18 @@ pub struct HostSeen {
     pub conntrack: Option<(u64, u64)>,
     /// `ListenOverflows` of the network namespace.
     pub listen_overflows: Option<Growth>,
+    /// SYNs that a listener of it could not keep: `TCPReqQFullDrop`.
+    pub syn_drops: Option<Growth>,
+    /// `net.core.somaxconn` where nginx runs: no backlog is longer.
+    pub somaxconn: Option<u64>,
     /// Control groups of nginx and the upstreams.
     pub groups: Vec<GroupSeen>,
     /// Shares of the last 10 s in which something waited, in percent: `cpu`, `io`, `memory`.
     pub pressure: Vec<(String, f64)>,
     /// nginx's security label (`SELinux` context or `AppArmor` profile).
     pub nginx_label: Option<String>,
+    /// `AppArmor` profiles are enforced by the kernel at all.
+    pub apparmor: bool,
     /// `SELinux` enforces.
     pub selinux_enforcing: Option<bool>,
     /// The `SELinux` boolean.
@@ -68,6 +74,8 @@ pub struct ProcessSeen {
 pub struct GroupSeen {
     /// Its path.
     pub path: String,
+    /// It is one above the processes' own.
+    pub is_above: bool,
     /// Who is in it, of those we look at.
     pub members: Vec<String>,
     /// Memory in use, bytes.

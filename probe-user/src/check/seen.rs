@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
 };
 
 pub use super::host::{GroupSeen, Growth, HostSeen, ProcessSeen};
-use super::{plan::Endpoint, speaks::Speaks};
+use super::{logs::Pauses, plan::Endpoint, speaks::Speaks};
 use crate::{
     decode::{config::layout::Layout, rules::Hit},
     model::{
@@ -110,6 +111,52 @@ pub struct Try {
     pub other_host: Option<(String, u16)>,
     /// Packet filter rules that stop the connection, or may.
     pub rules: Vec<Barrier>,
+    /// The way packets take to it; `None` for a unix socket, and where there is none.
+    pub route: Option<Route>,
+}
+
+impl Try {
+    /// One that came about, of which nothing more is known.
+    #[must_use]
+    pub fn new(endpoint: usize, address: Address) -> Self {
+        Self {
+            endpoint,
+            address,
+            connect_us: 0,
+            connect: Ok(()),
+            local: None,
+            tls: None,
+            answer: None,
+            speaks: None,
+            here: None,
+            path: None,
+            idle: None,
+            other_host: None,
+            rules: Vec::new(),
+            route: None,
+        }
+    }
+}
+
+/// The way that packets take out of nginx's network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The device.
+    pub device: Option<String>,
+    /// The router; `None`: the address is on the device's own network.
+    pub gateway: Option<IpAddr>,
+    /// The address that packets are sent from.
+    pub source: Option<IpAddr>,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.device.as_deref().unwrap_or("no device"))?;
+        if let Some(gateway) = self.gateway {
+            write!(formatter, " via {gateway}")?;
+        }
+        self.source.map_or(Ok(()), |source| write!(formatter, " from {source}"))
+    }
 }
 
 /// A packet filter rule in the way.
@@ -117,6 +164,8 @@ pub struct Try {
 pub struct Barrier {
     /// It is in force where the upstream runs; else where nginx does.
     pub at_upstream: bool,
+    /// It is in the way of the answer, not of the connection request.
+    pub answer: bool,
     /// The rule.
     pub hit: Hit,
 }
@@ -173,6 +222,8 @@ pub struct TlsDone {
     pub version: String,
     /// What is wrong with the certificate, whether or not nginx looks.
     pub certificate: Option<CertificateFault>,
+    /// The upstream asked for a certificate of ours.
+    pub wants_certificate: bool,
 }
 
 /// What is wrong with a certificate.
@@ -201,6 +252,8 @@ pub enum TlsFailure {
     NotTls(Vec<u8>),
     /// The upstream sent an alert.
     Alert(String),
+    /// The upstream asked for a certificate, got none, and sent an alert.
+    WantsCertificate(String),
     /// The upstream closed.
     Closed,
     /// The upstream reset.
@@ -248,6 +301,8 @@ pub enum Answer {
     Closed(usize),
     /// The peer reset.
     Reset,
+    /// The peer ended TLS with this alert.
+    Alert(String),
     /// Nothing came.
     Silent,
     /// The request could not be sent or the answer not be read.
@@ -326,6 +381,8 @@ pub struct AccessSeen {
     pub unread: u64,
     /// 500, 502, 503 and 504, by status and upstream (empty where the format does not say).
     pub failed: BTreeMap<(u16, String), Failed>,
+    /// Upstreams that fail after a pause and not otherwise, by address.
+    pub pauses: BTreeMap<String, Pauses>,
 }
 
 /// Failures of one kind.

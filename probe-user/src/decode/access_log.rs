@@ -21,6 +21,12 @@ pub const COMBINED: &str = "$remote_addr - $remote_user [$time_local] \"$request
 pub struct Decoded {
     /// When nginx wrote it, which is after the response was sent.
     pub time: Option<LogTime>,
+    /// `$request_time`, milliseconds.
+    pub request_ms: Option<u64>,
+    /// `$upstream_response_time`, as nginx wrote it: seconds of each attempt, `-` where there was no response.
+    pub upstream_times: Option<String>,
+    /// `$upstream_header_time`: seconds until each attempt had a whole header that nginx takes, `-` where none came.
+    pub header_times: Option<String>,
     /// The rest.
     pub line: AccessLine,
 }
@@ -76,7 +82,17 @@ pub fn decode(pattern: &Pattern, line: &[u8]) -> Result<Decoded, LineError> {
         upstream_address: value("upstream_addr"),
         cache_status: value("upstream_cache_status"),
     };
-    Ok(Decoded { time, line })
+    let request_ms = value("request_time").and_then(|text| milliseconds(&text));
+    let (upstream_times, header_times) = (value("upstream_response_time"), value("upstream_header_time"));
+    Ok(Decoded { time, request_ms, upstream_times, header_times, line })
+}
+
+/// `0.123`, seconds.
+#[must_use]
+pub fn milliseconds(text: &str) -> Option<u64> {
+    let (seconds, rest) = text.split_once('.')?;
+    let rest: u64 = if rest.len() == 3 { rest.parse().ok()? } else { return None };
+    seconds.parse::<u64>().ok()?.checked_mul(1_000)?.checked_add(rest)
 }
 
 /// `1795269727.331`

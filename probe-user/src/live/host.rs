@@ -21,8 +21,8 @@ use procfs::{
     process::{FDTarget, LimitValue, Process, all_processes},
 };
 
-pub use self::answers::answer_questions;
 use self::diag::Listening;
+pub use self::{answers::answer_questions, route::way};
 use super::{capture, clock, namespaces, nginx::plain};
 use crate::{
     model::{

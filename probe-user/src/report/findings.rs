@@ -123,6 +123,9 @@ pub fn upstreams_text(seen: &Seen) -> String {
             let pid = owner.listener.pid.map(|pid| format!(" {}", pid.0)).unwrap_or_default();
             words.push(format!("by {command}{pid}"));
         }
+        if let Some(route) = &one.route {
+            words.push(format!("[{}]", redact::text(&route.to_string())));
+        }
         let mut first = true;
         for part in wrap(&words.join(" "), COLUMNS - 4) {
             line(&mut out, if first { "  " } else { "    " }, &part);
@@ -148,6 +151,7 @@ fn answered(answer: &Answer) -> String {
         Answer::Endless(_) => "a header without end".to_owned(),
         Answer::Closed(_) => "closed".to_owned(),
         Answer::Reset => "reset".to_owned(),
+        Answer::Alert(alert) => format!("TLS alert {}", redact::text(alert)),
         Answer::Silent => "no answer".to_owned(),
         Answer::Failed(errno) => errno.to_string(),
     }
@@ -220,6 +224,11 @@ pub fn upstream_json(seen: &Seen, one: &Try) -> Value {
         "status": status,
         "server": server,
         "listeners": listeners,
+        "route": one.route.as_ref().map(|route| json!({
+            "device": route.device.as_deref().map(redact::text),
+            "gateway": route.gateway.map(|gateway| gateway.to_string()),
+            "source": route.source.map(|source| source.to_string()),
+        })),
         "unix": matches!(one.address, Address::Unix(_)),
         "nginx": seen.nginx.master.map(|pid| pid.0),
     })

@@ -2,8 +2,11 @@
 
 mod command;
 mod connect;
+mod families;
+mod filters;
 mod healthy;
 mod limits;
 mod protocol;
 mod real;
 mod scene;
+mod servers;

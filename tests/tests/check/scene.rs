@@ -14,11 +14,13 @@ use probe_tests::client::Connection;
 use probe_tests::lab::Lab;
 use probe_tests::namespace::Namespace;
 use probe_tests::nginx::children_of;
-use probe_tests::probe::output;
+use probe_tests::probe::output_within;
 use probe_tests::process::{Process, Start, wait_until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A check with servers that say nothing waits for each answer that does not come.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// An nginx with a configuration of its own; gone when dropped.
 pub(crate) struct Server {
@@ -144,7 +146,7 @@ impl Checked {
 
     /// Runs the command.
     pub(crate) fn run(arguments: &[&str]) -> Result<Self> {
-        let printed = output(arguments)?;
+        let printed = output_within(arguments, LONGEST)?;
         let mut checked = Self {
             findings: Vec::new(),
             upstreams: Vec::new(),

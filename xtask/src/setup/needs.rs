@@ -90,6 +90,17 @@ pub(crate) const ALL: &[Need] = &[
     Need::program("openssl", "openssl", "the tests make certificates with it"),
     Need::program("iproute2", "ip", "the lab is made of network namespaces"),
     Need::program("nftables", "nft", "the lab drops and refuses packets with it"),
+    Need::program("iptables", "iptables-nft", "the lab drops and refuses packets with it"),
+    Need::file(
+        "gunicorn-examples",
+        &["/usr/share/doc/gunicorn-examples/examples/nginx.conf"],
+        "the tests read the configurations of nginx that packages ship",
+    ),
+    Need::file(
+        "nginx-doc",
+        &["/usr/share/doc/nginx/examples/nginx.conf"],
+        "the tests read the configurations of nginx that packages ship",
+    ),
     Need::program("bpftool", "bpftool", "the tests look with it whether anything stayed attached"),
     Need::program("tcpdump", "tcpdump", "the tests compare with what it captures"),
     Need::program("tshark", "tshark", "the tests compare with what it dissects"),

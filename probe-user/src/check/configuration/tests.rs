@@ -97,19 +97,9 @@ fn pools_and_the_upstreams_idle_time() {
             body: Vec::new(),
         };
         seen.tries.push(Try {
-            endpoint: 0,
-            address: Address::parse("10.0.0.1:80").unwrap(),
-            connect_us: 1,
-            connect: Ok(()),
-            local: None,
-            tls: None,
             answer: Some(AnswerSeen { took_us: 1, kind }),
-            speaks: None,
-            here: None,
-            path: None,
             idle,
-            other_host: None,
-            rules: Vec::new(),
+            ..Try::new(0, Address::parse("10.0.0.1:80").unwrap())
         });
         judge(&seen).into_iter().filter_map(|finding| finding.cause).collect::<Vec<_>>()
     };

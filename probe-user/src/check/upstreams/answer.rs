@@ -1,6 +1,6 @@
 //! What upstreams answer.
 
-use super::{Case, milliseconds, shown};
+use super::{Case, milliseconds, shown, tls};
 use crate::{
     check::{
         finding::{Finding, Weight},
@@ -54,6 +54,7 @@ pub(super) fn judge(case: &Case<'_>, seen: &AnswerSeen) -> Vec<Finding> {
             .why("If it does so with real requests, nginx answers 502.")
             .fix("see the upstream's log; it may refuse this path, this Host or this protocol: try --probe-path"),
         ),
+        Answer::Alert(alert) => Some(tls::ended(case, alert)),
         Answer::Silent => Some(silent(case, seen)),
         Answer::Failed(errno) => Some(
             case.finding(Weight::Risk, Some("upstream-reset"), format!("the request failed: {errno}"))
@@ -75,6 +76,16 @@ fn http(case: &Case<'_>, status: u16, header_bytes: usize, body: &[u8]) -> Vec<F
                 .seen("a TLS handshake comes about")
                 .why("The upstream answers an error to every request; others close or send an alert, which is a 502.")
                 .fix("`proxy_pass https://…`, or the upstream's plain port"),
+        );
+        return findings;
+    }
+    if case.one.speaks == Some(Speaks::Http) && matches!(protocol, Protocol::Uwsgi | Protocol::Scgi) {
+        let title = format!("the port speaks HTTP, not {}", protocol.name());
+        findings.push(
+            case.finding(case.weight(), None, title)
+                .seen(format!("asked as {} it answers {status}, asked over HTTP it answers otherwise", protocol.name()))
+                .why("The server takes nginx's words for a broken HTTP request: every client is answered 400.")
+                .fix("`proxy_pass http://…` for a server that speaks HTTP/1"),
         );
         return findings;
     }

@@ -4,7 +4,7 @@ use super::{Case, milliseconds};
 use crate::{
     check::{
         finding::Finding,
-        seen::{ConnectFailure, Here, Icmp, Owner, PathPart},
+        seen::{Barrier, ConnectFailure, Here, Icmp, Owner, PathPart},
     },
     decode::rules::Fate,
     model::net::{Address, Errno},
@@ -31,10 +31,12 @@ pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
         )),
         None => finding.seen(format!("no answer to connect() within {}", milliseconds(case.one.connect_us))),
     };
+    let finding = case.one.route.iter().fold(finding, |finding, route| finding.seen(format!("its route: {route}")));
     let finding = case.one.rules.iter().fold(finding, |finding, barrier| {
         let place = if barrier.at_upstream { "where the upstream runs" } else { "where nginx runs" };
         let doubt = if barrier.hit.certain { "" } else { "perhaps " };
-        finding.seen(format!("packet filter {place}, {doubt}met by this connection: {}", barrier.hit.text))
+        let what = if barrier.answer { "the answer to this connection" } else { "this connection" };
+        finding.seen(format!("packet filter {place}, {doubt}met by {what}: {}", barrier.hit.text))
     });
     let finding = failure.icmp.into_iter().fold(finding, |finding, icmp| finding.seen(said(icmp)));
     let finding = case.one.here.iter().fold(finding, about_host);
@@ -42,11 +44,8 @@ pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
 }
 
 fn refused(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
-    if failure.icmp.is_some_and(Icmp::is_filter) {
-        return rejected(case, "a packet filter answers for the upstream".to_owned());
-    }
-    if has_rule(case, Fate::Rejected) {
-        return rejected(case, "a packet filter refuses the connection".to_owned());
+    if let Some(finding) = filtered(case, failure) {
+        return finding;
     }
     match &case.one.here {
         Some(here) if !here.listeners.is_empty() => {
@@ -54,7 +53,11 @@ fn refused(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
         }
         here => {
             let remote = here.as_ref().is_some_and(|here| !here.local);
-            let title = if remote { "the upstream's host refuses the connection" } else { "nobody listens there" };
+            let title = if remote {
+                "the upstream's host, or a packet filter before it, refuses the connection"
+            } else {
+                "nobody listens there"
+            };
             let finding = case.finding(case.weight(), Some("upstream-refused"), title.to_owned());
             let finding = finding
                 .why("Every request that nginx sends there is answered 502 at once, or goes to the next server.");
@@ -111,14 +114,35 @@ fn silent(case: &Case<'_>) -> Finding {
         .fix("see whether a packet filter or security group between drops it: `tcpdump` at both ends tells where the SYN is lost")
 }
 
-/// A rule that is sure to do this to the connection.
+/// A packet filter's doing: its ICMP message says so, or a rule that is listed. A host that says of itself that it cannot be reached
+/// has been reached.
+fn filtered(case: &Case<'_>, failure: &ConnectFailure) -> Option<Finding> {
+    let address = case.one.address.ip().map(|address| address.ip());
+    let by_itself = |icmp: Icmp| icmp.from.is_some() && icmp.from == address && icmp.from != own(case);
+    if failure.icmp.is_some_and(|icmp| icmp.is_filter() || by_itself(icmp)) {
+        return Some(rejected(case, "a packet filter answers for the upstream".to_owned()));
+    }
+    // Without a route no packet came as far as a rule.
+    (case.one.route.is_some() && has_rule(case, Fate::Rejected))
+        .then(|| rejected(case, "a packet filter refuses the connection".to_owned()))
+}
+
+/// Our own address towards it, which speaks for neighbours that do not answer.
+fn own(case: &Case<'_>) -> Option<std::net::IpAddr> {
+    case.one.route.as_ref().and_then(|route| route.source)
+}
+
+/// A rule that is sure to do this to the connection. Whatever is done to the answer, nginx hears nothing.
 fn has_rule(case: &Case<'_>, fate: Fate) -> bool {
-    case.one.rules.iter().any(|barrier| barrier.hit.certain && barrier.hit.fate == fate)
+    let does = |barrier: &&Barrier| if barrier.answer { fate == Fate::Dropped } else { barrier.hit.fate == fate };
+    case.one.rules.iter().filter(does).any(|barrier| barrier.hit.certain)
 }
 
 fn unreachable(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
+    if let Some(finding) = filtered(case, failure) {
+        return finding;
+    }
     match failure.icmp {
-        Some(icmp) if icmp.is_filter() => rejected(case, "a packet filter answers for the upstream".to_owned()),
         // A failed neighbour lookup comes back as an ICMP message of our own, some seconds later.
         Some(_) => host_unreachable(case),
         None if case.one.connect_us > 200_000 => host_unreachable(case),
@@ -138,8 +162,8 @@ fn host_unreachable(case: &Case<'_>) -> Finding {
 }
 
 fn denied(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
-    if failure.icmp.is_some_and(Icmp::is_filter) {
-        return rejected(case, "a packet filter answers for the upstream".to_owned());
+    if let Some(finding) = filtered(case, failure) {
+        return finding;
     }
     case.finding(case.weight(), Some("connect-denied"), "the kernel denies the connection".to_owned())
         .why("nginx's connect() fails the same way: 502.")
@@ -255,21 +279,8 @@ mod tests {
     fn seen(failure: ConnectFailure, here: Option<Here>) -> Seen {
         let layout = layout::read("http { server { location / { proxy_pass http://10.0.0.1:80; } } }").unwrap();
         let endpoints = endpoints(&layout, None);
-        let one = Try {
-            endpoint: 0,
-            address: Address::parse("10.0.0.1:80").unwrap(),
-            connect_us: 50,
-            connect: Err(failure),
-            local: None,
-            tls: None,
-            answer: None,
-            speaks: None,
-            here,
-            path: None,
-            idle: None,
-            other_host: None,
-            rules: Vec::new(),
-        };
+        let one =
+            Try { connect_us: 50, connect: Err(failure), here, ..Try::new(0, Address::parse("10.0.0.1:80").unwrap()) };
         Seen { layout, endpoints, tries: vec![one], ..Seen::default() }
     }
 

@@ -1,12 +1,19 @@
-//! Packet filter rules as `nft -j list ruleset` prints them, and which of them a new TCP connection would meet.
+//! Packet filter rules as `nft -j list ruleset` and `iptables-save` print them, and which of them a new TCP connection would meet.
 //! (<https://manpages.debian.org/bookworm/libnftables1/libnftables-json.5.en.html>)
 //!
 //! What a rule asks for and this cannot know (marks, interfaces, limits, connection states beyond "new") leaves it open whether the
 //! rule matches: such a rule is told as possible, never as certain.
 
-use std::{collections::BTreeMap, net::IpAddr};
+mod iptables;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde_json::Value;
+
+pub use self::iptables::decode as decode_iptables;
 
 /// Jumps in jumps at most; the kernel allows 16 as well.
 const DEPTH: usize = 16;
@@ -34,15 +41,37 @@ impl Hook {
     }
 }
 
-/// The first packet of a connection.
+/// The first packet of a connection, or the answer to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Syn {
+pub struct Packet {
     /// Its source, where known.
     pub source: Option<IpAddr>,
     /// Its destination.
     pub destination: IpAddr,
-    /// Its destination port.
-    pub port: u16,
+    /// Its source port, where known.
+    pub source_port: Option<u16>,
+    /// Its destination port, where known.
+    pub port: Option<u16>,
+    /// It is the SYN-ACK.
+    pub is_answer: bool,
+}
+
+impl Packet {
+    /// The SYN from an address, if that is known, to another.
+    #[must_use]
+    pub const fn syn(source: Option<IpAddr>, to: SocketAddr) -> Self {
+        Self { source, destination: to.ip(), source_port: None, port: Some(to.port()), is_answer: false }
+    }
+
+    /// What answers the SYN that came from this address.
+    #[must_use]
+    pub const fn answer(from: SocketAddr, to: IpAddr) -> Self {
+        Self { source: Some(from.ip()), destination: to, source_port: Some(from.port()), port: None, is_answer: true }
+    }
+
+    const fn state(&self) -> &'static str {
+        if self.is_answer { "established" } else { "new" }
+    }
 }
 
 /// What becomes of it.
@@ -65,9 +94,11 @@ pub struct Hit {
     pub certain: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Rule {
     expressions: Vec<Value>,
+    /// As it was listed, where that is not nft's form.
+    text: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -127,26 +158,43 @@ pub fn decode(text: &str) -> Option<Rules> {
         let key = (word(item, "family"), word(item, "table"), word(item, "chain"));
         let expressions = item.get("expr").and_then(Value::as_array).cloned().unwrap_or_default();
         if let Some(chain) = index.get(&key).and_then(|at| rules.chains.get_mut(*at)) {
-            chain.rules.push(Rule { expressions });
+            chain.rules.push(Rule { expressions, text: None });
         }
     }
     Some(rules)
 }
 
 impl Rules {
+    /// Whether there is a table of this family that iptables may have made: iptables knows better what its own rules mean.
+    #[must_use]
+    pub fn has_iptables(&self, family: &str) -> bool {
+        self.chains.iter().any(|chain| chain.family == family && iptables::is_table(&chain.table))
+    }
+
+    /// Adds another listing. `instead`: of the same rules, so that its tables take the place of ours.
+    pub fn add(&mut self, other: Self, instead: bool) {
+        if instead {
+            let is_theirs = |chain: &Chain| {
+                other.chains.iter().any(|theirs| theirs.family == chain.family && theirs.table == chain.table)
+            };
+            self.chains.retain(|chain| !is_theirs(chain));
+        }
+        self.chains.extend(other.chains);
+    }
+
     /// Rules that stop this packet, or may.
     #[must_use]
-    pub fn hits(&self, hook: Hook, syn: &Syn) -> Vec<Hit> {
+    pub fn hits(&self, hook: Hook, packet: &Packet) -> Vec<Hit> {
         let mut bases: Vec<&Chain> = self
             .chains
             .iter()
-            .filter(|chain| chain.hook.as_deref() == Some(hook.name()) && speaks(&chain.family, syn.destination))
+            .filter(|chain| chain.hook.as_deref() == Some(hook.name()) && speaks(&chain.family, packet.destination))
             .collect();
         bases.sort_by_key(|chain| chain.priority);
         let mut hits = Vec::new();
         let mut certain = true;
         for base in bases {
-            let way = self.walk(base, syn, &mut hits, &mut certain, 0);
+            let way = self.walk(base, packet, &mut hits, &mut certain, 0);
             if way == Way::Stopped {
                 break;
             }
@@ -159,7 +207,7 @@ impl Rules {
         hits
     }
 
-    fn walk(&self, chain: &Chain, syn: &Syn, hits: &mut Vec<Hit>, certain: &mut bool, depth: usize) -> Way {
+    fn walk(&self, chain: &Chain, packet: &Packet, hits: &mut Vec<Hit>, certain: &mut bool, depth: usize) -> Way {
         for rule in &chain.rules {
             let mut known = Known::Yes;
             for expression in &rule.expressions {
@@ -167,7 +215,7 @@ impl Rules {
                     continue;
                 };
                 match name.as_str() {
-                    "match" => match matches(body, syn) {
+                    "match" => match matches(body, packet) {
                         Known::No => known = Known::No,
                         Known::Unknown if known == Known::Yes => known = Known::Unknown,
                         _ => {}
@@ -195,7 +243,7 @@ impl Rules {
                         let Some(target) = self.chains.iter().find(is_target) else { continue };
                         // A chain that may be left by an unknown rule leaves everything after it open too.
                         let mut inside = *certain && known == Known::Yes;
-                        let way = self.walk(target, syn, hits, &mut inside, depth + 1);
+                        let way = self.walk(target, packet, hits, &mut inside, depth + 1);
                         match (way, known) {
                             (Way::Accepted | Way::Stopped, Known::Yes) => return way,
                             (Way::On, Known::Yes) if name == "goto" => return Way::On,
@@ -205,7 +253,7 @@ impl Rules {
                         }
                     }
                     _ if known == Known::No || VERDICTS.contains(&name.as_str()) => {}
-                    "vmap" if is_untouched(body, syn) => {}
+                    "vmap" if is_untouched(body, packet) => {}
                     // Whatever else a rule does may decide: by itself (verdict maps, iptables' own modules, queues) or for what
                     // follows in the rule (limits, quotas).
                     other => {
@@ -223,12 +271,12 @@ impl Rules {
 }
 
 /// A verdict map that has nothing for this packet.
-fn is_untouched(body: &Value, syn: &Syn) -> bool {
+fn is_untouched(body: &Value, packet: &Packet) -> bool {
     let (Some(key), Some(entries)) = (body.get("key"), body.pointer("/data/set").and_then(Value::as_array)) else {
         return false;
     };
     let value = |entry: &Value| entry.get(0).cloned().unwrap_or(Value::Null);
-    entries.iter().all(|entry| matches_left(key, &value(entry), syn) == Known::No)
+    entries.iter().all(|entry| matches_left(key, &value(entry), packet) == Known::No)
 }
 
 /// Whether a table's family sees packets to this address.
@@ -241,16 +289,16 @@ fn speaks(family: &str, address: IpAddr) -> bool {
     }
 }
 
-fn matches(body: &Value, syn: &Syn) -> Known {
+fn matches(body: &Value, packet: &Packet) -> Known {
     let (Some(left), Some(right)) = (body.get("left"), body.get("right")) else { return Known::Unknown };
     let operator = body.get("op").and_then(Value::as_str).unwrap_or("==");
     // A field of another protocol asks for that protocol first, even where it is compared with `!=`.
     if let Some(protocol) = left.pointer("/payload/protocol").and_then(Value::as_str)
-        && is_other_protocol(protocol, syn)
+        && is_other_protocol(protocol, packet)
     {
         return Known::No;
     }
-    let known = matches_left(left, right, syn);
+    let known = matches_left(left, right, packet);
     match (operator, known) {
         ("==" | "in", known) => known,
         ("!=", Known::Yes) => Known::No,
@@ -259,40 +307,46 @@ fn matches(body: &Value, syn: &Syn) -> Known {
     }
 }
 
-fn is_other_protocol(protocol: &str, syn: &Syn) -> bool {
+fn is_other_protocol(protocol: &str, packet: &Packet) -> bool {
     match protocol {
-        "ip" => !syn.destination.is_ipv4(),
-        "ip6" => syn.destination.is_ipv4(),
+        "ip" => !packet.destination.is_ipv4(),
+        "ip6" => packet.destination.is_ipv4(),
         "udp" | "udplite" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "esp" | "ah" | "arp" => true,
         _ => false,
     }
 }
 
-fn matches_left(left: &Value, right: &Value, syn: &Syn) -> Known {
+fn matches_left(left: &Value, right: &Value, packet: &Packet) -> Known {
     let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     if let Some(payload) = left.get("payload") {
         return match (text(payload, "protocol").as_str(), text(payload, "field").as_str()) {
-            ("ip" | "ip6", "daddr") => address_in(right, syn.destination),
-            ("ip" | "ip6", "saddr") => syn.source.map_or(Known::Unknown, |source| address_in(right, source)),
+            ("ip" | "ip6", "daddr") => address_in(right, packet.destination),
+            ("ip" | "ip6", "saddr") => packet.source.map_or(Known::Unknown, |source| address_in(right, source)),
             ("ip", "protocol") | ("ip6", "nexthdr") => word_in(right, "tcp"),
-            ("tcp" | "th", "dport") => number_in(right, u64::from(syn.port)),
-            (protocol, _) if is_other_protocol(protocol, syn) => Known::No,
+            ("tcp" | "th", "dport") => packet.port.map_or(Known::Unknown, |port| number_in(right, u64::from(port))),
+            ("tcp" | "th", "sport") => {
+                packet.source_port.map_or(Known::Unknown, |port| number_in(right, u64::from(port)))
+            }
+            (protocol, _) if is_other_protocol(protocol, packet) => Known::No,
             _ => Known::Unknown,
         };
+    }
+    if let Some(flags) = left.get("iptables-flags") {
+        return known(iptables::flags_match(&text(flags, "mask"), &text(flags, "set"), packet.is_answer));
     }
     if let Some(meta) = left.get("meta") {
         return match text(meta, "key").as_str() {
             "l4proto" => word_in(right, "tcp"),
-            "nfproto" => word_in(right, if syn.destination.is_ipv4() { "ipv4" } else { "ipv6" }),
+            "nfproto" => word_in(right, if packet.destination.is_ipv4() { "ipv4" } else { "ipv6" }),
             // Packets to a loopback address take the loopback; which way others take is not known here.
-            "iifname" | "oifname" | "iif" | "oif" if syn.destination.is_loopback() => word_in(right, "lo"),
+            "iifname" | "oifname" | "iif" | "oif" if packet.destination.is_loopback() => word_in(right, "lo"),
             _ => Known::Unknown,
         };
     }
     if let Some(ct) = left.get("ct")
         && text(ct, "key") == "state"
     {
-        return word_in(right, "new");
+        return word_in(right, packet.state());
     }
     Known::Unknown
 }
@@ -379,6 +433,9 @@ const fn known(is: bool) -> Known {
 
 /// The rule in words close to nft's own.
 fn rule_text(rule: &Rule) -> String {
+    if let Some(text) = &rule.text {
+        return text.clone();
+    }
     let words: Vec<String> = rule.expressions.iter().filter_map(expression_text).collect();
     words.join(" ")
 }
@@ -427,53 +484,4 @@ fn value_text(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// As nft 1.0.6 prints it.
-    const RULES: &str = r#"{"nftables": [{"metainfo": {"json_schema_version": 1}},
-      {"chain": {"family": "inet", "table": "lab", "name": "sub", "handle": 1}},
-      {"chain": {"family": "inet", "table": "lab", "name": "input", "handle": 2, "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "sub", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": {"prefix": {"addr": "10.0.0.0", "len": 8}}}}, {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": {"set": [80, {"range": [8000, 9000]}]}}}, {"counter": {"packets": 0}}, {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}, {"accept": null}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}}, {"accept": null}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 80}}, {"drop": null}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "!=", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 53}}, {"drop": null}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}], ["established", {"accept": null}]]}}}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"jump": {"target": "sub"}}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@bad"}}, {"drop": null}]}},
-      {"rule": {"family": "inet", "table": "lab", "chain": "input", "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 443}}, {"accept": null}]}}]}"#;
-
-    fn hits(port: u16) -> Vec<(Fate, bool, String)> {
-        let syn = Syn { source: Some("10.0.0.1".parse().unwrap()), destination: "10.0.0.2".parse().unwrap(), port };
-        let hits = decode(RULES).unwrap().hits(Hook::Input, &syn);
-        hits.into_iter().map(|hit| (hit.fate, hit.certain, hit.text)).collect()
-    }
-
-    #[test]
-    fn a_connection_meets_the_rules_in_order() {
-        assert_eq!(hits(22), []);
-        let text = "inet lab sub: ip daddr 10.0.0.0/8 tcp dport { 80, 8000-9000 } reject with icmpx admin-prohibited";
-        assert_eq!(hits(8080), [(Fate::Rejected, true, text.to_owned())]);
-        let bad = "inet lab input: ip saddr @bad drop".to_owned();
-        assert_eq!(hits(443), [(Fate::Dropped, false, bad.clone())]);
-        let policy = "inet lab input: policy drop".to_owned();
-        assert_eq!(hits(99), [(Fate::Dropped, false, bad), (Fate::Dropped, false, policy)]);
-        let syn = Syn { source: None, destination: "10.0.0.2".parse().unwrap(), port: 8080 };
-        assert_eq!(decode(RULES).unwrap().hits(Hook::Output, &syn), []);
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_it_panic(cut in any::<prop::sample::Index>(), noise in "[\\[\\]{}\":,a-z0-9]{0,20}") {
-            let at = cut.index(RULES.len());
-            let text = format!("{}{noise}{}", &RULES[..at], &RULES[at..]);
-            if let Some(rules) = decode(&text) {
-                let syn = Syn { source: None, destination: "10.0.0.2".parse().unwrap(), port: 1 };
-                let _ = rules.hits(Hook::Input, &syn);
-            }
-        }
-    }
-}
+mod tests;

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{connect::Stream, tls::Secured};
+use super::{
+    connect::Stream,
+    tls::{self, Secured},
+};
 use crate::{
     check::{
         plan::Speech,
@@ -143,6 +146,7 @@ fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadlin
             Ok(0) => return unfinished(bytes),
             Ok(length) => bytes.extend_from_slice(&buffer[..length]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if let Some(alert) = tls::alert(&error) => return Answer::Alert(alert),
             // TLS that ends without its own goodbye is the end all the same.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return unfinished(bytes),
             Err(error) if bytes.is_empty() => return failed(&error, 0),
@@ -179,10 +183,13 @@ fn failed(error: &io::Error, received: usize) -> Answer {
 fn understood(protocol: Protocol, bytes: &[u8]) -> Option<Answer> {
     match protocol {
         // uwsgi and SCGI servers answer in HTTP or as CGI programs do.
-        Protocol::Http | Protocol::Uwsgi => http(bytes, protocol),
-        Protocol::Scgi => {
-            let status = bytes.starts_with(b"Status:") || bytes.starts_with(b"Content-");
-            if status { Some(Answer::Right) } else { http(bytes, protocol) }
+        Protocol::Http => http(bytes),
+        Protocol::Uwsgi | Protocol::Scgi => {
+            if b"HTTP/".starts_with(&bytes[..bytes.len().min(5)]) {
+                http(bytes)
+            } else {
+                cgi_answer(bytes)
+            }
         }
         Protocol::FastCgi => match bytes {
             // GET_VALUES_RESULT, UNKNOWN_TYPE; or what else it sends as a record of version 1.
@@ -203,34 +210,56 @@ fn understood(protocol: Protocol, bytes: &[u8]) -> Option<Answer> {
     }
 }
 
-fn http(bytes: &[u8], protocol: Protocol) -> Option<Answer> {
+fn http(bytes: &[u8]) -> Option<Answer> {
     const START: &[u8] = b"HTTP/";
     if bytes.len() < START.len() && START.starts_with(bytes) {
         return None;
     }
     if !bytes.starts_with(START) {
-        let is_cgi = protocol != Protocol::Http && (bytes.starts_with(b"Status:") || bytes.starts_with(b"Content-"));
-        return Some(if is_cgi { Answer::Right } else { Answer::Wrong(bytes.to_vec()) });
+        return Some(Answer::Wrong(bytes.to_vec()));
     }
     let mut headers = [httparse::EMPTY_HEADER; 256];
     let mut response = httparse::Response::new(&mut headers);
     match response.parse(bytes) {
         Ok(httparse::Status::Partial) => None,
         Ok(httparse::Status::Complete(header_bytes)) => {
-            let value = |name: &str| {
-                let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-                found.map(|header| String::from_utf8_lossy(header.value).into_owned())
-            };
-            let body = bytes.get(header_bytes..).unwrap_or_default();
-            Some(Answer::Http {
-                status: response.code.unwrap_or(0),
-                header_bytes,
-                server: value("server"),
-                location: value("location"),
-                body: body[..body.len().min(BODY)].to_vec(),
-            })
+            let status = response.code.unwrap_or(0);
+            Some(answered(status, header_bytes, response.headers, bytes))
         }
         Err(_) => Some(Answer::Wrong(bytes.to_vec())),
+    }
+}
+
+/// Headers without a status line; the status is one of them, or 200 (RFC 3875, 6.3.3).
+fn cgi_answer(bytes: &[u8]) -> Option<Answer> {
+    let mut headers = [httparse::EMPTY_HEADER; 256];
+    match httparse::parse_headers(bytes, &mut headers) {
+        Ok(httparse::Status::Partial) => None,
+        Ok(httparse::Status::Complete((_, []))) | Err(_) => Some(Answer::Wrong(bytes.to_vec())),
+        Ok(httparse::Status::Complete((header_bytes, headers))) => {
+            let said = value(headers, "status");
+            let status = said.map_or(Some(200), |said| said.split(' ').next()?.parse().ok());
+            Some(match status {
+                Some(status) => answered(status, header_bytes, headers, bytes),
+                None => Answer::Wrong(bytes.to_vec()),
+            })
+        }
+    }
+}
+
+fn value(headers: &[httparse::Header<'_>], name: &str) -> Option<String> {
+    let found = headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+    found.map(|header| String::from_utf8_lossy(header.value).into_owned())
+}
+
+fn answered(status: u16, header_bytes: usize, headers: &[httparse::Header<'_>], bytes: &[u8]) -> Answer {
+    let body = bytes.get(header_bytes..).unwrap_or_default();
+    Answer::Http {
+        status,
+        header_bytes,
+        server: value(headers, "server"),
+        location: value(headers, "location"),
+        body: body[..body.len().min(BODY)].to_vec(),
     }
 }
 
@@ -318,6 +347,18 @@ mod tests {
         assert_eq!(understood(Protocol::FastCgi, b"\x01\x0a\0\0\0\x13\x05\0"), Some(Answer::Right));
         assert!(matches!(understood(Protocol::FastCgi, b"HTTP/1.1 400"), Some(Answer::Wrong(_))));
         assert_eq!(understood(Protocol::Memcached, b"VERSION 1.6"), Some(Answer::Right));
-        assert_eq!(understood(Protocol::Scgi, b"Status: 200 OK\r\n"), Some(Answer::Right));
+        let scgi = |bytes: &[u8]| match understood(Protocol::Scgi, bytes) {
+            Some(Answer::Http { status, .. }) => Some(status),
+            Some(_) => Some(0),
+            None => None,
+        };
+        assert_eq!(scgi(b"Status: 502 Bad Gateway\r\nContent-Type: a/b\r\n\r\n"), Some(502));
+        assert_eq!(scgi(b"Content-Type: a/b\r\n\r\nhello"), Some(200));
+        assert_eq!(scgi(b"HTTP/1.1 404 Not Found\r\n\r\n"), Some(404));
+        assert_eq!((scgi(b"HTT"), scgi(b"Content-T"), scgi(b"Status: 200 OK\r\n")), (None, None, None));
+        assert_eq!(
+            (scgi(b"\r\n"), scgi(b"SSH-2.0-x\r\n\r\n"), scgi(b"Status: gone\r\n\r\n")),
+            (Some(0), Some(0), Some(0))
+        );
     }
 }

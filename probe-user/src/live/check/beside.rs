@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -16,7 +16,7 @@ use crate::{
         plan::{Resolver, Server},
         seen::{Barrier, Try},
     },
-    decode::rules::{Hook, Rules, Syn},
+    decode::rules::{Hook, Packet, Rules},
     live::{host::Lookup, nginx},
     model::net::Address,
 };
@@ -98,18 +98,25 @@ impl Prepared {
         let mut troubles = BTreeSet::new();
         for one in tries.iter_mut().filter(|one| one.connect.is_err()) {
             let Some(address) = one.address.ip() else { continue };
-            let syn = Syn { source: source(self, address), destination: address.ip(), port: address.port() };
+            let bound = self.seen.endpoints.get(one.endpoint).and_then(|endpoint| endpoint.speech.bind);
+            let source = bound.or_else(|| one.route.as_ref().and_then(|route| route.source));
+            let there = Packet::syn(source, address);
+            let back = source.map(|source| Packet::answer(address, source));
             match rules_of(nginx) {
-                Ok(rules) => one.rules.extend(barriers(&rules, Hook::Output, &syn, false)),
+                Ok(rules) => one.rules.extend(barriers(&rules, [Hook::Output, Hook::Input], there, back, false)),
                 Err(error) => {
                     troubles.insert(format!("packet filter rules where nginx runs: {error}"));
                 }
             }
             let home = one.here.iter().flat_map(|here| &here.listeners).find_map(|owner| owner.listener.netns);
+            // Whoever listens on another port of the same address is there too.
+            let beside =
+                one.here.iter().flat_map(|here| &here.nearby).find(|owner| owner.listener.address.ip() == address.ip());
+            let home = home.or(beside.and_then(|owner| owner.listener.netns));
             let home = home.or(self.netns.filter(|_| address.ip().is_loopback()));
             if let Some(pid) = home.and_then(|netns| lookup.someone_in(netns)) {
                 match rules_of(pid) {
-                    Ok(rules) => one.rules.extend(barriers(&rules, Hook::Input, &syn, true)),
+                    Ok(rules) => one.rules.extend(barriers(&rules, [Hook::Input, Hook::Output], there, back, true)),
                     Err(error) => {
                         troubles.insert(format!("packet filter rules where the upstream runs: {error}"));
                     }
@@ -120,19 +127,12 @@ impl Prepared {
     }
 }
 
-fn barriers(rules: &Rules, hook: Hook, syn: &Syn, at_upstream: bool) -> Vec<Barrier> {
-    rules.hits(hook, syn).into_iter().map(|hit| Barrier { at_upstream, hit }).collect()
-}
-
-/// The source address the kernel would choose; no packet is sent for it.
-fn source(prepared: &Prepared, address: SocketAddr) -> Option<IpAddr> {
-    let chosen = prepared.place.inside(false, || {
-        let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
-        let socket = UdpSocket::bind(any).ok()?;
-        socket.connect(address).ok()?;
-        socket.local_addr().ok().map(|local| local.ip())
-    });
-    chosen.ok().flatten()
+/// What the SYN meets, and what the answer meets the other way.
+fn barriers(rules: &Rules, hooks: [Hook; 2], there: Packet, back: Option<Packet>, at_upstream: bool) -> Vec<Barrier> {
+    let [of_syn, of_answer] = hooks;
+    let syn = rules.hits(of_syn, &there).into_iter().map(|hit| Barrier { at_upstream, answer: false, hit });
+    let answer = back.into_iter().flat_map(|back| rules.hits(of_answer, &back));
+    syn.chain(answer.map(|hit| Barrier { at_upstream, answer: true, hit })).collect()
 }
 
 /// The address in an error log's `upstream: "http://127.0.0.1:8000/x"`.

@@ -4,15 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     net::SocketAddr,
-    path::Path,
     sync::Arc,
 };
 
 use procfs::process::{FDTarget, LimitValue, Process};
 
+use super::groups;
 use crate::{
     check::{
-        host::{GroupSeen, Growth, HostSeen, ProcessSeen},
+        host::{Growth, HostSeen, ProcessSeen},
         seen::Seen,
     },
     live::{capture, nginx::plain},
@@ -23,7 +23,7 @@ use crate::{
 const PROCESSES: usize = 64;
 
 /// Reads all of it for an nginx; `netns` is its network namespace.
-pub(super) fn look(seen: &Seen, master: u32, workers: &[u32], before: Option<u64>) -> HostSeen {
+pub(super) fn look(seen: &Seen, master: u32, workers: &[u32], before: Counters) -> HostSeen {
     let netns = File::open(format!("/proc/{master}/ns/net")).ok().map(Arc::new);
     // /proc/sys/net is that of the network namespace of whoever reads.
     let sysctl = |name: &str| {
@@ -47,14 +47,10 @@ pub(super) fn look(seen: &Seen, master: u32, workers: &[u32], before: Option<u64
     let mut processes: Vec<ProcessSeen> = workers.iter().filter_map(|pid| process(*pid, true, true)).collect();
     processes
         .extend(upstreams.iter().filter(|pid| !workers.contains(pid)).filter_map(|pid| process(*pid, false, false)));
-    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for pid in std::iter::once(&master).chain(&upstreams) {
-        let name =
-            Process::new(i32::try_from(*pid).unwrap_or(0)).and_then(|process| process.stat()).map(|stat| stat.comm);
-        if let (Some(path), Ok(name)) = (group_path(*pid), name) {
-            members.entry(path).or_default().push(format!("{name} {pid}"));
-        }
-    }
+    let after = counters(master);
+    let growth = |of: fn(&Counters) -> Option<u64>| {
+        of(&after).map(|after| Growth { before: of(&before).unwrap_or(after), after })
+    };
     HostSeen {
         processes,
         system_files: system_files(),
@@ -63,9 +59,12 @@ pub(super) fn look(seen: &Seen, master: u32, workers: &[u32], before: Option<u64
         syn_retries: number("ipv4/tcp_syn_retries"),
         syn_linear_timeouts: number("ipv4/tcp_syn_linear_timeouts"),
         conntrack: number("netfilter/nf_conntrack_count").zip(number("netfilter/nf_conntrack_max")),
-        listen_overflows: listen_overflows(master).map(|after| Growth { before: before.unwrap_or(after), after }),
-        groups: members.into_iter().map(|(path, members)| group(&path, members)).collect(),
+        listen_overflows: growth(|counters| counters.listen_overflows),
+        syn_drops: growth(|counters| counters.syn_drops),
+        somaxconn: number("core/somaxconn"),
+        groups: groups::of(std::iter::once(master).chain(upstreams)),
         pressure: pressure(),
+        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
         nginx_label: label(workers.first().copied().unwrap_or(master)),
         selinux_enforcing: flag("/sys/fs/selinux/enforce"),
         httpd_can_network_connect: flag("/sys/fs/selinux/booleans/httpd_can_network_connect"),
@@ -117,40 +116,26 @@ fn ports_used(seen: &Seen, master: u32) -> BTreeMap<SocketAddr, u64> {
     used
 }
 
-/// `TcpExt: ListenOverflows` of a process's network namespace.
-pub(super) fn listen_overflows(pid: u32) -> Option<u64> {
-    counter(&fs::read_to_string(format!("/proc/{pid}/net/netstat")).ok()?, "TcpExt:", "ListenOverflows")
+/// Counters of a network namespace that grow when listeners cannot keep up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    listen_overflows: Option<u64>,
+    syn_drops: Option<u64>,
+}
+
+/// Those of a process's network namespace.
+pub(super) fn counters(pid: u32) -> Counters {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/netstat")).unwrap_or_default();
+    Counters {
+        listen_overflows: counter(&text, "TcpExt:", "ListenOverflows"),
+        syn_drops: counter(&text, "TcpExt:", "TCPReqQFullDrop"),
+    }
 }
 
 fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(group));
     let at = lines.next()?.split_whitespace().position(|word| word == name)?;
     lines.next()?.split_whitespace().nth(at)?.parse().ok()
-}
-
-fn group_path(pid: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(ToOwned::to_owned)
-}
-
-/// The unified hierarchy's files, where it is mounted at its usual place. The root group has none of them.
-fn group(path: &str, members: Vec<String>) -> GroupSeen {
-    let directory = Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
-    let number = |name: &str| read(name).and_then(|text| text.trim().parse().ok());
-    let keyed = |name: &str, key: &str| {
-        let text = read(name)?;
-        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
-    };
-    GroupSeen {
-        path: path.to_owned(),
-        members,
-        memory: number("memory.current"),
-        memory_limit: number("memory.max"),
-        oom_kills: keyed("memory.events", "oom_kill"),
-        throttled: keyed("cpu.stat", "nr_throttled"),
-        periods: keyed("cpu.stat", "nr_periods"),
-    }
 }
 
 /// `some avg10` of each resource.
@@ -182,13 +167,13 @@ mod tests {
         let text = "TcpExt: A ListenOverflows B\nTcpExt: 1 22 3\nIpExt: X\nIpExt: 9\n";
         assert_eq!(counter(text, "TcpExt:", "ListenOverflows"), Some(22));
         assert_eq!(counter(text, "TcpExt:", "C"), None);
-        assert!(listen_overflows(std::process::id()).is_some());
+        assert!(counters(std::process::id()).listen_overflows.is_some());
     }
 
     #[test]
     fn this_host_is_read() {
         let own = std::process::id();
-        let host = look(&Seen::default(), own, &[own], None);
+        let host = look(&Seen::default(), own, &[own], Counters::default());
         assert!(host.port_range.is_some_and(|(low, high)| low < high));
         assert!(host.processes.iter().any(|process| process.open_files > 2));
         assert!(host.syn_retries.is_some() && host.system_files.is_some());

@@ -3,6 +3,7 @@
 mod ask;
 mod beside;
 mod connect;
+mod groups;
 mod limits;
 mod logs;
 mod names;
@@ -16,7 +17,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -202,7 +206,7 @@ impl Prepared {
             self.seen.errors = logs::errors(found, options.since, &mut self.seen.left_out);
             self.seen.accesses = logs::accesses(found, options.since, &mut self.seen.left_out);
         }
-        let overflows = self.found.as_ref().and_then(|found| limits::listen_overflows(found.instance.master.0));
+        let before = self.found.as_ref().map(|found| limits::counters(found.instance.master.0)).unwrap_or_default();
         self.resolve();
         self.find_held();
         let targets = self.targets();
@@ -211,7 +215,7 @@ impl Prepared {
         self.look_beside();
         if let Some(found) = &self.found {
             let workers: Vec<u32> = found.instance.workers.iter().map(|worker| worker.0).collect();
-            self.seen.host = Some(limits::look(&self.seen, found.instance.master.0, &workers, overflows));
+            self.seen.host = Some(limits::look(&self.seen, found.instance.master.0, &workers, before));
         }
         self.seen
     }
@@ -300,13 +304,22 @@ impl Prepared {
                 }
             }
         };
-        let mut tries = Vec::new();
-        for some in targets.chunks(AT_ONCE) {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = some.iter().map(|target| scope.spawn(|| one(target))).collect();
-                tries.extend(threads.into_iter().filter_map(|thread| thread.join().ok().flatten()));
-            });
-        }
-        tries
+        // Whoever is done takes the next: one that says nothing keeps no other from being tried.
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let Some((number, target)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|number| Some((number, targets.get(number)?)))
+            {
+                done.extend(one(target).map(|seen| (number, seen)));
+            }
+            done
+        };
+        let mut tries: Vec<(usize, Try)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..AT_ONCE.min(targets.len())).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        });
+        tries.sort_by_key(|(number, _)| *number);
+        tries.into_iter().map(|(_, seen)| seen).collect()
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     io::{self, Read as _, Write as _},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,11 +14,14 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore,
     SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        ResolvesClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    server::ParsedCertificate,
+    sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
@@ -49,8 +55,18 @@ pub(super) fn trust(root: &Root, path: &Path) -> Trust {
 struct Witness {
     provider: Arc<CryptoProvider>,
     inner: Option<Arc<WebPkiServerVerifier>>,
+    store: Option<Arc<RootCertStore>>,
     name: Option<ServerName<'static>>,
     fault: Mutex<Option<Error>>,
+}
+
+impl Witness {
+    /// The certificate itself is among those that are trusted.
+    fn trusts(&self, certificate: &CertificateDer<'_>) -> bool {
+        let mut own = RootCertStore::empty();
+        let is_one = own.add(certificate.clone().into_owned()).is_ok();
+        is_one && self.store.as_ref().is_some_and(|store| own.roots.iter().all(|root| store.roots.contains(root)))
+    }
 }
 
 impl ServerCertVerifier for Witness {
@@ -65,7 +81,16 @@ impl ServerCertVerifier for Witness {
         if let Some(inner) = &self.inner {
             let name = self.name.as_ref().unwrap_or(server_name);
             let result = inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
-            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = result.err();
+            // This library takes no authority's own certificate for a server's, which OpenSSL does: it compares neither name nor trust then.
+            let fault = result.err().and_then(|error| match error {
+                Error::InvalidCertificate(CertificateError::Other(_)) => match wrong_name(end_entity, name) {
+                    None if self.trusts(end_entity) => None,
+                    None => Some(error),
+                    wrong => wrong,
+                },
+                error => Some(error),
+            });
+            *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -90,6 +115,41 @@ impl ServerCertVerifier for Witness {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn wrong_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Option<Error> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    let error = verify_server_name(&parsed, name).err()?;
+    matches!(
+        error,
+        Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })
+    )
+    .then_some(error)
+}
+
+/// Has no certificate to show, and remembers whether one was asked for.
+#[derive(Debug, Default)]
+struct EmptyHanded {
+    asked: AtomicBool,
+}
+
+impl ResolvesClientCert for EmptyHanded {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+/// The alert that ended a connection, where that is what the error is.
+pub(super) fn alert(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<Error>()? {
+        Error::AlertReceived(alert) => Some(alert_name(*alert)),
+        _ => None,
     }
 }
 
@@ -127,15 +187,17 @@ pub(super) fn handshake(
     let witness = Arc::new(Witness {
         provider: Arc::clone(&provider),
         inner,
+        store: trusted.as_ref().ok().cloned(),
         name: verified_name.clone(),
         fault: Mutex::new(None),
     });
+    let empty_handed = Arc::new(EmptyHanded::default());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .map_err(|error| other(&error))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&witness) as Arc<dyn ServerCertVerifier>)
-        .with_no_client_auth();
+        .with_client_cert_resolver(Arc::clone(&empty_handed) as Arc<dyn ResolvesClientCert>);
     config.enable_sni = name.is_some();
     if h2 {
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -143,14 +205,21 @@ pub(super) fn handshake(
     let sent = name.and_then(|name| ServerName::try_from(name.to_owned()).ok()).or(verified_name);
     let sent = sent.unwrap_or_else(|| ServerName::from(std::net::IpAddr::from([127, 0, 0, 1])));
     let mut connection = ClientConnection::new(Arc::new(config), sent).map_err(|error| other(&error))?;
-    shake(&mut connection, &mut stream, Instant::now() + patience)?;
+    let wants_certificate = || empty_handed.asked.load(Ordering::Relaxed);
+    shake(&mut connection, &mut stream, Instant::now() + patience).map_err(|failure| match failure {
+        TlsFailure::Alert(alert) if wants_certificate() => TlsFailure::WantsCertificate(alert),
+        failure => failure,
+    })?;
     let version = connection.protocol_version().map_or_else(String::new, |version| format!("{version:?}"));
     let fault = witness.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
     let certificate = match (trusted, fault) {
         (Err(why), _) if tls.verify => Some(CertificateFault::NoTrust(why.clone())),
         (_, fault) => fault.map(|error| certificate_fault(&error)),
     };
-    Ok((Secured { connection, stream }, TlsDone { version: version.replace('_', "."), certificate }))
+    Ok((
+        Secured { connection, stream },
+        TlsDone { version: version.replace('_', "."), certificate, wants_certificate: wants_certificate() },
+    ))
 }
 
 fn shake(connection: &mut ClientConnection, stream: &mut Stream, deadline: Instant) -> Result<(), TlsFailure> {
@@ -213,6 +282,12 @@ fn certificate_fault(error: &Error) -> CertificateFault {
             CertificateFault::WrongName
         }
         CertificateError::Revoked => CertificateFault::Revoked,
+        CertificateError::Other(error) => CertificateFault::Other(match error.to_string() {
+            text if text.contains("CaUsedAsEndEntity") => {
+                "it is an authority's own, and none of those that are trusted".to_owned()
+            }
+            text => text,
+        }),
         other => CertificateFault::Other(format!("{other:?}")),
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         speaks::Speaks,
     },
     decode::config::layout::Protocol,
+    live::host,
     model::net::Address,
 };
 
@@ -33,27 +34,19 @@ pub(super) struct Manner<'a> {
     pub(super) question: Option<&'a Question>,
 }
 
+/// For an answer to something that is asked only to learn what the port speaks.
+const SECOND: Duration = Duration::from_secs(2);
+
 /// For a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(4);
 
 /// Connects, shakes hands, asks.
 pub(super) fn attempt(address: &Address, manner: &Manner<'_>) -> Try {
     let (opened, took) = connect::open(address, manner.speech.bind, manner.connect);
-    let mut one = Try {
-        endpoint: manner.endpoint,
-        address: address.clone(),
-        connect_us: microseconds(took),
-        connect: Ok(()),
-        local: None,
-        tls: None,
-        answer: None,
-        speaks: None,
-        here: None,
-        path: None,
-        idle: None,
-        other_host: None,
-        rules: Vec::new(),
-    };
+    let mut one = Try::new(manner.endpoint, address.clone());
+    one.connect_us = microseconds(took);
+    // A bind of nginx's own decides the source; the way is the same unless rules say otherwise.
+    one.route = address.ip().and_then(|address| host::way(address.ip()).ok());
     let stream = match opened {
         Ok(stream) => stream,
         Err(failure) => {
@@ -134,12 +127,19 @@ fn instead_of_tls(address: &Address, manner: &Manner<'_>, tls: &Tls, one: &mut T
     match &seen.result {
         Ok(_) | Err(TlsFailure::NotTried(_)) => return,
         Err(TlsFailure::NotTls(bytes)) => {
-            one.speaks = Some(Speaks::of(bytes));
+            // Some answer a handshake with a page alone: what they speak shows when they are asked.
+            let looks = Speaks::of(bytes);
+            let question = manner.question.filter(|_| matches!(looks, Speaks::Text | Speaks::Unknown));
+            let plain = Speech { tls: None, ..manner.speech.clone() };
+            let answers = question.and_then(|question| asked(address, &plain, manner, question));
+            one.speaks = answers.or(Some(looks));
             return;
         }
         Err(_) => {}
     }
-    if tls.server_name.is_none() && tls.name.parse::<std::net::IpAddr>().is_err() {
+    // Who says nothing at all does not wait for a name.
+    let is_silent = matches!(seen.result, Err(TlsFailure::Silent));
+    if !is_silent && tls.server_name.is_none() && tls.name.parse::<std::net::IpAddr>().is_err() {
         let (opened, _) = connect::open(address, manner.speech.bind, manner.connect);
         let h2 = manner.speech.protocol == Protocol::Grpc;
         let again =
@@ -160,7 +160,8 @@ fn instead_of_tls(address: &Address, manner: &Manner<'_>, tls: &Tls, one: &mut T
 /// Asks once over a fresh connection; what the answer shows the port to speak.
 fn asked(address: &Address, speech: &Speech, manner: &Manner<'_>, question: &Question) -> Option<Speaks> {
     let stream = connect::open(address, speech.bind, manner.connect).0.ok()?;
-    match ask::ask(&mut Channel::Plain(stream), speech, question).kind {
+    let question = Question { patience: question.patience.min(SECOND), ..question.clone() };
+    match ask::ask(&mut Channel::Plain(stream), speech, &question).kind {
         Answer::Http { .. } => Some(Speaks::Http),
         Answer::Right => Some(match speech.protocol {
             Protocol::FastCgi => Speaks::FastCgi,
@@ -175,7 +176,13 @@ fn asked(address: &Address, speech: &Speech, manner: &Manner<'_>, question: &Que
 /// After an answer that makes no sense without TLS: does the port speak TLS, or another protocol?
 fn instead_of_plain(address: &Address, manner: &Manner<'_>, question: &Question, answer: &Answer) -> Option<Speaks> {
     let nothing = matches!(answer, Answer::Closed(0) | Answer::Reset | Answer::Silent);
+    let is_gateway = matches!(manner.speech.protocol, Protocol::Uwsgi | Protocol::Scgi);
     match answer {
+        // An HTTP server answers the words of uwsgi like this, and nginx takes it for an answer.
+        Answer::Http { status: 400, .. } if is_gateway => {
+            let speech = Speech { protocol: Protocol::Http, ..manner.speech.clone() };
+            return asked(address, &speech, manner, question).filter(|speaks| *speaks == Speaks::Http);
+        }
         // Servers that notice answer 400 themselves.
         Answer::Http { status: 400, .. } => {}
         Answer::Wrong(bytes) => match Speaks::of(bytes) {
@@ -195,8 +202,8 @@ fn instead_of_plain(address: &Address, manner: &Manner<'_>, question: &Question,
     };
     let stream = connect::open(address, manner.speech.bind, manner.connect).0.ok()?;
     let nothing_trusted = Err(String::new());
-    match tls::handshake(stream, &tls, None, &nothing_trusted, false, HANDSHAKE.min(question.patience)) {
-        Ok(_) | Err(TlsFailure::Alert(_)) => return Some(Speaks::Tls),
+    match tls::handshake(stream, &tls, None, &nothing_trusted, false, SECOND) {
+        Ok(_) | Err(TlsFailure::Alert(_) | TlsFailure::WantsCertificate(_)) => return Some(Speaks::Tls),
         Err(TlsFailure::NotTls(bytes)) if nothing => return Some(Speaks::of(&bytes)),
         Err(_) => {}
     }

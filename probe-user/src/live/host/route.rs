@@ -5,7 +5,7 @@ use std::{io, net::IpAddr};
 use nix::sys::socket::SockProtocol;
 
 use super::diag::{NLM_F_REQUEST_DUMP, attributes, dump, message};
-use crate::model::host::RouteKind;
+use crate::{check::seen::Route, model::host::RouteKind};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -13,17 +13,67 @@ const NLM_F_REQUEST: u16 = 1;
 /// `struct rtmsg`
 const MESSAGE: usize = 12;
 const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+/// A gateway of the other family (5.2).
+const RTA_VIA: u16 = 18;
 
-/// What this network namespace's routes do with a packet to this address, and the destination of the route that does it, where it is
-/// not an ordinary one.
-pub(super) fn to(address: IpAddr) -> io::Result<(RouteKind, Option<String>)> {
+/// What `ip route get` says: by which device, through whom, and from which address a packet to this address leaves the network namespace.
+pub fn way(address: IpAddr) -> io::Result<Route> {
+    let mut route = Route::default();
+    dump(SockProtocol::NetlinkRoute, &question(address), |kind, message| {
+        if kind == RTM_NEWROUTE {
+            route = read(message);
+        }
+    })?;
+    Ok(route)
+}
+
+fn read(message: &[u8]) -> Route {
+    let mut route = Route::default();
+    for (kind, value) in attributes(message.get(MESSAGE..).unwrap_or_default()) {
+        match kind {
+            RTA_OIF => route.device = value.first_chunk().and_then(|index| device(u32::from_ne_bytes(*index))),
+            RTA_GATEWAY => route.gateway = ip(value),
+            // `struct rtvia`: the family, then the address.
+            RTA_VIA => route.gateway = value.get(2..).and_then(ip),
+            RTA_PREFSRC => route.source = ip(value),
+            _ => {}
+        }
+    }
+    route
+}
+
+/// The name of a device of this network namespace.
+fn device(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// Asks for the route to one address.
+fn question(address: IpAddr) -> Vec<u8> {
     let octets = octets(address);
     let mut body = header(address, u8::try_from(octets.len() * 8).unwrap_or(0)).to_vec();
     let length = u16::try_from(4 + octets.len()).unwrap_or(0);
     body.extend(length.to_ne_bytes());
     body.extend(RTA_DST.to_ne_bytes());
     body.extend(&octets);
-    let asked = dump(SockProtocol::NetlinkRoute, &message(RTM_GETROUTE, NLM_F_REQUEST, &body), |_, _| {});
+    message(RTM_GETROUTE, NLM_F_REQUEST, &body)
+}
+
+/// What this network namespace's routes do with a packet to this address, and the destination of the route that does it, where it is
+/// not an ordinary one.
+pub(super) fn to(address: IpAddr) -> io::Result<(RouteKind, Option<String>)> {
+    let octets = octets(address);
+    let asked = dump(SockProtocol::NetlinkRoute, &question(address), |_, _| {});
     // The kernel answers for such a route with the very error that connect() gets (`fib_props`,
     // https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/fib_semantics.c).
     let kind = match asked {
@@ -99,6 +149,25 @@ mod tests {
     #[test]
     fn the_own_host_is_reached() {
         assert_eq!(to("127.0.0.1".parse().unwrap()).unwrap(), (RouteKind::Open, None));
+    }
+
+    #[test]
+    fn the_way_to_the_own_host_is_the_loopback() {
+        let source = "127.0.0.1".parse().ok();
+        let expected = Route { device: Some("lo".to_owned()), gateway: None, source };
+        assert_eq!(way("127.0.0.1".parse().unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_route_is_read() {
+        let mut message = vec![0; MESSAGE];
+        message.extend([8, 0, 5, 0, 10, 0, 0, 254, 8, 0, 7, 0, 10, 0, 0, 1, 6, 0, 18, 0, 2, 0, 0, 0]);
+        let route = read(&message);
+        assert_eq!(
+            (route.gateway, route.source),
+            (None, "10.0.0.1".parse().ok()),
+            "a gateway without an address is none"
+        );
     }
 
     #[test]

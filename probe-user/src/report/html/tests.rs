@@ -114,7 +114,7 @@ fn an_incident_of_ours_is_drawn_whole() {
         "upstream-refused",
         "What to do",
         "What would have refuted it",
-        "packets.pcapng frame ",
+        "Frames are those of packets.pcapng in the folder of this incident",
         "sends RST: NO_SOCKET",
     ] {
         assert!(out.contains(words), "{words}");

@@ -1,9 +1,11 @@
 //! What nginx, its upstreams and the kernel may use, and what they do use.
 
+use std::collections::BTreeSet;
+
 use super::{
     finding::{Area, Finding, Weight},
     plan,
-    seen::{HostSeen, ProcessSeen, Seen},
+    seen::{Growth, HostSeen, ProcessSeen, Seen},
 };
 
 /// From this share on something is nearly used up.
@@ -24,9 +26,11 @@ pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
     findings.extend(syn_retries(seen, host));
     findings.extend(conntrack(host));
     findings.extend(counters(host));
+    findings.extend(backlogs(seen, host));
     findings.extend(groups(host));
     findings.extend(pressure(host));
     findings.extend(security(host));
+    findings.extend(confined(host));
     findings
 }
 
@@ -196,26 +200,93 @@ fn conntrack(host: &HostSeen) -> Option<Finding> {
     )
 }
 
-fn counters(host: &HostSeen) -> Option<Finding> {
-    let overflows = host.listen_overflows?;
-    if overflows.after == 0 {
-        return None;
+fn counters(host: &HostSeen) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut tell = |growth: Option<Growth>, name: &str, title: &str, fix: &str| {
+        let Some(growth) = growth.filter(|growth| growth.after > 0) else { return };
+        let grew = growth.after.saturating_sub(growth.before);
+        let weight = if grew > 0 { Weight::Risk } else { Weight::Note };
+        findings.push(
+            finding(weight, Some("accept-queue-overflow"), name, title)
+                .seen(format!("{} since the network namespace exists, {grew} during this check", growth.after))
+                .why("A listener of this network namespace was too slow to accept, now or some time ago: its clients saw timeouts (504).")
+                .fix(fix),
+        );
+    };
+    tell(
+        host.listen_overflows,
+        "ListenOverflows",
+        "connections were dropped because an accept queue was full",
+        "`ss -ltn` shows whose Recv-Q is above its Send-Q; give that server more workers or a larger backlog (net.core.somaxconn limits it)",
+    );
+    tell(
+        host.syn_drops,
+        "TCPReqQFullDrop",
+        "SYNs were dropped because too many handshakes were unfinished",
+        "`ss -tn state syn-recv` shows them: a flood, or clients whose packets do not come through; net.ipv4.tcp_syncookies=1 gets by without the queue",
+    );
+    findings
+}
+
+/// nginx's own backlog (`NGX_LISTEN_BACKLOG`, 511), which somaxconn cuts down.
+const NGINX_BACKLOG: u64 = 511;
+/// A backlog below this is full after a moment's pause of the server.
+const SMALL_BACKLOG: u32 = 64;
+
+/// Accept queues of the upstreams on this host, and what limits them.
+fn backlogs(seen: &Seen, host: &HostSeen) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut known = BTreeSet::new();
+    for owner in seen.tries.iter().flat_map(|one| &one.here).flat_map(|here| &here.listeners) {
+        let listener = &owner.listener;
+        let Some((waiting, limit)) = listener.accept_queue.filter(|_| known.insert((listener.address, listener.netns)))
+        else {
+            continue;
+        };
+        let whom = listener.command.as_deref().unwrap_or("a process");
+        let subject = listener.address.to_string();
+        let queue = format!("{whom} on {}: {waiting} connections wait to be accepted, {limit} may", listener.address);
+        // One of those that wait may be this check's own.
+        if waiting > 1 && percent(u64::from(waiting), u64::from(limit)) >= NEARLY_PERCENT {
+            findings.push(
+                finding(Weight::Risk, Some("accept-queue-overflow"), &subject, "an accept queue is nearly full")
+                    .seen(queue)
+                    .why("When it is full the kernel drops further SYNs: nginx answers 504 after its connect timeout.")
+                    .fix(
+                        "find out why the server does not accept: all its workers busy, stopped, or out of descriptors",
+                    ),
+            );
+        } else if limit < SMALL_BACKLOG {
+            findings.push(
+                finding(Weight::Note, Some("accept-queue-overflow"), &subject, "the upstream's backlog is small")
+                    .seen(queue)
+                    .why("In a burst the queue is full before the server comes to accept: SYNs are dropped, connections take a second longer or time out.")
+                    .fix("a larger backlog in the server's own settings (listen(fd, 511)); net.core.somaxconn limits it"),
+            );
+        }
     }
-    let grew = overflows.after.saturating_sub(overflows.before);
-    let weight = if grew > 0 { Weight::Risk } else { Weight::Note };
-    Some(
-        finding(weight, Some("accept-queue-overflow"), "ListenOverflows", "connections were dropped because an accept queue was full")
-            .seen(format!("{} since the network namespace exists, {grew} during this check", overflows.after))
-            .why("A listener of this network namespace was too slow to accept, now or some time ago: its clients saw timeouts (504).")
-            .fix("`ss -ltn` shows whose Recv-Q is above its Send-Q; give that server more workers or a larger backlog (net.core.somaxconn limits it)"),
-    )
+    if let Some(most) = host.somaxconn.filter(|most| *most < NGINX_BACKLOG) {
+        findings.push(
+            finding(
+                Weight::Note,
+                Some("accept-queue-overflow"),
+                "net.core.somaxconn",
+                "the kernel cuts backlogs short",
+            )
+            .seen(format!("net.core.somaxconn {most} where nginx runs; nginx itself asks for {NGINX_BACKLOG}"))
+            .why("No listener of this network namespace has a longer queue, whatever it asks for.")
+            .fix("net.core.somaxconn of 4096 (the kernel's default since 5.4), and restart the servers"),
+        );
+    }
+    findings
 }
 
 fn groups(host: &HostSeen) -> Vec<Finding> {
     let mut findings = Vec::new();
     for group in &host.groups {
         let whom = group.members.join(", ");
-        if group.oom_kills.is_some_and(|kills| kills > 0) {
+        // Those of a group above are counted in the processes' own group too, or are somebody else's.
+        if !group.is_above && group.oom_kills.is_some_and(|kills| kills > 0) {
             let kills = group.oom_kills.unwrap_or(0);
             findings.push(
                 finding(
@@ -286,67 +357,21 @@ fn security(host: &HostSeen) -> Option<Finding> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{check::seen::Growth, decode::config::layout, model::process::Pid};
-
-    fn worker(open_files: u64, sockets: u64) -> ProcessSeen {
-        let command = "nginx".to_owned();
-        ProcessSeen {
-            pid: Pid(8),
-            command,
-            is_nginx: true,
-            is_worker: true,
-            open_files,
-            open_limit: Some(1_024),
-            sockets,
-        }
+/// `AppArmor` confines nginx, and not this check.
+fn confined(host: &HostSeen) -> Option<Finding> {
+    let profile = host.nginx_label.as_deref().filter(|_| host.apparmor)?.strip_suffix(" (enforce)")?;
+    // What container runtimes give to everybody lets connections through.
+    let usual = ["docker-default", "crio-default", "cri-containerd.apparmor.d", "containers-default"];
+    if usual.iter().any(|name| profile.starts_with(name)) {
+        return None;
     }
-
-    fn judged(change: impl FnOnce(&mut HostSeen)) -> Vec<(Weight, Option<&'static str>)> {
-        let text = "events { worker_connections 512; } http { server { location / { proxy_pass http://10.0.0.1; } } }";
-        let mut host = HostSeen { processes: vec![worker(20, 10)], ..HostSeen::default() };
-        change(&mut host);
-        let layout = layout::read(text).unwrap();
-        let endpoints = plan::endpoints(&layout, None);
-        let seen = Seen { layout, endpoints, host: Some(host), ..Seen::default() };
-        judge(&seen).into_iter().map(|finding| (finding.weight, finding.cause)).collect()
-    }
-
-    #[test]
-    fn a_quiet_host_has_nothing_to_say() {
-        let quiet = judged(|host| {
-            host.port_range = Some((32_768, 60_999));
-            host.syn_retries = Some(6);
-            host.conntrack = Some((10, 65_536));
-            host.listen_overflows = Some(Growth { before: 0, after: 0 });
-            host.system_files = Some((1_000, 100_000));
-            host.pressure = vec![("cpu".to_owned(), 3.0)];
-        });
-        assert_eq!(quiet, []);
-    }
-
-    #[test]
-    fn what_is_used_up_is_told() {
-        assert_eq!(
-            judged(|host| host.processes = vec![worker(1_024, 10)]),
-            [(Weight::Fault, Some("fd-exhausted-nginx"))]
-        );
-        assert_eq!(judged(|host| host.processes = vec![worker(900, 10)]), [(Weight::Risk, Some("fd-exhausted-nginx"))]);
-        assert_eq!(
-            judged(|host| host.processes = vec![worker(600, 512)]),
-            [(Weight::Fault, Some("worker-connections-exhausted"))]
-        );
-        let upstream = "10.0.0.1:80".parse().unwrap();
-        let full = judged(|host| {
-            host.port_range = Some((40_000, 40_009));
-            host.ports_used.insert(upstream, 10);
-        });
-        assert_eq!(full, [(Weight::Fault, Some("ephemeral-ports-exhausted"))]);
-        assert_eq!(judged(|host| host.syn_retries = Some(1)), [(Weight::Note, Some("syn-timeout"))]);
-        let grew = judged(|host| host.listen_overflows = Some(Growth { before: 3, after: 5 }));
-        assert_eq!(grew, [(Weight::Risk, Some("accept-queue-overflow"))]);
-        assert_eq!(judged(|host| host.conntrack = Some((95, 100))), [(Weight::Risk, Some("firewall-dropped"))]);
-    }
+    Some(
+        finding(Weight::Note, Some("connect-denied"), profile, "AppArmor confines nginx")
+            .seen(format!("nginx runs under the profile {profile}, in enforce mode"))
+            .why("A connect() or a unix socket that the profile does not allow fails with EACCES: 502. This check is not confined, and gets through.")
+            .fix("`journalctl -k -g apparmor=.DENIED` shows what it denied; `aa-complain` lets it through for a try"),
+    )
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! What nginx's logs have said of late.
 
+mod pauses;
+
 use std::collections::BTreeMap;
 
 use super::{
@@ -10,6 +12,8 @@ use crate::model::{
     complaint::{Message, Phase},
     net::Errno,
 };
+
+pub use self::pauses::{Pauses, Taken, pauses};
 
 /// So many lines within a minute are a burst.
 const BURST: usize = 5;
@@ -30,6 +34,7 @@ const WANTED: [&str; 7] = [
 pub(super) fn judge(seen: &Seen) -> Vec<Finding> {
     let mut findings: Vec<Finding> = seen.errors.iter().flat_map(errors).collect();
     findings.extend(seen.accesses.iter().flat_map(accesses));
+    findings.extend(seen.accesses.iter().flat_map(pauses::judge));
     if let Some(advice) = format_advice(seen) {
         findings.push(advice);
     }
