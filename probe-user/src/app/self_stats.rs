@@ -18,6 +18,13 @@ impl Session<'_> {
         let _ = write!(io::stderr(), "probe502: {text}");
     }
 
+    /// The same, if the command line asked for it.
+    pub(super) fn tell_own_cost_at_the_end(&mut self, started: Instant) {
+        if self.plan.self_stats {
+            self.tell_own_cost(started);
+        }
+    }
+
     /// The probe's own cost since `started`, some lines of text.
     fn own_cost(&mut self, started: Instant) -> String {
         let elapsed = started.elapsed();

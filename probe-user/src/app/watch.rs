@@ -117,9 +117,7 @@ enum End {
 
 async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) -> Result<(), AppError> {
     let started = Instant::now();
-    let mut interrupt = handler(SignalKind::interrupt())?;
-    let mut terminate = handler(SignalKind::terminate())?;
-    let mut asked_for_cost = handler(SignalKind::user_defined1())?;
+    let [mut interrupt, mut terminate, mut asked_for_cost] = handlers()?;
     let form = Form::choose(plan.output.json);
     if !wait_for_nginx(plan, &mut interrupt, &mut terminate).await? {
         return finish_early(form, started);
@@ -135,10 +133,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
     let (kernel, problem) = load(plan);
-    let _counting = plan.self_stats.then(cost::count_run_times).transpose().unwrap_or_else(|error| {
-        tracing::warn!("the kernel does not time its programs (Linux 5.8 does): {error}");
-        None
-    });
+    let _counting = counting(plan);
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
         .transpose()
@@ -199,10 +194,8 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         }
     };
     session.hide_progress();
-    if plan.self_stats {
-        // While its threads still run: what they took is counted by thread.
-        session.tell_own_cost(started);
-    }
+    // While its threads still run: what they took is counted by thread.
+    session.tell_own_cost_at_the_end(started);
     // In order: nothing more is captured, what was captured is read, thought through and written, and only then are we gone. A second
     // signal does not wait for that.
     let finish = tokio::task::spawn_blocking({
@@ -228,6 +221,12 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         session.summary(started);
     }
     Ok(())
+}
+
+/// Of SIGINT, SIGTERM and SIGUSR1.
+fn handlers() -> Result<[Signal; 3], AppError> {
+    let [interrupt, terminate, cost] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()];
+    Ok([handler(interrupt)?, handler(terminate)?, handler(cost)?])
 }
 
 fn handler(kind: SignalKind) -> Result<Signal, AppError> {
@@ -304,6 +303,14 @@ fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
             (None, Some(error.to_string()))
         }
     }
+}
+
+/// With `--self-stats` the kernel times its programs.
+fn counting(plan: &Watch) -> Option<cost::Counting> {
+    plan.self_stats.then(cost::count_run_times).transpose().unwrap_or_else(|error| {
+        tracing::warn!("the kernel does not time its programs (Linux 5.8 does): {error}");
+        None
+    })
 }
 
 /// The thread that reads what they tell.

@@ -1,5 +1,7 @@
 //! The set of nginx that is watched: picks up new ones, notices reloads, forgets those that are gone.
 
+mod functions;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
@@ -17,7 +19,7 @@ use super::{
         Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, Statistics, filter, interfaces,
     },
     clock,
-    ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
+    ebpf::{Attachment, Kernel},
     host::Lookup,
     namespaces,
     nginx::{self, Found, Master},
@@ -244,65 +246,6 @@ impl Followers {
             kernel.detach_nginx(pid);
         }
         self.tell(vec![Body::Host(HostFact::NginxGone { master: Pid(pid) })]);
-    }
-
-    /// Whether nginx's own functions are to tell what it does.
-    const fn asks_nginx(&self) -> bool {
-        self.scope.uprobes && self.kernel.is_some()
-    }
-
-    fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
-        let off = |why: String| {
-            vec![Attachment {
-                name: "ngx_log_error_core",
-                state: State::Off,
-                why,
-                lost: "failures are tied to connections by the error log and by time, not exactly",
-            }]
-        };
-        if !self.scope.uprobes {
-            return off("switched off (--no-uprobes)".to_owned());
-        }
-        let Some(kernel) = &mut self.kernel else { return off("the kernel programs are not loaded".to_owned()) };
-        if let Some(Err(error)) = found.build.as_deref().map(Build::parse) {
-            return off(format!("nginx {}: {error}", master.pid));
-        }
-        if found.build.is_none() {
-            return off(format!(
-                "nginx {}: its version is not known, and so not how its memory is laid out",
-                master.pid
-            ));
-        }
-        // Where nginx is chosen by --pid, others that run the same program are not to pay for it.
-        let chosen: Vec<u32> = master.workers.iter().copied().chain([master.pid]).collect();
-        let only = (!self.scope.pids.is_empty()).then_some(chosen.as_slice());
-        kernel.attach_nginx(master.pid, only).unwrap_or_else(|error| off(error.to_string()))
-    }
-
-    /// The new workers of an nginx that was chosen by its number.
-    fn attach_to_workers(&mut self, master: &Master, found: &Found) {
-        if self.scope.pids.is_empty() {
-            return;
-        }
-        let attachments = self.attach(master, found);
-        if let Some(followed) = self.followed.get_mut(&master.pid) {
-            followed.attachments = attachments;
-        }
-        if let Some(kernel) = &mut self.kernel {
-            kernel.detach_ended(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists());
-        }
-    }
-
-    /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
-    /// program, so it is asked once for each look at an nginx.
-    fn layout(&mut self, master: &Master, found: &Found) -> u32 {
-        let Some(kernel) = &mut self.kernel else { return 0 };
-        let Some(mut build) = found.build.as_deref().and_then(|text| Build::parse(text).ok()) else { return 0 };
-        if let Ok(binary) = Binary::of_process(master.pid) {
-            let calibration = calibrate(&mut build.layout, &binary);
-            tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
-        }
-        kernel.add_layout(&build.layout).unwrap_or(0)
     }
 
     fn watch_processes(&mut self, master: &Master, layout: u32) {

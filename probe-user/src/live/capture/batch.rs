@@ -127,7 +127,7 @@ mod tests {
             let head = Head { number, unix_ns: 100 * number, wire_length: 60, direction: Direction::Unknown };
             batch.push(head, bytes);
         }
-        batch.each_mut(|bytes| bytes.make_ascii_uppercase());
+        batch.each_mut(<[u8]>::make_ascii_uppercase);
         let packets: Vec<CapturedPacket> = (0..4).filter_map(|place| batch.packet(place)).collect();
         let out: Vec<(u64, &[u8])> = packets.iter().map(|packet| (packet.number, packet.bytes.as_slice())).collect();
         assert_eq!(out, [(1, b"ONE".as_slice()), (2, b""), (3, b"THREE")]);

@@ -1,0 +1,70 @@
+//! nginx's own functions: attaching to them, and where each nginx keeps what they are asked for.
+
+use std::path::Path;
+
+use super::Followers;
+use crate::live::{
+    ebpf::{Attachment, State, calibrate::calibrate, layout::Build, symbols::Binary},
+    nginx::{Found, Master},
+};
+
+impl Followers {
+    /// Whether nginx's own functions are to tell what it does.
+    pub(super) const fn asks_nginx(&self) -> bool {
+        self.scope.uprobes && self.kernel.is_some()
+    }
+
+    pub(super) fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
+        let off = |why: String| {
+            vec![Attachment {
+                name: "ngx_log_error_core",
+                state: State::Off,
+                why,
+                lost: "failures are tied to connections by the error log and by time, not exactly",
+            }]
+        };
+        if !self.scope.uprobes {
+            return off("switched off (--no-uprobes)".to_owned());
+        }
+        let Some(kernel) = &mut self.kernel else { return off("the kernel programs are not loaded".to_owned()) };
+        if let Some(Err(error)) = found.build.as_deref().map(Build::parse) {
+            return off(format!("nginx {}: {error}", master.pid));
+        }
+        if found.build.is_none() {
+            return off(format!(
+                "nginx {}: its version is not known, and so not how its memory is laid out",
+                master.pid
+            ));
+        }
+        // Where nginx is chosen by --pid, others that run the same program are not to pay for it.
+        let chosen: Vec<u32> = master.workers.iter().copied().chain([master.pid]).collect();
+        let only = (!self.scope.pids.is_empty()).then_some(chosen.as_slice());
+        kernel.attach_nginx(master.pid, only).unwrap_or_else(|error| off(error.to_string()))
+    }
+
+    /// The new workers of an nginx that was chosen by its number.
+    pub(super) fn attach_to_workers(&mut self, master: &Master, found: &Found) {
+        if self.scope.pids.is_empty() {
+            return;
+        }
+        let attachments = self.attach(master, found);
+        if let Some(followed) = self.followed.get_mut(&master.pid) {
+            followed.attachments = attachments;
+        }
+        if let Some(kernel) = &mut self.kernel {
+            kernel.detach_ended(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        }
+    }
+
+    /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
+    /// program, so it is asked once for each look at an nginx.
+    pub(super) fn layout(&mut self, master: &Master, found: &Found) -> u32 {
+        let Some(kernel) = &mut self.kernel else { return 0 };
+        let Some(mut build) = found.build.as_deref().and_then(|text| Build::parse(text).ok()) else { return 0 };
+        if let Ok(binary) = Binary::of_process(master.pid) {
+            let calibration = calibrate(&mut build.layout, &binary);
+            tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
+        }
+        kernel.add_layout(&build.layout).unwrap_or(0)
+    }
+}

@@ -1,0 +1,34 @@
+//! The bench works, in its shortest form: it measures everybody it is asked for, and the probe tells every failure and loses nothing. What it
+//! measures is not judged here: a machine that tests is no machine that measures.
+
+use anyhow::{Result, ensure};
+use probe_tests::bench::contender::{Contender, HOOKS};
+use probe_tests::bench::stage::Load;
+use probe_tests::bench::{self, Plan};
+
+#[test]
+fn every_failure_under_load_is_told_and_nothing_is_lost() -> Result<()> {
+    let contenders = vec![Contender::Bare, Contender::Light, Contender::Standard];
+    let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive, Load::Failing] };
+    let table = bench::run(&plan, |_| ())?;
+    ensure!(table.rows.len() == 6, "a row for each load and watcher: {table}");
+    for row in &table.rows {
+        ensure!(row.rounds == 1, "{} under {} could not be measured", row.watcher, row.load);
+        ensure!(row.cpu_us.is_some_and(|cpu| cpu.median > 0.0), "no processor time: {row:?}");
+        ensure!(row.lost.unwrap_or(0) == 0, "lost: {row:?}");
+        ensure!(row.told.is_none_or(|told| told == row.failed), "not every failure was told: {row:?}");
+        ensure!((row.load == "failing") == (row.failed > 0), "what failed: {row:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn hooks_are_priced_alone() -> Result<()> {
+    let hook = |wanted: &str| HOOKS.iter().copied().find(|name| *name == wanted).map(Contender::Hook);
+    let contenders: Vec<Contender> = ["nothing", "ngx_http_send_header"].into_iter().filter_map(hook).collect();
+    ensure!(contenders.len() == 2, "the hooks have other names now: {HOOKS:?}");
+    let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive] };
+    let table = bench::run(&plan, |_| ())?;
+    ensure!(table.rows.iter().all(|row| row.rounds == 1 && row.rate.is_some()), "{table}");
+    Ok(())
+}
