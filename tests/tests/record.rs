@@ -413,13 +413,15 @@ fn soak() -> Result<()> {
         probe_tests::load::Load::start(lab.client(), &traffic)?,
         probe_tests::load::Load::start(lab.client(), &Traffic { requests_each: Some(10), ..traffic })?,
     ];
+    // A failure a minute; where there are only minutes, more of them.
+    let pause = if lasts >= Duration::from_secs(1_200) { Duration::from_mins(1) } else { Duration::from_millis(1_500) };
     let began = Instant::now();
     let (mut count, mut settled, mut most) = (0_usize, 0, 0);
     while began.elapsed() < lasts {
         let witnesses = site.provoke(&faults[count % faults.len()])?;
         probe.check_all(&witnesses, Duration::from_secs(3))?;
         count += witnesses.len();
-        std::thread::sleep(Duration::from_millis(1_500));
+        std::thread::sleep(pause);
         let now = resident(probe.pid())?;
         // Everything that is bounded has been filled once by then.
         if began.elapsed() < lasts / 2 { settled = settled.max(now) } else { most = most.max(now) }
