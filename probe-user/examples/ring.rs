@@ -242,6 +242,9 @@ fn print(kernel: &Kernel, kind: Kind, header: &Header, bytes: &[u8]) {
             )
         }),
         Kind::OomVictim => read(bytes, |record: &process::OomVictim| format!("{} role {}", record.victim, record.role)),
+        Kind::Held => {
+            read(bytes, |record: &process::Held| format!("{} role {} all {}", record.count, record.role, record.all))
+        }
         Kind::NginxLog => read(bytes, |record: &nginx::Log| {
             format!(
                 "*{} req {:#x} main {:#x} creq {} ureq {} level {} errno {} found {:#x} ufd {} cfd {} client {} sock {} peer {:?}/{} fmt {:?} action {:?} | {}",

@@ -1,6 +1,7 @@
 //! Looking things up on this host: who listens, how many files are open, what a process is doing.
 
 mod answers;
+mod call;
 mod diag;
 mod names;
 mod numbers;
@@ -402,7 +403,8 @@ fn process_state(pid: Pid) -> Option<HostFact> {
     // "0" says that it runs, or that we may not know.
     let wait_channel =
         process.wchan().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty() && name != "0");
-    Some(HostFact::ProcessState { pid, command: stat.comm, state: stat.state, wait_channel })
+    let call = call::waits_in(process.pid);
+    Some(HostFact::ProcessState { pid, command: stat.comm, state: stat.state, wait_channel, call })
 }
 
 #[cfg(test)]

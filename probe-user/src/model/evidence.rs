@@ -383,5 +383,7 @@ pub enum Fact {
         state: char,
         /// The kernel function it slept in.
         wait_channel: Option<String>,
+        /// The system call that it slept in.
+        call: Option<String>,
     },
 }

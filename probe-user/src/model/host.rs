@@ -136,6 +136,9 @@ pub enum HostFact {
         state: char,
         /// The kernel function it sleeps in, where it can be read.
         wait_channel: Option<String>,
+        /// The system call that it sleeps in, where it can be read.
+        #[serde(default)]
+        call: Option<String>,
     },
 }
 

@@ -299,8 +299,15 @@ mod tests {
             let Body::Host(HostFact::Listeners { local, .. }) = admitted.body else { panic!("{admitted:?}") };
             assert_eq!(local, expected);
         }
-        let state =
-            |pid| Body::Host(HostFact::ProcessState { pid, command: "x".to_owned(), state: 'S', wait_channel: None });
+        let state = |pid| {
+            Body::Host(HostFact::ProcessState {
+                pid,
+                command: "x".to_owned(),
+                state: 'S',
+                wait_channel: None,
+                call: None,
+            })
+        };
         assert!(confined(true).admit(event(state(Pid(88)))).is_none());
         assert!(confined(true).admit(event(state(WORKER))).is_some());
     }

@@ -252,8 +252,8 @@ fn host_fact(fact: &HostFact) -> (&'static str, String) {
         }
         HostFact::OpenFiles { pid, command, open, limit } => ("host", open_files(*pid, command, *open, *limit)),
         HostFact::OpenConnection { local, upstream, .. } => ("host", format!("already open: {local} > {upstream}")),
-        HostFact::ProcessState { pid, command, state, wait_channel } => {
-            ("host", process_state(*pid, command, *state, wait_channel.as_deref()))
+        HostFact::ProcessState { pid, command, state, wait_channel, call } => {
+            ("host", process_state(*pid, command, *state, wait_channel.as_deref(), call.as_deref()))
         }
         other => ("host", host::host_fact(other).unwrap_or_default()),
     }
@@ -274,7 +274,7 @@ fn open_files(pid: Pid, command: &str, open: u64, limit: Option<u64>) -> String 
     format!("{} has {open} of {limit} files open", who(pid, command))
 }
 
-fn process_state(pid: Pid, command: &str, state: char, wait_channel: Option<&str>) -> String {
+fn process_state(pid: Pid, command: &str, state: char, wait_channel: Option<&str>, call: Option<&str>) -> String {
     let doing = match state {
         'R' => "running",
         'S' => "asleep",
@@ -285,7 +285,8 @@ fn process_state(pid: Pid, command: &str, state: char, wait_channel: Option<&str
         _ => "in an unknown state",
     };
     let at = wait_channel.map(|channel| format!(" in {}", redact::text(channel))).unwrap_or_default();
-    format!("{} is {doing}{at}", who(pid, command))
+    let call = call.map(|call| format!(", called by {}", redact::text(call))).unwrap_or_default();
+    format!("{} is {doing}{at}{call}", who(pid, command))
 }
 
 fn process(process: Option<&(Pid, String)>) -> String {
@@ -425,8 +426,8 @@ pub fn fact(of: &Fact) -> String {
         Fact::UpstreamStatus { status, line } => {
             format!("the upstream itself answered {}", line.as_deref().map_or_else(|| status.to_string(), redact::text))
         }
-        Fact::ProcessState { process: (pid, command), state, wait_channel } => {
-            process_state(*pid, command, *state, wait_channel.as_deref())
+        Fact::ProcessState { process: (pid, command), state, wait_channel, call } => {
+            process_state(*pid, command, *state, wait_channel.as_deref(), call.as_deref())
         }
         other => on_the_wire(other).or_else(|| host::fact(other)).unwrap_or_default(),
     }

@@ -192,6 +192,7 @@ impl View {
                 command: name_of(story, pid),
                 state: 'S',
                 wait_channel: Some("hrtimer_nanosleep".to_owned()),
+                call: None,
             },
             // The worlds have neither routes nor files; an answer that does not come must not mislead.
             Question::OtherListeners(_)

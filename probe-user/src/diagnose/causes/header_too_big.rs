@@ -60,12 +60,21 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         .filter(|bytes| *bytes > 0)
         .map(|bytes| format!(" after {bytes} bytes"))
         .unwrap_or_default();
-    finding.summary =
-        format!("{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer.");
+    let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
+    let limit = reading.directive(&size).map(|value| format!(" ({size} {value})")).unwrap_or_default();
+    finding.summary = format!(
+        "{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer{limit}."
+    );
+    // On a connection that served nothing before, everything that came is this answer's.
+    let came = reading.payload_received().map(|(came, _)| came).filter(|_| reading.reused() == Some(false));
+    if let (Some(came), Some(read)) = (came, reading.response_bytes())
+        && came > read
+    {
+        finding.say(format_args!(" {came} bytes of the answer had come by then."));
+    }
     if reading.cache().is_some() {
         finding.say(format_args!(" With a cache, nginx's own entry takes part of that buffer."));
     }
-    let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
     let now = reading.directive(&size).unwrap_or("one page, 4k or 8k, by default");
     let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
     finding.fix.push(format!("{size} 16k; (now {now}) for this location, with {busy} at least as large{twin}."));
@@ -78,9 +87,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::World,
+        diagnose::testing::{LENGTH, START, World},
         model::{
             complaint::{Message, Phase},
+            socket::TcpState,
             verdict::Confidence,
         },
     };
@@ -95,6 +105,20 @@ pub(crate) mod tests {
     #[test]
     fn the_plain_case() {
         world().expect("header-too-big", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn it_says_the_size_seen_and_the_limit() {
+        let mut world = world();
+        world.attempt().bytes_received = Some(4_096);
+        world.sent(TcpState::Established, START + LENGTH);
+        world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap().bytes_received = 65_631;
+        let configuration = world.case.configuration.as_mut().unwrap();
+        configuration.directives.push(("proxy_buffer_size".to_owned(), "4k".to_owned()));
+        let explanation = world.expect("header-too-big", Confidence::Confirmed);
+        for piece in ["after 4096 bytes", "(proxy_buffer_size 4k)", "65631 bytes of the answer"] {
+            assert!(explanation.summary.contains(piece), "{}", explanation.summary);
+        }
     }
 
     #[test]

@@ -162,7 +162,9 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
     let holder = reading.accepted_by();
     if let Some((pid, command)) = holder {
         let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
-            Fact::ProcessState { state, wait_channel, .. } => Some((*state, wait_channel.clone())),
+            Fact::ProcessState { state, wait_channel, call, .. } => {
+                Some((*state, sleeps(wait_channel.as_ref(), call.as_ref())))
+            }
             _ => None,
         });
         let doing = match state {
@@ -188,6 +190,15 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
     let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
     finding.fix.push(format!("If the work may take that long: {directive} ({now}{twin}) longer for this location."));
     finding.fix.extend(server_advice(&CAUSE, reading));
+}
+
+/// Where a process sleeps: `recvfrom()`, with the kernel's function in brackets.
+fn sleeps(channel: Option<&String>, call: Option<&String>) -> Option<String> {
+    match (call, channel) {
+        (Some(call), Some(channel)) => Some(format!("{call}() ({channel})")),
+        (Some(call), None) => Some(format!("{call}()")),
+        (None, channel) => channel.cloned(),
+    }
 }
 
 #[cfg(test)]
@@ -228,11 +239,16 @@ pub(crate) mod tests {
             command: "gunicorn".to_owned(),
             state: 'S',
             wait_channel: Some("hrtimer_nanosleep".to_owned()),
+            call: Some("clock_nanosleep".to_owned()),
         };
         world.host(100, fact);
         let explanation = world.expect("read-timeout", Confidence::Confirmed);
         assert!(explanation.summary.contains("silent for 1.9 s"), "{}", explanation.summary);
-        assert!(explanation.summary.contains("sleeps in hrtimer_nanosleep"), "{}", explanation.summary);
+        assert!(
+            explanation.summary.contains("sleeps in clock_nanosleep() (hrtimer_nanosleep)"),
+            "{}",
+            explanation.summary
+        );
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl Reading<'_> {
     }
 
     /// Payload that nginx's socket had received in its life, and the event that shows it. A FIN counts one in the kernel's counter.
-    fn payload_received(&self) -> Option<(u64, EventId)> {
+    pub(crate) fn payload_received(&self) -> Option<(u64, EventId)> {
         let (tcp, event) = self.counters_at_failure()?;
         let fin = u64::from(self.close().is_some());
         Some((tcp.bytes_received.saturating_sub(fin), event))
