@@ -40,6 +40,12 @@ offsets! {
     sock_owned: "sock.sk_lock.owned",
     sock_ack_backlog: "sock.sk_ack_backlog",
     sock_max_ack_backlog: "sock.sk_max_ack_backlog",
+    sock_socket: "sock.sk_socket",
+    sock_peer_pid: "sock.sk_peer_pid",
+    unix_peer: "unix_sock.peer",
+    socket_alloc_inode: "socket_alloc.vfs_inode.i_ino",
+    pid_numbers: "pid.numbers",
+    upid_nr: "upid.nr",
     inet_sport: "inet_sock.inet_sport",
     icsk_retransmits: "inet_connection_sock.icsk_retransmits",
     icsk_lrcvtime: "inet_connection_sock.icsk_ack.lrcvtime",
@@ -104,6 +110,8 @@ pub struct Settings {
     pub statuses: [u32; 8],
     /// The probe itself, never watched.
     pub own_tgid: u32,
+    /// Of connections only what goes wrong with them is told: depth light.
+    pub only_trouble: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
     pub syscall_numbers: [u32; 5],
 }
@@ -119,6 +127,7 @@ impl Settings {
         drop_reasons: [0; 8],
         statuses: [0; 8],
         own_tgid: 0,
+        only_trouble: 0,
         syscall_numbers: [0; 5],
     };
 }

@@ -128,6 +128,14 @@ pub struct Log {
     pub action: [u8; ACTION],
     /// The upstream's socket.
     pub socket: Socket,
+    /// Length of `request_line` before cutting.
+    pub request_line_length: u32,
+    /// Length of `host` before cutting.
+    pub host_length: u32,
+    /// `GET /cart HTTP/1.1`, of an error with an upstream: a response that breaks off has had its status told, or none that counted.
+    pub request_line: [u8; REQUEST_LINE],
+    /// The Host header, likewise.
+    pub host: [u8; HOST],
 }
 
 /// A response status was decided. The kind says where: special response, send header, redirect.

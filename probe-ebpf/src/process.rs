@@ -103,3 +103,26 @@ pub struct OomVictim {
     /// Its role, 0 if not watched.
     pub role: u32,
 }
+
+/// Connections that a [`Held`] can name.
+pub const HELD: usize = 64;
+/// Descriptors that are looked at for a [`Held`], from 0: the verifier walks through each of them.
+pub const LOOKED_AT: u32 = 128;
+
+/// A watched server is ending, and its descriptors are not closed yet: the unix connections from nginx that it still holds.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Held {
+    /// Tgid is the process's.
+    pub header: Header,
+    /// Its role.
+    pub role: u32,
+    /// How many there were.
+    pub count: u32,
+    /// 1 when every descriptor was looked at.
+    pub all: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The inodes of nginx's ends, the first [`HELD`].
+    pub peers: [u64; HELD],
+}

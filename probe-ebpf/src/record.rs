@@ -73,6 +73,8 @@ kinds! {
     Signal = 35,
     /// [`crate::process::OomVictim`].
     OomVictim = 36,
+    /// [`crate::process::Held`].
+    Held = 37,
     /// [`crate::nginx::Log`].
     NginxLog = 48,
     /// [`crate::nginx::Status`]: `ngx_http_special_response_handler`.
@@ -118,6 +120,7 @@ mod tests {
             size_of::<process::Exit>(),
             size_of::<process::Signal>(),
             size_of::<process::OomVictim>(),
+            size_of::<process::Held>(),
             size_of::<nginx::Log>(),
             size_of::<nginx::Status>(),
             size_of::<nginx::Attempt>(),

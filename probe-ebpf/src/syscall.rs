@@ -25,7 +25,7 @@ pub struct Connect {
     pub path: [u8; PATH],
     /// Zero.
     pub reserved: u32,
-    /// The socket afterwards, where it is TCP and could be found.
+    /// The socket afterwards, where it could be found and is TCP, or is connected over a unix socket.
     pub socket: Socket,
 }
 

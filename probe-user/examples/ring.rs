@@ -86,7 +86,7 @@ fn watch(kernel: &mut Kernel, master: u32) -> Result<()> {
     let mut build = Build::parse(&String::from_utf8_lossy(&output.stderr))?;
     eprintln!("{:?} {:?}", build.version, calibrate(&mut build.layout, &Binary::of_process(master)?));
     let index = kernel.add_layout(&build.layout)?;
-    for attachment in kernel.attach_nginx(master)? {
+    for attachment in kernel.attach_nginx(master, None)? {
         eprintln!("{:36} {:?} {} {}", attachment.name, attachment.state, attachment.why, attachment.lost);
     }
     kernel.watch_process(master, Watched { role: role::NGINX_MASTER, layout: index, master, reserved: 0 })?;
@@ -226,6 +226,9 @@ fn print(kernel: &Kernel, kind: Kind, header: &Header, bytes: &[u8]) {
         }
         Kind::Exit => read(bytes, |record: &process::Exit| {
             format!("code {:#x} role {} {}", record.code, record.role, text(&record.command))
+        }),
+        Kind::Held => read(bytes, |record: &process::Held| {
+            format!("role {} holds {} unix connections, all {}", record.role, record.count, record.all)
         }),
         Kind::Signal => read(bytes, |record: &process::Signal| {
             format!(

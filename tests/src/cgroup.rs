@@ -1,4 +1,4 @@
-//! A limit of memory for one process, by a control group that is removed again.
+//! Control groups that are removed again: a limit of memory for one process, a policy that forbids processes to connect.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,6 +80,50 @@ fn read(path: &str) -> Result<String> {
 
 fn write(path: &Path, value: &str) -> Result<()> {
     fs::write(path, value).with_context(|| format!("write {value} to {}", path.display()))
+}
+
+/// A control group whose BPF program forbids `connect()` to one port over IPv4; when it is dropped, whoever is in it goes back to the root,
+/// and it is removed, and its program with it.
+#[derive(Debug)]
+pub struct ConnectPolicy {
+    directory: PathBuf,
+    root: PathBuf,
+}
+
+impl ConnectPolicy {
+    /// Puts processes under the policy.
+    pub fn hold(pids: &[u32], port: u16) -> Result<Self> {
+        let root = second(&read("/proc/self/mounts")?)?;
+        let directory = root.join(format!("{PREFIX}{}-connect-{port}", std::process::id()));
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let policy = Self { directory, root };
+        let program = crate::bpf::forbid_connecting(port)?;
+        let group = fs::File::open(&policy.directory).context("open the control group")?;
+        crate::bpf::attach_to_connect(&program, &group)?;
+        for pid in pids {
+            write(&policy.directory.join("cgroup.procs"), &pid.to_string())?;
+        }
+        Ok(policy)
+    }
+}
+
+impl Drop for ConnectPolicy {
+    fn drop(&mut self) {
+        for pid in fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(self.root.join("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// Where the second version of control groups is mounted.
+fn second(mounts: &str) -> Result<PathBuf> {
+    let place = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (place, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(place))
+    });
+    place.context("no control groups of the second version are mounted")
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ impl Config {
              {main}\
              events {{ worker_connections {connections}; }}\n\
              http {{\n\
-             \x20   log_format lab '$status \"$upstream_status\" \"$upstream_addr\" $remote_addr $remote_port $pid $connection \"$request\"';\n\
+             \x20   log_format lab '$status \"$upstream_status\" \"$upstream_addr\" \"$upstream_cache_status\" $remote_addr $remote_port $pid $connection \"$request\"';\n\
              \x20   access_log {accesses} lab;\n\
              \x20   keepalive_requests 1000000;\n\
              \x20   client_body_temp_path {dir}/body;\n\

@@ -160,6 +160,18 @@ impl Expectation {
         self
     }
 
+    /// The same at depth light: connections that begin well are not followed, so a verdict may step down as it may from nginx's side alone.
+    #[must_use]
+    pub fn at_light(self) -> Self {
+        let cause = self.cause;
+        let mut less = self.of_nginxs_side();
+        less.reused_may_be_null = true;
+        // The upstream's side is looked at, so the truth may be proven as well as ever.
+        let whole = cause.iter().map(|cause| (*cause, Confidence::Confirmed));
+        less.permitted = less.permitted.map(|permitted| permitted.into_iter().chain(whole).collect());
+        less
+    }
+
     /// The same where so much is left out that only one thing is sure: nothing else may be `confirmed`.
     #[must_use]
     pub fn less_is_seen(mut self) -> Self {

@@ -16,13 +16,17 @@
 
 pub mod attached;
 pub mod bench;
+mod bpf;
 pub mod browser;
+pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod curl;
 pub mod expect;
 pub mod fault;
+pub mod forger;
+pub mod fuzz;
 pub mod generalisation;
 pub mod lab;
 pub mod line;

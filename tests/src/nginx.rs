@@ -165,7 +165,7 @@ impl Nginx {
         self.read("error.log")
     }
 
-    /// The access log so far: `status "upstream_status" "upstream_addr" client port pid connection "request"`.
+    /// The access log so far: `status "upstream_status" "upstream_addr" "cache_status" client port pid connection "request"`.
     pub fn access_log(&self) -> Result<String> {
         self.read("access.log")
     }

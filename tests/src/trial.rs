@@ -25,6 +25,8 @@ impl Trial {
     pub const WHOLE: Self = Self(view::EVERYTHING);
     /// The probe without uprobes.
     pub const WITHOUT_UPROBES: Self = Self(view::NO_UPROBES);
+    /// The probe that looks at what fails only.
+    pub const LIGHT: Self = Self(view::LIGHT);
     /// The probe that sees nginx's side alone.
     pub const ONLY_NGINX: Self = Self(view::ONLY_NGINX);
 

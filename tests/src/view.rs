@@ -35,5 +35,8 @@ pub const LOGS: View =
 pub const ONLY_NGINX: View =
     View { name: "only nginx", arguments: &["--only-nginx"], adapt: Expectation::of_nginxs_side };
 
+/// The failure path only.
+pub const LIGHT: View = View { name: "light", arguments: &["--depth", "light"], adapt: Expectation::at_light };
+
 /// The columns of the table.
 pub const ALL: [View; 6] = [EVERYTHING, NO_PACKETS, NO_UPROBES, NO_EBPF, LOGS, ONLY_NGINX];

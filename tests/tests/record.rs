@@ -240,6 +240,56 @@ fn limits_take_out_the_oldest() -> Result<()> {
     Ok(())
 }
 
+/// So long that the next window does not overlap.
+const APART: Duration = Duration::from_millis(3_200);
+
+#[test]
+fn rotation_keeps_the_last_files() -> Result<()> {
+    let lab = Lab::new()?;
+    let faults = [Fault::named("upstream-refused")?];
+    let site = Site::start(&lab, &faults)?;
+    let recording = Recording::new()?;
+    let arguments = ["--before", "300ms", "--after", "100ms", "--max-incidents", "1", "--rotate", "1"];
+    let probe = Probe::record_nginx(site.nginx().master(), recording.file(), &arguments)?;
+    for _ in 0..3 {
+        let witnesses = site.provoke(&faults[0])?;
+        probe.check_all(&witnesses, WITHIN)?;
+        std::thread::sleep(APART);
+    }
+    let ended = probe.stop()?;
+    let printed = Recording::cases(ended.lines.iter().map(|arrived| arrived.text.as_str()));
+    ensure!(printed.len() == 3, "{printed:#?}");
+    let older = recording.file().with_extension("p502.1");
+    for (file, case) in [(recording.file(), &printed[2]), (older.as_path(), &printed[1])] {
+        let replayed = output(&["analyze", "--json", path(file)?])?;
+        let cases = Recording::cases(replayed.stdout.lines());
+        ensure!(cases == [case.clone()], "{} holds {cases:#?}\ninstead of\n{case}", file.display());
+    }
+    ensure!(!recording.file().with_extension("p502.2").exists(), "more files than asked for");
+    Ok(())
+}
+
+#[test]
+fn killed_at_once_it_leaves_what_was_whole() -> Result<()> {
+    let lab = Lab::new()?;
+    let faults = [Fault::named("upstream-refused")?];
+    let site = Site::start(&lab, &faults)?;
+    let recording = Recording::new()?;
+    let arguments = ["--before", "300ms", "--after", "100ms"];
+    let probe = Probe::record_nginx(site.nginx().master(), recording.file(), &arguments)?;
+    for _ in 0..2 {
+        let witnesses = site.provoke(&faults[0])?;
+        probe.check_all(&witnesses, WITHIN)?;
+        std::thread::sleep(APART);
+    }
+    probe.signal(nix::sys::signal::Signal::SIGKILL)?;
+    let ended = probe.wait_end(Duration::from_secs(5))?;
+    let printed = Recording::cases(ended.lines.iter().map(|arrived| arrived.text.as_str()));
+    let replayed = recording.replayed(&[])?;
+    ensure!(printed.len() == 2 && replayed == printed, "{replayed:#?}\ninstead of\n{printed:#?}");
+    Ok(())
+}
+
 /// A file system that is full: one clear notice, and watching goes on.
 #[test]
 fn a_full_disk_ends_the_recording_only() -> Result<()> {

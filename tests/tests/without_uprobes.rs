@@ -12,6 +12,13 @@ fn every_fault_that_can_share_a_site() -> Result<()> {
     Ok(())
 }
 
+/// What no upstream's connection is to blame for: the access log tells it, with `$upstream_status` and `$upstream_cache_status`.
+#[test]
+fn answers_of_others() -> Result<()> {
+    Trial::WITHOUT_UPROBES.hold(&Lab::new()?, &Fault::of_origin())?;
+    Ok(())
+}
+
 #[test]
 fn every_fault_that_needs_a_site_of_its_own() -> Result<()> {
     let lonely: Vec<Fault> = Fault::all().into_iter().filter(|fault| fault.alone).collect();

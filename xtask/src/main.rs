@@ -4,6 +4,7 @@
 mod bench;
 mod command;
 mod deny;
+mod fuzz;
 mod lint;
 mod program;
 mod setup;
@@ -48,6 +49,14 @@ enum Task {
     Lint,
     /// Check the rules of the design that no compiler checks
     Tidy,
+    /// Search for inputs that break what reads the bytes of others
+    Fuzz {
+        /// Only this target (default: one after another)
+        target: Option<String>,
+        /// For so long each
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
     /// Measure what it costs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -63,6 +72,7 @@ fn main() -> ExitCode {
         Task::Test { filter } => test::run(&workspace, filter.as_deref()),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::Fuzz { target, minutes } => fuzz::run(&workspace, &fuzz::Plan { target, minutes }),
         Task::Bench(bench) => bench::run(&workspace, &bench),
     });
     match done {

@@ -82,3 +82,7 @@ pub(crate) struct RequestIdentity {
 /// (the client left) stay until the map needs their place.
 #[btf_map]
 pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, 4096> = LruHashMap::new();
+
+/// Sockets (`struct sock *`) of which something was told at depth light: their end is told then, however they end.
+#[btf_map]
+pub(crate) static IN_TROUBLE: LruHashMap<u64, u8, 8192> = LruHashMap::new();

@@ -15,3 +15,4 @@ pub(crate) mod socket;
 pub(crate) mod syscalls;
 pub(crate) mod target;
 pub(crate) mod tcp;
+mod unix;

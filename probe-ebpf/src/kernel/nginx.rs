@@ -4,7 +4,7 @@ use aya_ebpf::programs::ProbeContext;
 use probe_abi::{
     Kind, globals as kernel,
     losses::{counter, reason},
-    nginx::{ABSENT, ATTEMPTS, Attempt, Connection, Layout, Log, Status, found},
+    nginx::{ABSENT, ATTEMPTS, Attempt, Connection, HOST, Layout, Log, REQUEST_LINE, Status, found},
 };
 
 use super::{
@@ -92,6 +92,12 @@ fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> 
     record.found = found::REQUEST | client | upstream;
     if record.level <= ERROR && upstream & found::UPSTREAM != 0 {
         arm(tgid, request.address, record.main_request, identity);
+        let asked = Asked { request_line: &mut record.request_line, length: &mut record.request_line_length };
+        if asked.fill(layout, request.address).is_some() {
+            record.found |= found::REQUEST_LINE;
+        }
+        // No Host header is possible, and needs no bit: the length is zero then.
+        let _host = host(&mut record.host, &mut record.host_length, layout, request.address);
     }
     let socketless = record.found & (found::UPSTREAM_CONNECTION | found::SOCKET) == found::UPSTREAM_CONNECTION;
     record.found & found::CLIENT != 0 && !(socketless && offset!(socket_sk) != kernel::ABSENT)
@@ -199,7 +205,8 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
             record.attempts = states.count;
             record.found |= found::ATTEMPTS;
         }
-        if request_line(record, layout, request.address).is_some() {
+        let asked = Asked { request_line: &mut record.request_line, length: &mut record.request_line_length };
+        if asked.fill(layout, request.address).is_some() {
             record.found |= found::REQUEST_LINE;
         }
         let lineless = record.found & found::REQUEST_LINE == 0 && layout.request_line != ABSENT;
@@ -207,7 +214,7 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
             emit::lost(reason::READ_FAILED);
         }
         // No Host header is possible, and needs no bit: the length is zero then.
-        let _host = host(record, layout, request.address);
+        let _host = host(&mut record.host, &mut record.host_length, layout, request.address);
     });
     if let Some(states) = attempts {
         let mut index = 0;
@@ -221,34 +228,42 @@ fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
     }
 }
 
-#[inline(always)]
-fn request_line(record: &mut Status, layout: &Layout, request: u64) -> Option<()> {
-    let text: Text = read::user_member(request, layout.request_line)?;
-    let first: u8 = read::user(text.data)?;
-    // nginx takes no longer line than a buffer of `large_client_header_buffers`, and no method that begins otherwise.
-    if text.length == 0 || text.length > 0xffff || !(first.is_ascii_uppercase() || first == b'_' || first == b'-') {
-        return None;
+/// Where a record keeps what was asked.
+struct Asked<'a> {
+    request_line: &'a mut [u8; REQUEST_LINE],
+    length: &'a mut u32,
+}
+
+impl Asked<'_> {
+    #[inline(always)]
+    fn fill(self, layout: &Layout, request: u64) -> Option<()> {
+        let text: Text = read::user_member(request, layout.request_line)?;
+        let first: u8 = read::user(text.data)?;
+        // nginx takes no longer line than a buffer of `large_client_header_buffers`, and no method that begins otherwise.
+        if text.length == 0 || text.length > 0xffff || !(first.is_ascii_uppercase() || first == b'_' || first == b'-') {
+            return None;
+        }
+        if !read::user_bytes(self.request_line, text.data, text.length) {
+            return None;
+        }
+        *self.length = text.length as u32;
+        Some(())
     }
-    if !read::user_bytes(&mut record.request_line, text.data, text.length) {
-        return None;
-    }
-    record.request_line_length = text.length as u32;
-    Some(())
 }
 
 /// `r->headers_in.host` is a `ngx_table_elt_t *`: hash, key, value.
 #[inline(always)]
-fn host(record: &mut Status, layout: &Layout, request: u64) -> Option<()> {
+fn host(to: &mut [u8; HOST], to_length: &mut u32, layout: &Layout, request: u64) -> Option<()> {
     const VALUE: u64 = 24;
     let header: u64 = read::user_member(request, layout.request_host)?;
     if header == 0 {
         return None;
     }
     let text: Text = read::user(header.wrapping_add(VALUE))?;
-    if text.length > 0xffff || !read::user_bytes(&mut record.host, text.data, text.length) {
+    if text.length > 0xffff || !read::user_bytes(to, text.data, text.length) {
         return None;
     }
-    record.host_length = text.length as u32;
+    *to_length = text.length as u32;
     Some(())
 }
 

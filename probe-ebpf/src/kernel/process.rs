@@ -3,13 +3,14 @@
 use aya_ebpf::{helpers::bpf_get_current_comm, programs::RawTracePointContext};
 use probe_abi::{
     Kind,
-    process::{Exec, Exit, Fork, OomVictim, Signal, Watched, role},
+    globals::ABSENT,
+    process::{Exec, Exit, Fork, Held, OomVictim, Signal, Watched, role},
 };
 
 use super::{
     emit,
     globals::{offset, setting},
-    read, target,
+    read, target, unix,
 };
 
 /// Signals that say nothing here (bits): 14 ALRM, 17 CHLD, 18 CONT, 23 URG, 26 VTALRM, 27 PROF, 28 WINCH, 29 IO. Go runtimes send
@@ -71,6 +72,9 @@ pub(crate) fn exit(context: &RawTracePointContext) -> Option<()> {
     let group: u32 = read::member(signal, offset!(signal_group_exit_code)).unwrap_or(0);
     let code = if group == 0 { read::member(task, offset!(task_exit_code))? } else { group };
     target::forget(tgid);
+    if watched.role == role::UPSTREAM && offset!(upid_nr) != ABSENT {
+        emit::record(Kind::Held, |record: &mut Held| unix::held(record, &watched));
+    }
     emit::record(Kind::Exit, |record: &mut Exit| {
         record.code = code;
         record.role = watched.role;

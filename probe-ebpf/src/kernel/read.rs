@@ -29,6 +29,14 @@ pub(crate) fn copy_member<T>(to: &mut T, structure: u64, offset: u32) {
     }
 }
 
+/// A number that a kernel structure holds; zero if it cannot be read. Without a branch: in a loop the verifier walks every way.
+#[inline(always)]
+pub(crate) fn word(structure: u64, offset: u32) -> u64 {
+    let mut value = 0;
+    copy_member(&mut value, structure, offset);
+    value
+}
+
 /// A value in the current process's memory.
 #[inline(always)]
 pub(crate) fn user<T>(address: u64) -> Option<T> {

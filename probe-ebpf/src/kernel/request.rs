@@ -16,7 +16,7 @@ use super::{
     maps::{ARMED, LAYOUTS, RequestIdentity, RequestKey},
     read,
     socket::{Probed, Sock, describe, ends, is_mini, version_4, version_6},
-    target,
+    target, unix,
 };
 
 /// The layout of the nginx that the current process is, with its tgid.
@@ -192,7 +192,7 @@ impl Upstream<'_> {
             describe(self.socket, Probed(sock), &ends, state);
             bits |= found::SOCKET;
         } else if Probed(sock).read::<u16>(offset!(sock_family)) == Some(FAMILY_UNIX) {
-            self.socket.pointer = sock;
+            unix::describe(self.socket, sock);
             bits |= found::SOCKET | found::UNIX;
         }
         bits

@@ -9,7 +9,7 @@ use probe_abi::{
     endpoint::FAMILY_UNIX,
     losses::counter,
     process::{Watched, role},
-    socket::{present, state},
+    socket::state,
     syscall::{Accept, Connect, PATH, SocketCall},
 };
 
@@ -21,7 +21,7 @@ use super::{
     read,
     request::{endpoint, internet},
     socket::{Probed, Sock, TCP, describe},
-    target,
+    target, unix,
 };
 
 /// `-EINPROGRESS`: how a connection normally begins in nginx.
@@ -106,11 +106,14 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
     emit::record(Kind::Connect, |record: &mut Connect| {
         record.result = exit.result as i32;
         record.fd = descriptor;
-        if endpoint(&mut record.address, address) == Some(FAMILY_UNIX) {
+        let family = endpoint(&mut record.address, address);
+        if family == Some(FAMILY_UNIX) {
             path(record, address, length);
         }
         if let (Some(sock), Some((ends, state))) = (sock, found) {
             describe(&mut record.socket, Probed(sock), &ends, state);
+        } else if let (Some(sock), Some(FAMILY_UNIX), 0) = (sock, family, exit.result) {
+            unix::describe(&mut record.socket, sock);
         }
     });
     Some(())
@@ -147,9 +150,12 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
     let sock = descriptor::socket(number);
     let found = sock.and_then(internet);
     if watched.is_none() {
-        let (ends, state) = found?;
-        // A listener may have a wildcard address, an accepted socket has not.
-        let serves = if state == state::LISTEN { target::port(ends.local.port) } else { target::upstream(&ends.local) };
+        let serves = match found {
+            // A listener may have a wildcard address, an accepted socket has not.
+            Some((ends, state::LISTEN)) => target::port(ends.local.port),
+            Some((ends, _)) => target::upstream(&ends.local),
+            None => exit.result >= 0 && unix::serves_nginx(sock?),
+        };
         if !serves {
             return Some(());
         }
@@ -166,7 +172,7 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         if let (Some(sock), Some((ends, state))) = (sock, found) {
             describe(&mut record.socket, Probed(sock), &ends, state);
         } else if let Some(sock) = sock {
-            unix(&mut record.socket, Probed(sock));
+            unix::describe(&mut record.socket, sock);
         }
     });
     Some(())
@@ -191,18 +197,6 @@ fn repeats(exit: &Exit, listener: u64) -> bool {
         *last = told;
     }
     false
-}
-
-/// A unix socket: no addresses, but a listener's queue.
-#[inline(always)]
-fn unix(record: &mut probe_abi::socket::Socket, sock: Probed) {
-    record.pointer = sock.0;
-    record.state = sock.read(offset!(sock_state)).unwrap_or(0);
-    record.old_state = record.state;
-    if record.state == state::LISTEN {
-        sock.copy(&mut record.accept_queue_limit, offset!(sock_max_ack_backlog));
-        record.present = present::QUEUE;
-    }
 }
 
 /// `socket(family, …)`: failures only.

@@ -14,6 +14,7 @@ use probe_abi::{
 use super::{
     emit,
     globals::{offset, setting},
+    maps::IN_TROUBLE,
     skb,
     socket::{Ends, Probed, Sock, TCP, Typed, describe, ends, is_mini},
     target,
@@ -69,6 +70,10 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
         }
         return Some(());
     }
+    let only_trouble = setting!(only_trouble) != 0;
+    if only_trouble && new == state::ESTABLISHED {
+        return Some(());
+    }
     let mut local_port: u16 = sock.read(offset!(inet_sport))?;
     if local_port == 0 {
         local_port = sock.read::<u16>(offset!(sock_num))?.to_be();
@@ -76,6 +81,9 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
     let from_here = target::port(remote_port.to_ne_bytes());
     let to_here = target::port(local_port.to_ne_bytes());
     if !from_here && !to_here {
+        return Some(());
+    }
+    if only_trouble && old != state::LISTEN && new != state::LISTEN && ends_well(sock, from_here, new) {
         return Some(());
     }
     let ends = ends(sock, false)?;
@@ -93,6 +101,64 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
         record.in_task = in_task(sock, old, new);
     });
     Some(())
+}
+
+/// Whether nothing speaks of a failure in this step towards a connection's end, and nothing has been told of it: both sides have sent and
+/// received, nothing was repeated or left unread, the request was answered, and the end followed at once. An answer that breaks off
+/// looks the same to the kernel; of that nginx's own complaint tells, with the socket as it is then.
+#[inline(always)]
+fn ends_well(sock: impl Sock, connecting: bool, new: u8) -> bool {
+    let well = looks_well(sock, connecting, new).unwrap_or(false);
+    if new == state::CLOSE {
+        let address = sock.address();
+        // SAFETY: only asked whether it is there.
+        let told = unsafe { IN_TROUBLE.get(address) }.is_some();
+        if told {
+            let _gone = IN_TROUBLE.remove(address);
+        }
+        return well && !told;
+    }
+    if !well {
+        in_trouble(sock.address());
+    }
+    well
+}
+
+#[inline(always)]
+fn looks_well(sock: impl Sock, connecting: bool, new: u8) -> Option<bool> {
+    if sock.read::<u32>(offset!(sock_err))? != 0
+        || sock.read::<u64>(offset!(tcp_bytes_received))? == 0
+        || sock.read::<u64>(offset!(tcp_bytes_sent))? == 0
+        || sock.read::<u32>(offset!(tcp_total_retrans))? != 0
+    {
+        return Some(false);
+    }
+    // A FIN may come with the data before it; whoever closes has read all, and the FIN counts for one.
+    let unread = sock.read::<u32>(offset!(tcp_rcv_nxt))?.wrapping_sub(sock.read(offset!(tcp_copied_seq))?);
+    if new != state::CLOSE_WAIT && unread > 1 {
+        return Some(false);
+    }
+    if new == state::CLOSE {
+        return Some(true);
+    }
+    let sent: u32 = sock.read(offset!(tcp_lsndtime))?;
+    let received: u32 = sock.read(offset!(icsk_lrcvtime))?;
+    // The last word must be the server's. Both count in jiffies, so what happened within one is taken for in order.
+    let (asked, answered) = if connecting { (sent, received) } else { (received, sent) };
+    let idle = (jiffies() as u32).wrapping_sub(answered);
+    Some(asked.wrapping_sub(answered).cast_signed() <= 0 && idle <= AT_ONCE)
+}
+
+/// A connection that ends so many jiffies after its last answer was kept for another request.
+const AT_ONCE: u32 = 3;
+
+/// Remembers that something was told of this socket.
+#[inline(always)]
+fn in_trouble(address: u64) {
+    if setting!(only_trouble) != 0 {
+        // The map makes room by itself.
+        let _done = IN_TROUBLE.insert(address, 1, 0);
+    }
 }
 
 /// Whether the change was made by the current task: 1 yes, 0 no, 2 not known. There is no helper that tells.
@@ -130,6 +196,9 @@ pub(crate) fn reset_sent(context: &RawTracePointContext) -> Option<()> {
     let watched = found.as_ref().is_some_and(|(ends, _)| is_watched(ends));
     if !watched && !packet.as_ref().is_some_and(skb::is_watched) {
         return Some(());
+    }
+    if watched {
+        in_trouble(sock.0);
     }
     emit::record(Kind::ResetSent, |record: &mut SocketEvent| {
         event(record, sock, found.as_ref());
@@ -189,6 +258,7 @@ pub(crate) fn synack_retransmit(context: &RawTracePointContext) -> Option<()> {
 fn tell(kind: Kind, sock: Probed, value: u32) -> Option<()> {
     let found = found(sock)?;
     if is_watched(&found.0) {
+        in_trouble(sock.0);
         emit::record(kind, |record: &mut SocketEvent| {
             event(record, sock, Some(&found));
             record.value = value;

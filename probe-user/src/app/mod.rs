@@ -13,6 +13,8 @@ mod recording;
 pub mod replay;
 pub mod report;
 #[cfg(feature = "live")]
+mod self_stats;
+#[cfg(feature = "live")]
 mod session;
 #[cfg(feature = "live")]
 pub mod watch;

@@ -162,7 +162,7 @@ impl Session<'_> {
         }
     }
 
-    fn events_lost(&self) -> u64 {
+    pub(super) fn events_lost(&self) -> u64 {
         self.losses.ring_full + self.losses.map_full + self.crowded_out
     }
 

@@ -27,7 +27,7 @@ use crate::{
     },
     live::{
         self, clock,
-        ebpf::{self, Kernel, LoadOptions, Losses},
+        ebpf::{self, Kernel, LoadOptions, Losses, cost},
         follow::Followers,
         host::answer_questions,
         memory, nginx,
@@ -120,6 +120,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let started = Instant::now();
     let mut interrupt = handler(SignalKind::interrupt())?;
     let mut terminate = handler(SignalKind::terminate())?;
+    let mut asked_for_cost = handler(SignalKind::user_defined1())?;
     let form = Form::choose(plan.output.json);
     if !wait_for_nginx(plan, &mut interrupt, &mut terminate).await? {
         return finish_early(form, started);
@@ -135,6 +136,10 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
     let (kernel, problem) = load(plan);
+    let _counting = plan.self_stats.then(cost::count_run_times).transpose().unwrap_or_else(|error| {
+        tracing::warn!("the kernel does not time its programs (Linux 5.8 does): {error}");
+        None
+    });
     let recorder = record
         .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
         .transpose()
@@ -173,6 +178,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
             _ = interrupt.recv() => break End::Ordered,
             _ = terminate.recv() => break End::Ordered,
             () = sleep_until(deadline) => break End::Ordered,
+            _ = asked_for_cost.recv() => session.tell_own_cost(started),
             Some(saying) = sayings.recv() => match saying {
                 // The lookup thread ends only with the program.
                 Said::Question(question) => drop(lookups.send(question)),
@@ -194,6 +200,10 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         }
     };
     session.hide_progress();
+    if plan.self_stats {
+        // While its threads still run: what they took is counted by thread.
+        session.tell_own_cost(started);
+    }
     // In order: nothing more is captured, what was captured is read, thought through and written, and only then are we gone. A second
     // signal does not wait for that.
     let finish = tokio::task::spawn_blocking({
@@ -284,6 +294,7 @@ fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
         hide_btf: plan.hide_btf,
+        only: plan.hooks.clone(),
         ring_bytes: RING_BYTES,
         statuses: plan.statuses.clone(),
     };

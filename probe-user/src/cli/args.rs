@@ -142,6 +142,12 @@ pub struct Watch {
     /// Pretend that the kernel has no type information
     #[arg(long, hide = true)]
     pub hide_btf: bool,
+    /// Attach these hooks and no others: what the bench prices each by
+    #[arg(long, hide = true, value_name = "LIST", value_delimiter = ',')]
+    pub hooks: Option<Vec<String>>,
+    /// Say at the end what watching has cost (SIGUSR1: at any time), and have the kernel time its programs for that
+    #[arg(long)]
+    pub self_stats: bool,
     /// What is taken out.
     #[command(flatten)]
     pub redaction: Redaction,

@@ -84,6 +84,10 @@ pub struct Watch {
     pub ebpf: bool,
     /// Do as if the kernel had no type information.
     pub hide_btf: bool,
+    /// Attach only these hooks.
+    pub hooks: Option<Vec<String>>,
+    /// Say what watching has cost.
+    pub self_stats: bool,
     /// What is taken out of everything.
     pub redaction: Level,
     /// How it is printed.
@@ -250,6 +254,8 @@ impl TryFrom<args::Watch> for Watch {
             only_nginx: typed.only_nginx,
             ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
+            hooks: typed.hooks,
+            self_stats: typed.self_stats,
             redaction: level(&typed.redaction),
             output: Output::from(&typed.output),
         })

@@ -54,7 +54,7 @@ pub fn complete(request: &OpenRequest) -> bool {
     request.special.is_some() || broken_off
 }
 
-/// nginx's own list without its entries for groups; `None` stands for an attempt whose record was lost, so that another is not taken
+/// nginx's own list without its entries for groups and between locations; `None` stands for an attempt whose record was lost, so that another is not taken
 /// for the last one.
 fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
     if !request.attempts_known {
@@ -62,7 +62,7 @@ fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
     }
     let mut list: Vec<Option<&NginxAttempt>> = (0..request.attempts_total)
         .map(|index| request.attempts.iter().find(|state| state.index == index))
-        .filter(|state| !state.is_some_and(|state| is_group(request, state)))
+        .filter(|state| !state.is_some_and(|state| is_group(request, state) || is_separator(state)))
         .collect();
     let nobody_left = request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams);
     let group_told = request.attempts.iter().any(|state| is_group(request, state));
@@ -86,6 +86,13 @@ fn is_group(request: &OpenRequest, state: &NginxAttempt) -> bool {
     let Some(peer) = &state.peer else { return false };
     Address::parse(peer).is_none()
         && request.complaints.iter().any(|(_, _, complaint)| complaint.message == Message::NoLiveUpstreams)
+}
+
+/// Where a request goes on to another location with an upstream (`error_page`, `X-Accel-Redirect`), nginx puts an empty entry between: all
+/// zeros, where an attempt's times begin as -1 (`ngx_http_upstream_init_request()`, `ngx_http_upstream.c` in 1.22.1). The access log
+/// writes it as a colon.
+fn is_separator(state: &NginxAttempt) -> bool {
+    state.peer.is_none() && state.status.is_none() && state.connect_ms == Some(0) && state.header_ms == Some(0)
 }
 
 fn one(
@@ -146,7 +153,7 @@ fn one(
         duration_us: started.map(|started| end.since_ns(started) / 1_000),
         bytes_sent: state.map(|s| s.bytes_sent),
         bytes_received: state.map(|s| s.bytes_received),
-        syscalls: calls_of(log, failed_at, calls),
+        syscalls: calls_of(log, failed_at, calls).into_iter().chain(accept_of(request, socket.as_ref(), end)).collect(),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,
         flow: flow.map_or(Joined::None, |flow| Joined::One(own(as_of(flow, end), socket.as_ref()))),
@@ -295,6 +302,16 @@ fn calls_of(log: Option<&NginxLog>, failed_at: Option<Moment>, calls: &[Event]) 
         _ => false,
     };
     calls.iter().filter(in_turn).rfind(same_errno).cloned().into_iter().collect()
+}
+
+/// The `accept()` of an attempt's connection over a unix socket, where it came in time.
+fn accept_of(request: &OpenRequest, socket: Option<&Socket>, end: Moment) -> Option<Event> {
+    let inode = socket.filter(|socket| socket.remote.is_none())?.cookie?;
+    let mine = |event: &&Event| match &event.body {
+        Body::Syscall(call) => matches!(&call.call, Syscall::Accept { peer: Some(peer), .. } if *peer == inode),
+        _ => false,
+    };
+    request.accepts.iter().filter(|event| event.at.earliest <= end).find(mine).cloned()
 }
 
 /// What became of an attempt, from nginx's own words.

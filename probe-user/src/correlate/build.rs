@@ -46,12 +46,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
-    let holders: Vec<Pid> = list
-        .iter()
-        .filter_map(|a| a.flow.one())
-        .filter_map(|flow| flow.accepted_by.as_ref())
-        .map(|(pid, _)| *pid)
-        .collect();
+    let holders: Vec<Pid> = list.iter().filter_map(|attempt| attempt.holder()).map(|(pid, _)| pid).collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
     let instance = match worker {
@@ -84,6 +79,11 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         decided_by: decided.by.id,
         request,
         upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
+        cache_status: decided
+            .from_lines
+            .as_ref()
+            .and_then(|group| group.unexplained.as_ref())
+            .and_then(|(_, line)| line.cache_status.clone()),
         stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),
@@ -133,10 +133,11 @@ fn request(decided: &Decided) -> Request {
         ..Request::default()
     };
     let written = || decided.line.as_ref();
-    if let Some(line) = said(|s| s.request_line.clone()).or_else(|| written()?.request.clone()) {
+    let asked = said(|s| s.request_line.clone()).or_else(|| log?.request_line.clone());
+    if let Some(line) = asked.or_else(|| written()?.request.clone()) {
         lines::split_request_line(&line, &mut request);
     }
-    request.host = request.host.or_else(|| written()?.host.clone());
+    request.host = request.host.or_else(|| log?.host.clone()).or_else(|| written()?.host.clone());
     if request.client.is_none() {
         request.client_address = written().and_then(|line| line.client.clone());
     }
@@ -230,8 +231,9 @@ fn host(
         if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
             questions.insert(Question::UnixSocket { path: path.clone(), worker });
         }
-        let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
-        questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
+        let holder = attempt.holder();
+        questions.extend(holder.map(|(pid, _)| Question::ProcessState(pid)));
+        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(pid)));
     }
     for event in processes {
         match &event.body {

@@ -37,8 +37,8 @@ impl Correlator {
             Some(group) => lines::attempts(group, &self.flows, &[]),
             None => attempts::attempts(&decided.request, &self.flows, &[], decided.at.latest),
         };
-        let holders = list.iter().filter_map(|attempt| attempt.flow.one()?.accepted_by.as_ref()).map(|(pid, _)| pid);
-        if !holders.into_iter().any(|pid| asked.contains(pid)) {
+        let holders = list.iter().filter_map(|attempt| attempt.holder());
+        if !holders.into_iter().any(|(pid, _)| asked.contains(&pid)) {
             return false;
         }
         self.put_off = Some(decided.by.id);

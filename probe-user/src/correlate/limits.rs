@@ -40,6 +40,10 @@ pub const LOG_CLOSE_DELAY_NS: u64 = 400_000_000;
 /// and the lag of the slowest source, several times over. At 10,000 connections a second every second more costs 30 MB.
 pub const FLOW_LINGER_NS: u64 = 1_500_000_000;
 
+/// Where beginnings and ends are not all heard (depth light), an event so long after the last one of the same addresses is another
+/// connection's: a busy nginx comes back to a port after some 28,000 connections to the same upstream.
+pub const QUIET_NS: u64 = 5_000_000_000;
+
 /// One that ended well, where nginx's complaints are heard as they are made: nginx complains before it closes, so a case about it is open
 /// by then, and is put together within [`CLOSE_DELAY_NS`].
 pub const CLEAN_LINGER_NS: u64 = 300_000_000;

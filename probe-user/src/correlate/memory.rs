@@ -94,6 +94,7 @@ impl Correlator {
         events.extend(self.flows.told_by());
         events.extend(self.notable.events().map(|event| event.id));
         events.extend(self.host.events());
+        events.extend(self.unix.events());
         for (at, key, _, fd, id) in &self.connections {
             let following = (key.worker, *fd, *at)..=(key.worker, *fd, at.plus_ns(CONNECTED_WITHIN_NS));
             if connects.range(following).next().is_some() {

@@ -20,6 +20,7 @@ mod served;
 mod telling;
 mod tuple;
 mod unheard;
+mod unix;
 pub mod wire;
 mod written;
 
@@ -32,6 +33,7 @@ use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use unix::UnixConnections;
 use wire::Wires;
 use written::Written;
 
@@ -91,6 +93,7 @@ pub struct Correlator {
     lines: Lines,
     wires: Wires,
     notable: Notable,
+    unix: UnixConnections,
     /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
     connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
@@ -129,6 +132,7 @@ impl Correlator {
             lines: Lines::default(),
             wires: Wires::default(),
             notable: Notable::new(limits),
+            unix: UnixConnections::default(),
             connections: VecDeque::new(),
             speaking: BTreeSet::new(),
             written: Written::default(),
@@ -163,6 +167,7 @@ impl Correlator {
         }
         self.flows.handle(event);
         self.notable.handle(event);
+        self.unix.handle(event);
         self.host.handle(event);
         self.wonder(event);
         match &event.body {
@@ -302,6 +307,11 @@ impl Correlator {
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
         open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
+        let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
+        if let Some(accept) = socket.and_then(|socket| self.unix.accept_of(socket)) {
+            open.heard.push(accept.id);
+            open.accepts.push(accept.clone());
+        }
         open.complaints.push((event.clone(), log.clone(), complaint));
         if truncated {
             // The header was passed on: no status will follow that could decide it.

@@ -89,12 +89,15 @@ impl Notable {
                 ProcessEvent::Signalled { target, role, .. } => {
                     *role == Role::Upstream || Some(*target) == worker || holders.contains(target)
                 }
+                ProcessEvent::Held { pid, .. } => holders.contains(pid),
                 ProcessEvent::OomVictim { .. } => true,
                 ProcessEvent::Forked { .. } => false,
             },
             Body::Syscall(call) => match &call.call {
                 Syscall::Accept { .. } => true,
-                _ => Some(call.pid) == worker,
+                // A server that cannot make a socket cannot ask what it needs for its answer.
+                Syscall::Socket { .. } => Some(call.pid) == worker || holders.contains(&call.pid),
+                Syscall::Connect { .. } => Some(call.pid) == worker,
             },
             _ => false,
         };

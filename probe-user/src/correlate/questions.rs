@@ -33,14 +33,19 @@ impl Correlator {
         if let (Message::BindFailed, Some(upstream)) = (message, upstream) {
             self.host.ask(Question::LocalPorts { upstream, netns: self.host.netns(log.worker) }, self.now);
         }
-        if message == Message::TimedOut && phase != Phase::Connecting {
+        let timed_out = message == Message::TimedOut && phase != Phase::Connecting;
+        let ended = matches!(message, Message::PrematurelyClosed | Message::ReceiveFailed | Message::SendFailed);
+        if timed_out || ended {
             let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
             let holder = socket
                 .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
                 .and_then(|id| self.flows.get(id))
                 .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
+            let holder = holder.or_else(|| self.unix.holder(socket?));
             if let Some(pid) = holder {
-                self.host.ask(Question::ProcessState(pid), self.now);
+                // Why it does not answer; whether it has run out of what it needs to.
+                let question = if timed_out { Question::ProcessState(pid) } else { Question::OpenFiles(pid) };
+                self.host.ask(question, self.now);
             }
         }
     }
@@ -56,7 +61,8 @@ impl Correlator {
     pub(super) fn wonder(&mut self, event: &Event) {
         match &event.body {
             Body::Syscall(call) => match &call.call {
-                Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. } => {
+                Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. }
+                | Syscall::Socket { error: Errno::EMFILE, .. } => {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
                 }
                 Syscall::Socket { error: Errno::ENFILE, .. } => self.host.ask(Question::SystemFiles, self.now),

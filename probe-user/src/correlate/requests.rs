@@ -37,6 +37,8 @@ pub struct OpenRequest {
     pub subrequest: bool,
     /// Descriptors that became upstream connections for it.
     pub connections: Vec<(Moment, i32)>,
+    /// The `accept()` of each unix connection that nginx complained of, where it was seen.
+    pub accepts: Vec<Event>,
     /// The events that said all this.
     pub heard: Vec<EventId>,
 }
@@ -60,6 +62,7 @@ impl OpenRequest {
             attempts_total: 0,
             subrequest: false,
             connections: Vec::new(),
+            accepts: Vec::new(),
             heard: Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ impl Correlator {
                 self.sensors.insert(*sensor, (*sight, why.clone()));
                 self.wires.with_log = self.sight(Sensor::ErrorLog) == Sight::On;
                 self.flows.hear_complaints(self.sight(Sensor::NginxFunctions) == Sight::On);
+                self.flows.hear_states(self.sight(Sensor::SocketStates) != Sight::Degraded);
             }
             Coverage::Lost { sensor, count, why } => {
                 self.losses.push_back((at, *sensor, *count, why.clone()));

@@ -80,6 +80,7 @@ pub fn decode(pattern: &Pattern, line: &[u8]) -> Result<Decoded, LineError> {
         pid: value("pid").and_then(|pid| pid.parse().ok()),
         upstream_status: value("upstream_status"),
         upstream_address: value("upstream_addr"),
+        cache_status: value("upstream_cache_status"),
     };
     let request_ms = value("request_time").and_then(|text| milliseconds(&text));
     let (upstream_times, header_times) = (value("upstream_response_time"), value("upstream_header_time"));

@@ -4,12 +4,13 @@
 //! Checksums say nothing on a host that lets its network card compute them, and are not looked at.
 
 mod content;
+pub mod glance;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{EtherType, Ipv6ExtensionSlice, LaxNetSlice, LaxSlicedPacket, ip_number};
+use etherparse::{EtherType, IpNumber, LaxNetSlice, LaxSlicedPacket, ip_number};
 
 use crate::model::packet::{Content, IcmpPacket, LinkType, PacketBody, TcpFlags, TcpHeader, TcpPacket};
 
@@ -56,7 +57,7 @@ fn slice(link: LinkType, captured: &[u8]) -> Option<(LaxSlicedPacket<'_>, usize)
 struct Ip<'a> {
     source: IpAddr,
     destination: IpAddr,
-    protocol: etherparse::IpNumber,
+    protocol: IpNumber,
     ttl: u8,
     id: Option<u16>,
     /// Header and extension headers.
@@ -90,9 +91,7 @@ impl<'a> Ip<'a> {
             }
             LaxNetSlice::Ipv6(ip) => {
                 let header = ip.header();
-                let later_fragment = ip.extensions().clone().into_iter().any(|extension| {
-                    matches!(extension, Ipv6ExtensionSlice::Fragment(fragment) if fragment.fragment_offset().value() != 0)
-                });
+                let later_fragment = is_later_fragment(header.next_header(), ip.extensions().slice());
                 if later_fragment {
                     return None;
                 }
@@ -111,6 +110,26 @@ impl<'a> Ip<'a> {
             LaxNetSlice::Arp(_) => None,
         }
     }
+}
+
+/// Whether a fragment header among these extension headers says that something comes before.
+///
+/// Read by hand: where the capture cut an extension header, etherparse 0.21's iterator over them reads beyond their end
+/// (`Ipv6ExtensionSliceIter::next` believes the last whole header about what follows it).
+fn is_later_fragment(first: IpNumber, mut rest: &[u8]) -> bool {
+    let mut kind = first;
+    while let [next, length, o0, o1, ..] = *rest {
+        let length = match kind {
+            IpNumber::IPV6_FRAGMENTATION_HEADER if u16::from_be_bytes([o0, o1]) >> 3 != 0 => return true,
+            IpNumber::IPV6_FRAGMENTATION_HEADER => 8,
+            // RFC 4302 counts words of four bytes, less two.
+            IpNumber::AUTHENTICATION_HEADER => (usize::from(length) + 2) * 4,
+            _ => (usize::from(length) + 1) * 8,
+        };
+        kind = IpNumber(next);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 fn tcp(ip: &Ip<'_>, on_wire: usize) -> Option<TcpPacket> {

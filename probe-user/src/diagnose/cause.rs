@@ -48,6 +48,12 @@ pub enum Depth {
     ProcessOom,
 }
 
+/// For whom, and what to do.
+pub type Remedy = (&'static str, &'static str);
+
+/// The families of servers that every page speaks to, in the order in which the tables that pages share do.
+pub const FAMILIES: [&str; 8] = ["gunicorn", "uvicorn", "Node.js", "Puma", "php-fpm", "uWSGI", "Go", "Java"];
+
 /// The page that `explain` prints.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
@@ -57,8 +63,8 @@ pub struct Page {
     pub proof: &'static str,
     /// What would show that it is something else.
     pub refuted: &'static str,
-    /// What to do: for whom, and what. nginx first, then the servers it applies to.
-    pub remedies: &'static [(&'static str, &'static str)],
+    /// What to do: nginx and the host, then the server at the other end, with a line for each of [`FAMILIES`].
+    pub remedies: &'static [Remedy],
 }
 
 /// A row of the catalogue.

@@ -67,6 +67,11 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
     if let Some(event) = death.oom {
         finding.support(Some(evidence(Fact::OomKilled { process: death.process.0 }, &[event.id], Weight::Direct)));
     }
+    finding.support(reading.accepted_over_unix());
+    if let Some(event) = death.held {
+        let fact = Fact::HeldAtEnd { process: death.process.clone() };
+        finding.support(Some(evidence(fact, &[event], Weight::Direct)));
+    }
     let ended = Fact::ProcessEnded { process: death.process.clone(), how: death.how };
     finding.support(Some(evidence(ended, &[death.event.id], Weight::Direct)));
     let (close, reset) = (reading.close(), reading.reset());

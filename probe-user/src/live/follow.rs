@@ -204,6 +204,7 @@ impl Followers {
     /// A reload or a dead worker: the children changed. The configuration is read again.
     fn refresh(&mut self, master: &Master) -> Result<Option<NginxInstance>, CaptureError> {
         let found = nginx::examine(master);
+        self.attach_to_workers(master, &found);
         let layout = self.layout(master, &found);
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
@@ -272,7 +273,24 @@ impl Followers {
                 master.pid
             ));
         }
-        kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
+        // Where nginx is chosen by --pid, others that run the same program are not to pay for it.
+        let chosen: Vec<u32> = master.workers.iter().copied().chain([master.pid]).collect();
+        let only = (!self.scope.pids.is_empty()).then_some(chosen.as_slice());
+        kernel.attach_nginx(master.pid, only).unwrap_or_else(|error| off(error.to_string()))
+    }
+
+    /// The new workers of an nginx that was chosen by its number.
+    fn attach_to_workers(&mut self, master: &Master, found: &Found) {
+        if self.scope.pids.is_empty() {
+            return;
+        }
+        let attachments = self.attach(master, found);
+        if let Some(followed) = self.followed.get_mut(&master.pid) {
+            followed.attachments = attachments;
+        }
+        if let Some(kernel) = &mut self.kernel {
+            kernel.detach_ended(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists());
+        }
     }
 
     /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
@@ -394,11 +412,13 @@ impl Followers {
         } else {
             self.scope.interfaces.clone()
         };
-        let (detail, buffer) = if self.scope.depth == Depth::Deep {
-            (filter::Detail::Everything, EVERYTHING_BUFFER)
-        } else {
-            (filter::Detail::Fates, FATES_BUFFER)
+        let (detail, buffer) = match self.scope.depth {
+            Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
+            Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
+            Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
         };
+        // What this host sends, and what breaks it, its kernel tells.
+        let inbound_only = self.scope.depth == Depth::Light && self.asks_nginx();
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
@@ -409,6 +429,7 @@ impl Followers {
                 netns: netns.clone(),
                 filter: filter.text.clone(),
                 snap_length: SNAP_LENGTH,
+                inbound_only,
                 buffer,
                 numbers: Arc::clone(&self.numbers),
             };

@@ -15,6 +15,7 @@ mod recording;
 pub mod scope;
 mod sieve;
 pub mod sources;
+pub mod spent;
 pub mod tail;
 pub mod thinker;
 

@@ -1,5 +1,8 @@
 //! The file of a recording, and what its limits do to it.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
@@ -108,7 +111,7 @@ impl Recording {
     }
 
     fn window(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.limits.rotate > 0 && self.is_full() {
+        if self.limits.rotate > 0 && !self.windows.is_empty() && !self.has_room_for(bytes.len()) {
             self.rotate()?;
         }
         self.skipping = false;
@@ -126,6 +129,13 @@ impl Recording {
 
     fn cases(&self) -> u64 {
         self.windows.iter().map(|window| window.cases).sum()
+    }
+
+    /// Whether a window that begins with so many bytes, and holds a case at least, is within the limits.
+    fn has_room_for(&self, bytes: usize) -> bool {
+        let size = self.size + bytes as u64;
+        self.limits.size.is_none_or(|limit| size <= limit)
+            && self.limits.incidents.is_none_or(|limit| self.cases() < limit)
     }
 
     fn is_full(&self) -> bool {

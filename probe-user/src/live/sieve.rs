@@ -18,14 +18,8 @@ use probe_abi::{
 use rustc_hash::FxHasher;
 use zerocopy::FromBytes;
 
-use super::capture::CapturedPacket;
-use crate::{
-    model::{
-        event::Body,
-        packet::{PacketBody, PacketEvent},
-    },
-    pipeline::Arrival,
-};
+use super::capture::{CapturedPacket, batch::Batch};
+use crate::{decode::packet::glance::glance, model::time::Moment};
 
 /// `-EINPROGRESS`: how a connection normally begins in nginx.
 const IN_PROGRESS: i32 = -115;
@@ -158,23 +152,30 @@ struct Held {
     length: usize,
 }
 
-/// A packet with what it says.
-pub(super) type Packet = Box<(Arrival, CapturedPacket)>;
+/// Packets of a capture that lie here.
+#[derive(Debug)]
+struct HeldPackets {
+    batch: Batch,
+    /// Whose each of them is.
+    keys: Vec<Option<Key>>,
+    /// How many of them have left.
+    left: usize,
+}
 
 /// What goes on.
 #[derive(Debug)]
 pub(super) enum GoesOn<'a> {
     /// A record of the ring.
     Record(&'a [u8]),
-    /// A packet.
-    Packet(Packet),
+    /// A packet, captured then, in that network namespace.
+    Packet(Moment, CapturedPacket, Option<u32>),
 }
 
 /// The sieve.
 #[derive(Debug, Default)]
 pub(super) struct Sieve {
     held: VecDeque<Held>,
-    packets: VecDeque<(Option<Key>, Packet)>,
+    packets: VecDeque<HeldPackets>,
     /// The bytes of the held records; those before `from` are gone.
     records: Vec<u8>,
     from: usize,
@@ -202,21 +203,20 @@ impl Sieve {
         self.hold(header.time_ns, key, record);
     }
 
-    /// Takes a packet.
-    pub(super) fn packet(&mut self, packet: Packet) {
-        let key = match &packet.0.body {
-            Body::Packet(PacketEvent { body: PacketBody::Tcp(tcp), .. }) => {
-                let key = Key::of_addresses(tcp.header.source, tcp.header.destination);
-                if let Some(key) = key {
-                    let fate = self.fates.entry(key).or_default();
-                    fate.held += 1;
-                    fate.spoken_of |= tcp.header.flags.rst();
-                }
-                key
-            }
-            _ => None,
-        };
-        self.packets.push_back((key, packet));
+    /// Takes packets. They are decoded when they go on.
+    pub(super) fn packets(&mut self, batch: Batch) {
+        let keys = (0..batch.len())
+            .map(|place| {
+                let (_, bytes) = batch.get(place)?;
+                let seen = glance(batch.link, bytes)?;
+                let key = Key::of_addresses(seen.source, seen.destination)?;
+                let fate = self.fates.entry(key).or_default();
+                fate.held += 1;
+                fate.spoken_of |= seen.flags.rst();
+                Some(key)
+            })
+            .collect();
+        self.packets.push_back(HeldPackets { batch, keys, left: 0 });
     }
 
     fn hold(&mut self, time_ns: u64, key: Option<Key>, record: &[u8]) {
@@ -308,14 +308,25 @@ impl Sieve {
             }
             self.from += length;
         }
-        while self.packets.front().is_some_and(|(_, packet)| packet.0.at.latest.0 <= until_ns) {
-            let Some((key, packet)) = self.packets.pop_front() else { break };
-            if key.is_some_and(|key| self.leaves(key)) {
-                self.let_go += 1;
-            } else {
-                each(GoesOn::Packet(packet));
+        // Of several captures each is in order, and they are not among each other.
+        let mut packets = std::mem::take(&mut self.packets);
+        for held in &mut packets {
+            let HeldPackets { batch, keys, left } = held;
+            while let Some((head, _)) = batch.get(*left) {
+                let moment = batch.moment(head);
+                if moment.0 > until_ns {
+                    break;
+                }
+                if keys.get(*left).copied().flatten().is_some_and(|key| self.leaves(key)) {
+                    self.let_go += 1;
+                } else if let Some(packet) = batch.packet(*left) {
+                    each(GoesOn::Packet(moment, packet, batch.netns));
+                }
+                *left += 1;
             }
         }
+        packets.retain(|held| held.left < held.batch.len());
+        self.packets = packets;
         // What is gone is cut off when it is the larger part: each byte is moved once on average.
         if self.from > self.records.len() / 2 {
             self.records.drain(..self.from);

@@ -27,12 +27,10 @@ use crate::{
         access_log::{self, Pattern},
         error_log,
         kernel::{self, Decoded, Names},
-        packet,
     },
     model::{
         coverage::{Sensor, Sight},
         event::{Body, Source},
-        packet::{PacketEvent, PacketRef},
         process::{ProcessEvent, Role},
         time::{At, Moment},
     },
@@ -49,6 +47,8 @@ const RING_NAP: Duration = Duration::from_millis(15);
 /// Counters of the sources, for the notices and the summary.
 #[derive(Debug, Default)]
 pub struct Counts {
+    /// Records read from the ring.
+    pub records: AtomicU64,
     /// Records that could not be read.
     pub unreadable: AtomicU64,
     /// Records that the thinking thread had no room for.
@@ -115,6 +115,7 @@ fn read_ring(
             }
         }
         let read = batch.len();
+        counts.records.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
@@ -143,23 +144,17 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
         ProcessEvent::Forked { role, .. } | ProcessEvent::Exited { role, .. } => {
             matches!(role, Role::NginxMaster | Role::NginxWorker)
         }
-        ProcessEvent::Signalled { .. } | ProcessEvent::OomVictim { .. } => false,
+        ProcessEvent::Held { .. } | ProcessEvent::Signalled { .. } | ProcessEvent::OomVictim { .. } => false,
     }
 }
 
 /// Takes packets of a capture in this network namespace.
 pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
-    Box::new(move |mut packet| {
-        intake.redactor().packet(packet.link, &mut packet.bytes);
-        let Some(body) = packet::decode(packet.link, &packet.bytes, packet.wire_length) else {
-            // The filter lets other ICMP and fragments through; they say nothing about a flow.
-            return true;
-        };
-        // The wall clock may be stepped while we run: the offset of now, not that of the start.
-        let moment = clock::wall().moment(i128::from(packet.unix_ns));
-        let event = PacketEvent { reference: PacketRef(packet.number), netns, body };
-        let arrival = Arrival { at: At::exactly(moment), source: Source::Packet, body: Body::Packet(event) };
-        intake.try_deliver(Delivery::Packet(Box::new((arrival, packet))))
+    Box::new(move |mut batch| {
+        batch.netns = netns;
+        let link = batch.link;
+        batch.each_mut(|bytes| intake.redactor().packet(link, bytes));
+        intake.try_deliver(Delivery::Packets(batch))
     })
 }
 
@@ -301,7 +296,12 @@ pub(super) fn sensors<'a>(
             Some(_) if *sensor == Sensor::Syscalls && scope.depth == Depth::Light => {
                 (Sight::Off, Some("not part of depth light".to_owned()))
             }
-            Some(attached) => without_btf(of_hooks(attached, names), btf_problem, attached, names),
+            Some(attached) => match without_btf(of_hooks(attached, names), btf_problem, attached, names) {
+                (Sight::On, _) if *sensor == Sensor::SocketStates && scope.depth == Depth::Light => {
+                    (Sight::Degraded, Some("not part of depth light: connections that begin and end well".to_owned()))
+                }
+                seen => seen,
+            },
         };
         list.push((*sensor, sight, why));
     }
@@ -314,6 +314,9 @@ pub(super) fn sensors<'a>(
     let (sight, why) = functions(&["ngx_http_send_header"]);
     list.push((Sensor::NginxStatuses, sight, why));
     list.push(match (capturing, capture_problem) {
+        (true, None) if scope.depth == Depth::Light => {
+            (Sensor::Packets, Sight::Degraded, Some("not part of depth light: SYN and FIN".to_owned()))
+        }
         (true, None) => (Sensor::Packets, Sight::On, None),
         (true, Some(why)) => (Sensor::Packets, Sight::Degraded, Some(why.to_owned())),
         (false, why) => (Sensor::Packets, Sight::Off, why.map(str::to_owned)),

@@ -14,22 +14,23 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
+    capture::batch::Batch,
     clock,
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
 };
 use crate::{
-    bundle::{
-        entry,
-        packets::{CapturedPacket, PacketStore},
-        tape::Raw,
+    bundle::{entry, packets::PacketStore, tape::Raw},
+    decode::{
+        kernel::{self, Names},
+        packet,
     },
-    decode::kernel::{self, Names},
     model::{
         case::CaseKind,
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
+        packet::{PacketEvent, PacketRef},
         time::{At, Moment},
     },
     pipeline::{Arrival, Judged, Pipeline, Question, Settings},
@@ -109,8 +110,8 @@ pub enum Delivery {
     Records(Records),
     /// A line of a log, with what it was read from.
     Line(Box<(Arrival, Raw)>),
-    /// A packet that decodes to an event.
-    Packet(Box<(Arrival, CapturedPacket)>),
+    /// Packets of a capture.
+    Packets(Batch),
     /// No more will come.
     End,
 }
@@ -121,7 +122,7 @@ impl Delivery {
         match self {
             Self::Arrivals(arrivals) => arrivals.len() * size_of::<Arrival>(),
             Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
-            Self::Packet(both) => size_of::<(Arrival, CapturedPacket)>() + both.1.bytes.len(),
+            Self::Packets(batch) => batch.weight(),
             Self::Line(_) => size_of::<(Arrival, Raw)>() + 1024,
             Self::End => 0,
         }
@@ -292,7 +293,7 @@ impl Thinker {
                 let (arrival, raw) = *both;
                 push(&mut self.pipeline, self.recorder.as_mut(), arrival, || Some(raw));
             }
-            Delivery::Packet(both) => self.sieve.packet(both),
+            Delivery::Packets(batch) => self.sieve.packets(batch),
             Delivery::End => return true,
         }
         false
@@ -325,12 +326,12 @@ impl Thinker {
                     tracing::debug!("unreadable kernel record: {error}");
                 }
             },
-            GoesOn::Packet(both) => {
-                let (arrival, packet) = *both;
-                let netns = match &arrival.body {
-                    Body::Packet(event) => event.netns,
-                    _ => None,
-                };
+            GoesOn::Packet(moment, packet, netns) => {
+                // The filter lets other ICMP and fragments through; they say nothing about a flow.
+                let Some(body) = packet::decode(packet.link, &packet.bytes, packet.wire_length) else { return };
+                let event = PacketEvent { reference: PacketRef(packet.number), netns, body };
+                let at = At::exactly(moment);
+                let arrival = Arrival { at, source: Source::Packet, body: Body::Packet(event) };
                 push(pipeline, recorder.as_mut(), arrival, || Some(Raw::Packet(Box::new(packet.clone()), netns)));
                 packets.push(packet);
             }

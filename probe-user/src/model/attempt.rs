@@ -2,10 +2,11 @@
 
 use super::{
     complaint::Complaint,
-    event::Event,
+    event::{Body, Event, EventId},
     flow::Flow,
     net::{Address, Errno},
-    socket::Socket,
+    process::Pid,
+    socket::{Socket, Syscall},
     time::Moment,
 };
 
@@ -126,8 +127,34 @@ pub struct Attempt {
     pub bytes_sent: Option<u64>,
     /// Bytes received from the peer for this request.
     pub bytes_received: Option<u64>,
-    /// System calls of the worker that belong to it and to no flow (a failed `socket()`, `connect()` to a unix socket).
+    /// System calls that belong to it and to no flow: of the worker a failed `socket()`, a `connect()` to a unix socket; of the server the
+    /// `accept()` of a connection over one.
     pub syscalls: Vec<Event>,
     /// How it is tied to the request.
     pub link: Link,
+}
+
+impl Attempt {
+    /// The process that accepted its connection, and its name.
+    #[must_use]
+    pub fn holder(&self) -> Option<(Pid, &str)> {
+        let of_flow = self.flow.one().and_then(|flow| flow.accepted_by.as_ref());
+        of_flow
+            .map(|(pid, command)| (*pid, command.as_str()))
+            .or_else(|| self.unix_accept().map(|(_, pid, name)| (pid, name)))
+    }
+
+    /// The `accept()` of its connection over a unix socket, who called it, and the caller's name.
+    #[must_use]
+    pub fn unix_accept(&self) -> Option<(EventId, Pid, &str)> {
+        self.syscalls.iter().find_map(|event| match &event.body {
+            Body::Syscall(call) => match &call.call {
+                Syscall::Accept { result: Ok(_), peer: Some(_), command, .. } => {
+                    Some((event.id, call.pid, command.as_str()))
+                }
+                _ => None,
+            },
+            _ => None,
+        })
+    }
 }

@@ -128,6 +128,8 @@ pub struct Case {
     pub earlier: Vec<EarlierFailure>,
     /// nginx's upstream module had begun to work on the request; `None`: not known.
     pub upstream_begun: Option<bool>,
+    /// What the access log says of nginx's cache, where it is all there is and its format has it; empty: no cache was asked.
+    pub cache_status: Option<String>,
     /// Where nothing was tried: the last case with the same host, URI and status in which something was.
     pub stored: Option<Stored>,
     /// What could be seen.

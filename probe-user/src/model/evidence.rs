@@ -263,6 +263,16 @@ pub enum Fact {
         /// How often segments were sent again.
         times: u32,
     },
+    /// A process accepted this very connection.
+    AcceptedBy {
+        /// Who.
+        process: (Pid, String),
+    },
+    /// A process still held the connection when it ended.
+    HeldAtEnd {
+        /// Who.
+        process: (Pid, String),
+    },
     /// A process ended.
     ProcessEnded {
         /// Who.
@@ -324,6 +334,20 @@ pub enum Fact {
         reset: u8,
         /// The others'.
         peer: u8,
+    },
+    /// A RST whose IP identification is far from those of the upstream's other packets, which count up.
+    ForeignId {
+        /// The RST's.
+        reset: u16,
+        /// The nearest of the others'.
+        peer: u16,
+    },
+    /// The upstream sent on after that RST, as an end that has reset a connection does not.
+    SentOn {
+        /// New bytes of payload.
+        bytes: u32,
+        /// How long after the RST the first of them came, microseconds.
+        after_us: u64,
     },
     /// The upstream's kernel, this host's own, sent an answer that never arrived.
     AnswerNotTaken {

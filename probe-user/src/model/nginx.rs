@@ -64,6 +64,10 @@ pub struct NginxLog {
     pub upstream: Option<UpstreamConnection>,
     /// The client as nginx sees it.
     pub client: Option<SocketAddr>,
+    /// `GET /cart HTTP/1.1`; of errors with an upstream only.
+    pub request_line: Option<String>,
+    /// The Host header, likewise.
+    pub host: Option<String>,
 }
 
 /// nginx's connection to an upstream at the moment of a message.
@@ -194,4 +198,6 @@ pub struct AccessLine {
     pub upstream_status: Option<String>,
     /// `$upstream_addr`; empty: no upstream was asked.
     pub upstream_address: Option<String>,
+    /// `$upstream_cache_status`: `HIT`, `MISS` …; empty: no cache was asked.
+    pub cache_status: Option<String>,
 }

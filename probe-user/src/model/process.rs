@@ -61,6 +61,17 @@ pub enum ProcessEvent {
         /// How.
         how: Ending,
     },
+    /// A server is ending (its [`ProcessEvent::Exited`] follows), and its descriptors are not closed yet.
+    Held {
+        /// The process.
+        pid: Pid,
+        /// Its role.
+        role: Role,
+        /// Unix connections from nginx that it still holds: the inodes of nginx's ends.
+        connections: Vec<u64>,
+        /// These are all of them.
+        all: bool,
+    },
     /// A signal was sent to a watched process.
     Signalled {
         /// The receiver.

@@ -38,7 +38,7 @@ pub struct SocketPointer(pub u64);
 pub struct Socket {
     /// Which; `None` where the kernel had none (a RST for a port without listener).
     pub pointer: Option<SocketPointer>,
-    /// Unique since boot, where the kernel has given one.
+    /// Unique since boot, where the kernel has given one. Of a unix socket: its inode's number.
     pub cookie: Option<u64>,
     /// Network namespace (inode number), `None` unknown.
     pub netns: Option<u32>,
@@ -186,6 +186,8 @@ pub enum Syscall {
         result: Result<i32, Errno>,
         /// The accepted socket; on failure the listener.
         socket: Option<Socket>,
+        /// The other end, where it is a unix socket: its inode's number.
+        peer: Option<u64>,
         /// The caller's name.
         command: String,
     },

@@ -25,6 +25,9 @@ const MANY: usize = 1 << 20;
 /// Idle for this long where there are too many.
 const IDLE_AMONG_MANY_NS: u64 = 60_000_000_000;
 
+/// Servers that are remembered where it matters who is one.
+const MOST_SERVING: usize = 1 << 16;
+
 /// What is asked of an analysis.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is asked for by itself")]
@@ -37,6 +40,8 @@ pub struct Options {
     pub several: bool,
     /// Failed attempts and what became of their requests are wanted.
     pub attempts: bool,
+    /// It is wanted who serves: [`Analysis::serves`].
+    pub servers: bool,
     /// Statuses that nginx answers when an attempt fails.
     pub statuses: Vec<u16>,
     /// Servers that are upstreams.
@@ -78,6 +83,8 @@ pub struct Analysis {
     numbers: u64,
     doubles: u64,
     most_open: usize,
+    /// Addresses that answered a SYN.
+    serving: BTreeSet<[u64; 2]>,
 }
 
 impl Analysis {
@@ -103,6 +110,14 @@ impl Analysis {
     #[must_use]
     pub fn began(&self) -> u64 {
         self.began.unwrap_or(0)
+    }
+
+    /// Whether this address is one of nginx or of an upstream, as the user says, or answered a SYN: it is no mere client. Only with
+    /// [`Options::servers`].
+    #[must_use]
+    pub fn serves(&self, end: End) -> bool {
+        let told = self.options.nginx.iter().chain(&self.options.upstreams).any(|known| known.address == end.address);
+        told || self.serving.contains(&end.address)
     }
 
     /// Packets that were in the captures twice.
@@ -182,6 +197,10 @@ impl Analysis {
         connection.fate.take(segment, by_client);
         if before.responder.state == State::Inactive && connection.fate.responder.state != State::Inactive {
             self.waiting.remove(&slot);
+            // Beyond the limit an address is taken for a client's: more is taken out, not less.
+            if self.options.servers && segment.flags.syn() && self.serving.len() < MOST_SERVING {
+                self.serving.insert(connection.responder().address);
+            }
         }
         let Some(mut talk) = connection.talk.take() else { return };
         talk.trace.add(file, segment);

@@ -11,6 +11,9 @@ use crate::model::attempt::Outcome;
 /// client left, the answer could not be taken). Its timers are set in seconds, but for those who know what they do.
 const TIMER_NS: u64 = 900_000_000;
 
+/// nginx drops this soon what it cannot take; a busy one has more to do first.
+const AT_ONCE_NS: u64 = 20_000_000;
+
 /// What the exchange under way has come to by this FIN or RST; `before`: how the connection stood until then.
 pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: bool) -> Option<Outcome> {
     let reset = segment.flags.rst();
@@ -36,8 +39,18 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
         // The server had closed before, and the request crossed it.
         return Some(Outcome::Closed);
     }
-    if exchange.foreign.is_some() || talk.in_answers_head() {
+    if exchange.foreign.is_some() {
         return Some(Outcome::BadResponse);
+    }
+    if talk.in_answers_head() {
+        // What nginx cannot take it drops as it reads it; its timer, set once for the whole head, ends it at any time after.
+        let last = talk.last_answer_ns.unwrap_or(exchange.sent_ns);
+        let since_answer_ns = segment.unix_ns.saturating_sub(last);
+        if since_answer_ns < AT_ONCE_NS {
+            return Some(Outcome::BadResponse);
+        }
+        let timed_out = segment.unix_ns.saturating_sub(exchange.sent_ns) >= TIMER_NS;
+        return Some(if timed_out { Outcome::TimeoutRead } else { Outcome::Unknown });
     }
     let last = exchange.sent_ns.max(exchange.first_answer_ns.unwrap_or(0));
     let silent_ns = segment.unix_ns.saturating_sub(last);

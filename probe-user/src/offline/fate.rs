@@ -348,7 +348,7 @@ const fn acknowledge(peer: &mut Side, segment: &Segment, reset: bool) {
 
 /// Whether the stream has come to `end` by this.
 fn advances(side: &Side, flags: TcpFlags, news: i32, end: u32) -> bool {
-    if (flags.syn() || flags.rst()) && news.abs() > FAR {
+    if (flags.syn() || flags.rst()) && news.unsigned_abs() > FAR.unsigned_abs() {
         return false;
     }
     // More than 2 GiB of which only the beginning and the end were seen.

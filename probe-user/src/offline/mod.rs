@@ -21,6 +21,8 @@ pub mod segment;
 mod stream;
 mod talk;
 mod telling;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use connection::Ended;

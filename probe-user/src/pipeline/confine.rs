@@ -110,6 +110,7 @@ impl Confine {
             }
             ProcessEvent::Exited { pid, role, .. } => self.processes.remove(pid) || nginx(*role),
             ProcessEvent::Executed { role, .. }
+            | ProcessEvent::Held { role, .. }
             | ProcessEvent::Signalled { role, .. }
             | ProcessEvent::OomVictim { role, .. } => nginx(*role),
         }

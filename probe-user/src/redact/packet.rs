@@ -8,6 +8,8 @@ use crate::model::packet::{Foreign, LinkType};
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
+/// The authentication header of `IPsec`: what it protects stands behind it as it is.
+const AUTHENTICATION: u8 = 51;
 
 /// The longest status line that is kept: `HTTP/1.1 502 Bad Gateway`, and room for another reason.
 const STATUS_LINE: usize = 64;
@@ -122,21 +124,30 @@ fn ip_begin(link: LinkType, bytes: &[u8]) -> Option<usize> {
     }
 }
 
+/// RFC 4302 counts words of four bytes, less two.
+fn authentication_length(length: u8) -> usize {
+    (usize::from(length) + 2) * 4
+}
+
 /// The IP header that begins here, and what it carries.
 fn locate(bytes: &[u8], ip: usize) -> Option<Place> {
     let byte = |at: usize| bytes.get(ip + at).copied();
     match byte(0)? >> 4 {
         4 => {
-            let transport = ip + usize::from(byte(0)? & 15) * 4;
-            Some(Place { ip, v6: false, protocol: byte(9)?, transport })
+            let (mut protocol, mut at) = (byte(9)?, usize::from(byte(0)? & 15) * 4);
+            if protocol == AUTHENTICATION {
+                (protocol, at) = (byte(at)?, at + authentication_length(byte(at + 1)?));
+            }
+            Some(Place { ip, v6: false, protocol, transport: ip + at })
         }
         6 => {
             let (mut protocol, mut at) = (byte(6)?, 40);
-            // Hop-by-hop, routing, fragment, destination options (RFC 8200); there are never many.
+            // Hop-by-hop, routing, fragment, destination options (RFC 8200), authentication; there are never many.
             for _ in 0..8 {
                 let length = match protocol {
                     0 | 43 | 60 => (usize::from(byte(at + 1)?) + 1) * 8,
                     44 => 8,
+                    AUTHENTICATION => authentication_length(byte(at + 1)?),
                     _ => break,
                 };
                 protocol = byte(at)?;

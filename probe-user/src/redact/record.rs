@@ -25,18 +25,19 @@ pub(super) fn is_of_request(record: &[u8]) -> bool {
 
 /// Replaces the query's values, and the client if asked to.
 pub(super) fn blank(record: &mut [u8], key: &Key, clients: bool) {
-    let ends = match kind(record) {
-        Some(Kind::NginxLog) => [offset_of!(Log, client), offset_of!(Log, client_socket)],
+    let (begin, ends) = match kind(record) {
+        Some(Kind::NginxLog) => {
+            (offset_of!(Log, request_line), [offset_of!(Log, client), offset_of!(Log, client_socket)])
+        }
         Some(Kind::NginxSpecialResponse | Kind::NginxSendHeader | Kind::NginxRedirect) => {
-            let begin = offset_of!(Status, request_line);
-            if let Some(line) = record.get_mut(begin..begin + REQUEST_LINE) {
-                let end = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
-                target::request_line(&mut line[..end], key);
-            }
-            [offset_of!(Status, client), offset_of!(Status, client_socket)]
+            (offset_of!(Status, request_line), [offset_of!(Status, client), offset_of!(Status, client_socket)])
         }
         _ => return,
     };
+    if let Some(line) = record.get_mut(begin..begin + REQUEST_LINE) {
+        let end = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
+        target::request_line(&mut line[..end], key);
+    }
     for at in ends.into_iter().filter(|_| clients) {
         if let Some(bytes) = record.get_mut(at..at + size_of::<Endpoint>()) {
             map(bytes, key);
@@ -98,6 +99,19 @@ mod tests {
         let after = Status::read_from_bytes(&bytes).unwrap();
         assert!(after.client.address != status().client.address && after.client.port == [1, 2]);
         assert_eq!(after.client_socket, Endpoint::UNKNOWN);
+    }
+
+    #[test]
+    fn an_error_of_nginxs_names_a_request_too() {
+        let mut log = Log::new_zeroed();
+        log.header.kind = Kind::NginxLog as u16;
+        let line = b"GET /a?token=secret HTTP/1.1";
+        log.request_line[..line.len()].copy_from_slice(line);
+        let mut bytes = log.as_bytes().to_vec();
+        blank(&mut bytes, &Key::new([3; 16]), false);
+        let after = Log::read_from_bytes(&bytes).unwrap();
+        assert!(after.request_line.starts_with(b"GET /a?token="));
+        assert!(!after.request_line.windows(6).any(|bytes| bytes == b"secret"));
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn say(out: &mut String, words: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diagnose::catalogue;
+    use crate::diagnose::{catalogue, cause::FAMILIES};
 
     #[test]
     fn every_page_is_whole_and_fits() {
@@ -88,6 +88,19 @@ mod tests {
             assert!(!cause.page.remedies.is_empty(), "{}", cause.id);
         }
         assert!(list(catalogue()).lines().all(|line| line.chars().count() <= COLUMNS), "{}", list(catalogue()));
+    }
+
+    #[test]
+    fn every_page_speaks_to_every_family_of_servers() {
+        for cause in catalogue() {
+            let missing: Vec<&str> = FAMILIES
+                .into_iter()
+                .filter(|family| {
+                    cause.page.remedies.iter().filter(|(who, what)| who == family && what.len() > 10).count() != 1
+                })
+                .collect();
+            assert!(missing.is_empty(), "{}: one line each for {missing:?}", cause.id);
+        }
     }
 
     #[test]

@@ -186,6 +186,9 @@ fn of_process(event: &ProcessEvent) -> Place {
         ProcessEvent::Exited { pid, role, command, how } => {
             at(word_of(*role), *pid, Some(command), &wording::ending(*how))
         }
+        ProcessEvent::Held { pid, role, connections, .. } => {
+            at(word_of(*role), *pid, None, &format!("still holds {} of nginx's connections", connections.len()))
+        }
         ProcessEvent::Signalled { target, role, signal, sender } => {
             let from = sender.as_ref().map_or_else(|| "the kernel".to_owned(), |sender| sender.command.clone());
             at(word_of(*role), *target, None, &format!("signal {signal} from {from}"))

@@ -162,11 +162,23 @@ pub(super) fn ending(how: Ending) -> String {
     }
 }
 
+/// Who had a connection over a unix socket.
+fn held(of: &Fact, (pid, command): &(Pid, String)) -> String {
+    let what = match of {
+        Fact::HeldAtEnd { .. } => "was ending and still held this connection",
+        _ => "had accepted this very connection",
+    };
+    format!("{} {what}", who(*pid, command))
+}
+
 fn process_event(event: &ProcessEvent) -> String {
     match event {
         ProcessEvent::Forked { parent, child, command, .. } => format!("{} forked pid {child}", who(*parent, command)),
         ProcessEvent::Executed { pid, command, .. } => format!("pid {pid} became {}", redact::text(command)),
         ProcessEvent::Exited { pid, command, how, .. } => format!("{} ended: {}", who(*pid, command), ending(*how)),
+        ProcessEvent::Held { pid, connections, .. } => {
+            format!("pid {pid} is ending and still holds {} unix connections from nginx", connections.len())
+        }
         ProcessEvent::Signalled { target, signal, sender, .. } => {
             format!("signal {signal} to pid {target} from {}", sent_by(sender.as_ref()))
         }
@@ -376,6 +388,7 @@ pub fn fact(of: &Fact) -> String {
             None => format!("{call}() failed: {errno}"),
         },
         Fact::OpenFiles { process: (pid, command), open, limit } => open_files(*pid, command, *open, *limit),
+        Fact::AcceptedBy { process } | Fact::HeldAtEnd { process } => held(of, process),
         Fact::ProcessEnded { process: (pid, command), how } => {
             format!("{} ended: {}", who(*pid, command), ending(*how))
         }
@@ -401,7 +414,6 @@ pub fn fact(of: &Fact) -> String {
             format!("{} had failed {} before: {cause}, case {case}", redact::text(peer), micros(*before_us))
         }
         Fact::Configured { .. } | Fact::FromCache | Fact::StoredBefore { .. } => origin(of),
-        Fact::LooksLike { .. } | Fact::ForeignTtl { .. } | Fact::AnswerNotTaken { .. } => on_the_wire(of),
         Fact::NothingTried => "no connection was tried for this request".to_owned(),
         Fact::Dropped { reason } => {
             format!(
@@ -416,7 +428,7 @@ pub fn fact(of: &Fact) -> String {
         Fact::ProcessState { process: (pid, command), state, wait_channel } => {
             process_state(*pid, command, *state, wait_channel.as_deref())
         }
-        other => host::fact(other).unwrap_or_default(),
+        other => on_the_wire(other).or_else(|| host::fact(other)).unwrap_or_default(),
     }
 }
 
@@ -435,19 +447,26 @@ fn origin(of: &Fact) -> String {
 }
 
 /// What packets and their repetition tell.
-fn on_the_wire(of: &Fact) -> String {
-    match of {
+fn on_the_wire(of: &Fact) -> Option<String> {
+    Some(match of {
         Fact::LooksLike { what } => format!("it looks like {what}"),
         Fact::ForeignTtl { reset, peer } => {
             format!("that RST came with TTL {reset}, the upstream's other packets with TTL {peer}")
+        }
+        Fact::ForeignId { reset, peer } => {
+            format!("that RST came with IP id {reset}; the upstream's other packets count up, the nearest with {peer}")
+        }
+        Fact::SentOn { bytes, after_us } => {
+            let after = micros(*after_us);
+            format!("the upstream sent {bytes} more bytes {after} after that RST: it had not ended the connection")
         }
         Fact::AnswerNotTaken { bytes, times } => {
             format!(
                 "the upstream sent {bytes} bytes of its answer {times} more times, and nginx's side took none of them"
             )
         }
-        _ => String::new(),
-    }
+        _ => return None,
+    })
 }
 
 fn listener(process: Option<&(Option<Pid>, String)>) -> String {

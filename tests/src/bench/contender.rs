@@ -24,6 +24,8 @@ pub enum Contender {
     Standard,
     /// `probe502 watch --depth deep`.
     Deep,
+    /// `probe502 record`, at the depth of `watch`.
+    Record,
     /// `strace -f -e trace=network`.
     Strace,
     /// `tcpdump -w`, whole packets of the upstream's side.
@@ -32,7 +34,27 @@ pub enum Contender {
     TcpdumpReset,
     /// A bpftrace script with hooks that see about the same.
     Bpftrace,
+    /// `probe502 watch` with one of its hooks only; see [`HOOKS`].
+    Hook(&'static str),
 }
+
+/// What the probe attaches, each priced alone: `packets` is the capture without any hook, `nothing` the rest of the program.
+/// Several that are one to the kernel are priced together.
+pub const HOOKS: &[&str] = &[
+    "nothing",
+    "packets",
+    "inet_sock_set_state",
+    "tcp_send_reset,tcp_receive_reset,tcp_retransmit_skb,tcp_retransmit_synack,inet_sk_error_report",
+    "kfree_skb",
+    "sched_process_fork,sched_process_exec,sched_process_exit,signal_generate,mark_victim",
+    "sys_exit_socket",
+    "sys_exit_connect",
+    "sys_exit_accept,sys_exit_accept4",
+    "ngx_log_error_core",
+    "ngx_http_special_response_handler",
+    "ngx_http_send_header",
+    "ngx_get_connection",
+];
 
 /// The hooks of a script that somebody would write for the purpose: connection states, resets, retransmissions, results of calls.
 const SCRIPT: &str = r#"
@@ -72,11 +94,12 @@ pub struct Said {
 
 impl Contender {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Bare,
         Self::Light,
         Self::Standard,
         Self::Deep,
+        Self::Record,
         Self::Strace,
         Self::Tcpdump,
         Self::TcpdumpReset,
@@ -91,10 +114,12 @@ impl Contender {
             Self::Light => "probe502-light",
             Self::Standard => "probe502-standard",
             Self::Deep => "probe502-deep",
+            Self::Record => "probe502-record",
             Self::Strace => "strace",
             Self::Tcpdump => "tcpdump-full",
             Self::TcpdumpReset => "tcpdump-rst",
             Self::Bpftrace => "bpftrace",
+            Self::Hook(name) => name,
         }
     }
 
@@ -102,9 +127,16 @@ impl Contender {
     pub(super) fn start(self, stage: &Stage) -> Result<Watcher> {
         let running = match self {
             Self::Bare => Running::Nobody,
-            Self::Light => probe(stage, "light")?,
-            Self::Standard => probe(stage, "standard")?,
-            Self::Deep => probe(stage, "deep")?,
+            Self::Light => probe(stage, &["watch", "--depth", "light"])?,
+            Self::Standard => probe(stage, &["watch", "--depth", "standard"])?,
+            Self::Deep => probe(stage, &["watch", "--depth", "deep"])?,
+            Self::Record => {
+                let recording = file(stage, "bench.p502").display().to_string();
+                probe(stage, &["record", "--out", &recording])?
+            }
+            Self::Hook("packets") => probe(stage, &["watch", "--hooks", ""])?,
+            Self::Hook("nothing") => probe(stage, &["watch", "--hooks", "", "--no-packets"])?,
+            Self::Hook(names) => probe(stage, &["watch", "--hooks", names, "--no-packets"])?,
             Self::Strace => strace(stage)?,
             Self::Tcpdump => tcpdump(stage, "tcp")?,
             Self::TcpdumpReset => tcpdump(stage, "tcp[tcpflags] & tcp-rst != 0")?,
@@ -114,11 +146,11 @@ impl Contender {
     }
 }
 
-fn probe(stage: &Stage, depth: &str) -> Result<Running> {
+fn probe(stage: &Stage, arguments: &[&str]) -> Result<Running> {
     let data = file(stage, "probe502.jsonl");
     let out = fs::File::create(&data).with_context(|| format!("make {}", data.display()))?;
     let mut command = Command::new(binary()?);
-    command.args(["watch", "--json", "-q", "--depth", depth, "--pid", &stage.nginx().master().to_string()]);
+    command.args(arguments).args(["--json", "-q", "--pid", &stage.nginx().master().to_string()]);
     let mut command = quiet(command);
     command.stdout(out);
     let mut process = Process::spawn("probe502", command, Start::default())?;

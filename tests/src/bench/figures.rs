@@ -36,6 +36,12 @@ impl Round {
         ratio(self.servers_ns + self.watcher_ns, self.requests) / 1_000.0
     }
 
+    /// The watcher's own CPU time a request, microseconds.
+    #[must_use]
+    pub fn watcher_us(&self) -> f64 {
+        ratio(self.watcher_ns, self.requests) / 1_000.0
+    }
+
     /// Requests a second.
     #[must_use]
     pub fn rate(&self) -> f64 {
@@ -98,6 +104,8 @@ pub struct Row {
     pub rate_ratio: Option<Spread>,
     /// CPU time a request, microseconds.
     pub cpu_us: Option<Spread>,
+    /// The watcher's own part of it, microseconds.
+    pub watcher_us: Option<Spread>,
     /// Requests a second.
     pub rate: Option<Spread>,
     /// The watcher's share of a processor, percent.
@@ -148,6 +156,7 @@ impl Table {
                 cpu_ratio: Spread::of(pairs.iter().map(|(bare, round)| bare.cpu_us() / round.cpu_us()).collect()),
                 rate_ratio: Spread::of(pairs.iter().map(|(bare, round)| round.rate() / bare.rate()).collect()),
                 cpu_us: spread(Round::cpu_us),
+                watcher_us: spread(Round::watcher_us),
                 rate: spread(Round::rate),
                 watcher_percent: spread(Round::watcher_percent),
                 latency_us: [latency(0), latency(1), latency(2)],
@@ -165,12 +174,13 @@ impl Display for Table {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             formatter,
-            "{:9} {:18} {:>22} {:>22} {:>9} {:>9} {:>8} {:>22} {:>8} {:>15} {:>6}",
+            "{:9} {:18} {:>22} {:>22} {:>9} {:>9} {:>9} {:>8} {:>22} {:>8} {:>15} {:>6}",
             "load",
             "watcher",
             "bare/watched CPU",
             "watched/bare rate",
             "us/req",
+            "its own",
             "req/s",
             "watcher",
             "p50/p99/p99.9 us",
@@ -195,12 +205,13 @@ impl Display for Table {
             let lost = row.lost.map_or("-".to_owned(), |lost| lost.to_string());
             writeln!(
                 formatter,
-                "{:9} {:18} {:>22} {:>22} {:>9} {:>9} {:>7}% {:>22} {:>8} {:>15} {:>6}",
+                "{:9} {:18} {:>22} {:>22} {:>9} {:>9} {:>9} {:>7}% {:>22} {:>8} {:>15} {:>6}",
                 row.load,
                 row.watcher,
                 spread(row.cpu_ratio),
                 spread(row.rate_ratio),
                 median(row.cpu_us, 2),
+                median(row.watcher_us, 2),
                 median(row.rate, 0),
                 median(row.watcher_percent, 1),
                 latency.join("/"),

@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use probe_tests::bench::{self, Plan, contender::Contender, stage::Load};
+use probe_tests::bench::{
+    self, Plan,
+    contender::{Contender, HOOKS},
+    stage::Load,
+};
 
-const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B] [--json FILE]";
+const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] [--json FILE]";
 
 fn main() -> Result<()> {
     let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
@@ -19,6 +23,7 @@ fn main() -> Result<()> {
             "--seconds" => plan.seconds = value.parse().context("--seconds takes a number")?,
             "--loads" => plan.loads = chosen(&value, &Load::ALL, Load::name)?,
             "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, Contender::name)?,
+            "--hooks" => plan.contenders = hooks(&value)?,
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }
@@ -33,6 +38,16 @@ fn main() -> Result<()> {
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The hooks whose names contain one of those given, with `+` between them.
+fn hooks(list: &str) -> Result<Vec<Contender>> {
+    let wanted = |name: &str| list == "all" || list.split('+').any(|part| name.contains(part));
+    let found: Vec<Contender> = HOOKS.iter().filter(|name| wanted(name)).map(|name| Contender::Hook(name)).collect();
+    if found.is_empty() {
+        bail!("{list} names no hook; {}", HOOKS.join(" "));
+    }
+    Ok(found)
 }
 
 /// Those of `all` that are named in a list with commas.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Fault;
 use crate::client::Connection;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
-use crate::line::Outcome;
+use crate::line::{Confidence, Outcome};
 use crate::process::open_files;
 use crate::site::{Plan, Site};
 use crate::upstream::{Kind, Plan as UpstreamPlan};
@@ -38,6 +38,42 @@ pub(super) const FAULTS: &[Fault] = &[
         starved_server,
         starve_server,
     ),
+    Fault::new(
+        "fd-exhausted-upstream-dial",
+        "the upstream has no descriptor for a socket to its own backend, and closes",
+        |plan| leaking(plan, "fd-exhausted-upstream-dial", DIAL, "dial-close"),
+        |site| {
+            let expected = Expectation {
+                confidence: &[Confidence::Likely],
+                ..leaked(site, DIAL, Outcome::Closed, &["fd-exhausted-upstream"])
+            };
+            let expected = expected.logged(CLOSED).says(&["socket() = EMFILE", "Not excluded: premature-close"]);
+            leak(site, "fd-exhausted-upstream-dial", expected)
+        },
+    ),
+    Fault::new(
+        "premature-close-open",
+        "the upstream has no descriptor for a file it needs, and closes: which call failed is not watched, only that it is at its limit",
+        |plan| leaking(plan, "premature-close-open", OPEN, "open-close"),
+        |site| {
+            let expected = Expectation {
+                confidence: &[Confidence::Likely],
+                ..leaked(site, OPEN, Outcome::Closed, &["premature-close"])
+            };
+            let files = format!("of {LEAKY_FILES} files open");
+            let expected = expected.logged(CLOSED).says(&[&files, "Not excluded: fd-exhausted-upstream"]);
+            leak(site, "premature-close-open", expected)
+        },
+    ),
+    Fault::new(
+        "upstream-sent-502-dial",
+        "the upstream has no descriptor for a socket to its own backend, and answers 502",
+        |plan| leaking(plan, "upstream-sent-502-dial", DIAL_502, "dial-502"),
+        |site| {
+            let expected = leaked(site, DIAL_502, Outcome::Ok, &["upstream-sent-502"]);
+            leak(site, "upstream-sent-502-dial", expected.says(&["could make no socket (EMFILE)"]))
+        },
+    ),
 ];
 
 /// The worker's limit: its own dozen, the healthy connections, and some to fill.
@@ -46,6 +82,12 @@ const NODE: u16 = 9041;
 const NODE_FILES: u64 = 64;
 const SERVER: u16 = 9051;
 const SERVER_FILES: u64 = 24;
+
+const DIAL: u16 = 9055;
+const OPEN: u16 = 9056;
+const DIAL_502: u16 = 9057;
+const LEAKY_FILES: u64 = 32;
+const CLOSED: &str = "upstream prematurely closed connection while reading response header from upstream";
 
 /// The want lasts so long after the failure: whoever counts open files because of the failure must still find them open.
 const LASTS: Duration = Duration::from_millis(500);
@@ -126,5 +168,24 @@ fn starve_server(site: &Site<'_>) -> Result<Vec<Witness>> {
         .never(&["read-timeout", "syn-timeout", "accept-queue-overflow"]);
     // The queue has to drain before the same server can be starved again.
     std::thread::sleep(Duration::from_millis(200));
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+/// A server that runs out of descriptors while it serves, and what it does then.
+fn leaking(plan: &mut Plan, name: &'static str, port: u16, behaviour: &str) {
+    let listen = vec![plan.app(port)];
+    let kind = Kind::Own { control: None, idle: None };
+    plan.upstreams.push(UpstreamPlan { name, kind, listen, open_files: Some(LEAKY_FILES) });
+    let pass = format!("proxy_pass http://{}/{behaviour}/;", plan.app(port));
+    plan.config.location(&format!("/{name}/"), &[&pass]);
+}
+
+fn leaked(site: &Site<'_>, port: u16, outcome: Outcome, cause: &'static [&'static str]) -> Expectation {
+    let outcome: &[Outcome] = if outcome == Outcome::Ok { &[Outcome::Ok] } else { &[Outcome::Closed] };
+    Expectation::incident(502, cause, vec![Attempt::fresh(site.app(port), outcome, &[None])])
+}
+
+fn leak(site: &Site<'_>, name: &str, expected: Expectation) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get(&format!("/{name}/cart"))?;
     Ok(vec![Witness::new(exchange, expected)?])
 }

@@ -27,6 +27,9 @@ macro_rules! each_fault {
             fd_exhausted_nginx
             fd_exhausted_upstream_node
             fd_exhausted_upstream_accept
+            fd_exhausted_upstream_dial
+            premature_close_open
+            upstream_sent_502_dial
             harmless_answers
             harmless_return
             harmless_abort

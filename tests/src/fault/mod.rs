@@ -1,9 +1,20 @@
 //! Faults as values: how each is set up, how it is brought about, what must be said about it and what must not.
+//!
+//! What the lab does not make, because it would reach beyond its own namespaces on a machine that others use:
+//!
+//! - The OOM killer out of memory of the whole host. The kernel marks a victim by the same tracepoint with the same fields whether a control
+//!   group or the host is short (`mark_oom_victim()`, <https://elixir.bootlin.com/linux/v6.12/source/mm/oom_kill.c>), so `gunicorn-oom`
+//!   shows all of what the probe is told; the line in the kernel's log that names the constraint is not read.
+//! - A full table of connection tracking: `nf_conntrack_max` is the host's, and read-only in a network namespace. The packets that a full
+//!   table throws away are dropped like those of a rule (`firewall-dropped-…`).
+//! - A security module that says no (`SELinux`, `AppArmor`): it needs a policy of the whole host. Its EACCES from `connect()` is that of
+//!   `connect-denied-route`, its EPERM that of `connect-denied-cgroup`.
 
 mod closing;
 mod connecting;
 mod exhaustion;
 mod firewall;
+mod forged;
 mod gone;
 mod harmless;
 mod keepalive;
@@ -15,12 +26,14 @@ mod ports;
 mod process;
 mod protocol;
 mod queue;
+mod redirected;
 mod routing;
 pub mod servers;
 mod stall;
 mod tls;
 mod truncated;
 mod unix;
+mod unix_process;
 
 use anyhow::{Context, Result};
 
@@ -110,19 +123,25 @@ impl Fault {
     /// Those of the family `connection` that have a suite of their own.
     #[must_use]
     pub fn of_connection() -> Vec<Self> {
-        [process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+        [process::FAULTS, unix_process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
     }
 
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).
     #[must_use]
     pub fn of_router() -> Vec<Self> {
-        network::FAULTS.to_vec()
+        [network::FAULTS, forged::FAULTS].concat()
     }
 
     /// Those of the families `protocol` and `origin` that have a suite of their own.
     #[must_use]
     pub fn of_protocol() -> Vec<Self> {
-        [protocol::FAULTS, tls::FAULTS, origin::FAULTS].concat()
+        [protocol::FAULTS, tls::FAULTS, origin::FAULTS, redirected::FAULTS].concat()
+    }
+
+    /// Those of the family `origin`.
+    #[must_use]
+    pub fn of_origin() -> Vec<Self> {
+        origin::FAULTS.to_vec()
     }
 
     /// Every fault of every suite.
@@ -179,12 +198,16 @@ impl Fault {
 
     /// The catalogue's families, as far as their faults can share an nginx, and servers that no other fault takes away.
     #[must_use]
-    pub fn families() -> [(&'static str, Vec<Self>); 4] {
+    pub fn families() -> [(&'static str, Vec<Self>); 7] {
+        let [rejects, others] = firewall::FAULTS;
         let families = [
             ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
+            ("filters", [rejects, others].concat()),
+            ("routes", [routing::FAULTS, queue::FAULTS, ports::FAULTS].concat()),
+            ("names", [unix::FAULTS, gone::FAULTS, names::RESOLVED].concat()),
             ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
             ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
-            ("origin", [origin::FAULTS, harmless::FAULTS].concat()),
+            ("origin", [origin::FAULTS, redirected::FAULTS, harmless::FAULTS].concat()),
         ];
         families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
     }

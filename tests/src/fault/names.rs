@@ -20,25 +20,25 @@ pub(super) const RESOLVED: &[Fault] = &[
         "dns-failure-nxdomain",
         "the name server says that there is no such name",
         |plan| configure(plan, "dns-failure-nxdomain", "nxdomain.lab"),
-        |site| unresolved(site, "dns-failure-nxdomain", &["nxdomain.lab", "NXDOMAIN"]),
+        |site| unresolved(site, "dns-failure-nxdomain", "nxdomain.lab", "NXDOMAIN"),
     ),
     Fault::new(
         "dns-failure-servfail",
         "the name server fails",
         |plan| configure(plan, "dns-failure-servfail", "servfail.lab"),
-        |site| unresolved(site, "dns-failure-servfail", &["servfail.lab", "SERVFAIL"]),
+        |site| unresolved(site, "dns-failure-servfail", "servfail.lab", "SERVFAIL"),
     ),
     Fault::new(
         "dns-failure-refused",
         "the name server refuses to answer",
         |plan| configure(plan, "dns-failure-refused", "refused.lab"),
-        |site| unresolved(site, "dns-failure-refused", &["refused.lab", "refused"]),
+        |site| unresolved(site, "dns-failure-refused", "refused.lab", "refused"),
     ),
     Fault::new(
         "dns-failure-silent",
         "the name server does not answer",
         |plan| configure(plan, "dns-failure-silent", "silent.lab"),
-        |site| unresolved(site, "dns-failure-silent", &["silent.lab", "did not answer"]),
+        |site| unresolved(site, "dns-failure-silent", "silent.lab", "did not answer"),
     ),
     Fault::new(
         "dns-failure-no-resolver",
@@ -60,7 +60,7 @@ pub(super) const RESOLVED: &[Fault] = &[
         "the name server answers: nothing to report",
         |plan| configure(plan, "harmless-resolved", "works.lab"),
         |site| {
-            let _server = NameServer::start(site)?;
+            let _server = NameServer::start(site, "works.lab")?;
             let exchange = site.connect()?.get("/harmless-resolved/ok")?;
             Ok(vec![Witness::new(exchange, Expectation::nothing(Some(200)))?])
         },
@@ -70,7 +70,7 @@ pub(super) const RESOLVED: &[Fault] = &[
         "the name server answers, with an address where nobody listens: no failure of DNS",
         |plan| configure(plan, "upstream-refused-resolved", "elsewhere.lab"),
         |site| {
-            let _server = NameServer::start(site)?;
+            let _server = NameServer::start(site, "elsewhere.lab")?;
             let exchange = site.connect()?.get("/upstream-refused-resolved/ok")?;
             let upstream = SocketAddr::from((ELSEWHERE, APP));
             let attempt = Attempt::fresh(upstream, &[Outcome::Refused], &[Some("ECONNREFUSED")]);
@@ -194,8 +194,8 @@ const AWAY: u16 = 9293;
 const STANDS: u16 = 9294;
 const LOCAL: u16 = 9295;
 const LOCAL_BOTH: u16 = 9298;
-/// Where the name server listens, in nginx's namespace.
-const NAME_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 5399);
+/// The names that are asked for. Each has a name server of its own, so that all can be asked for at once.
+const NAMES: [&str; 6] = ["nxdomain.lab", "servfail.lab", "refused.lab", "silent.lab", "works.lab", "elsewhere.lab"];
 /// Nobody listens there: nginx's own namespace has no server on that port.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 5);
 
@@ -203,11 +203,18 @@ const fn loopback6(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), port)
 }
 
+/// Where a name's server listens, in nginx's namespace.
+fn name_server(name: &str) -> (Ipv4Addr, u16) {
+    let number = NAMES.iter().position(|known| *known == name).and_then(|position| u8::try_from(position).ok());
+    (Ipv4Addr::new(127, 0, 0, 53 + number.unwrap_or(0)), 5399)
+}
+
 fn configure(plan: &mut Plan, fault: &str, name: &str) {
     let variable = fault.replace('-', "_");
     let set = format!("set ${variable} http://{name}:{APP}/ok/;");
     let pass = format!("proxy_pass ${variable};");
-    let resolver = format!("resolver {}:{} ipv6=off;", NAME_SERVER.0, NAME_SERVER.1);
+    let (address, port) = name_server(name);
+    let resolver = format!("resolver {address}:{port} ipv6=off;");
     plan.config.location(&format!("/{fault}/"), &[&resolver, "resolver_timeout 1s;", &set, &pass]);
 }
 
@@ -217,12 +224,12 @@ fn hosts(plan: &mut Plan, fault: &str, line: &str, name: &str, port: u16) {
     plan.config.location(&format!("/{fault}/"), &[&pass]);
 }
 
-fn unresolved(site: &Site<'_>, name: &str, says: &[&str]) -> Result<Vec<Witness>> {
-    let _server = NameServer::start(site)?;
-    let exchange = site.connect()?.get(&format!("/{name}/cart"))?;
+fn unresolved(site: &Site<'_>, fault: &str, name: &str, says: &str) -> Result<Vec<Witness>> {
+    let _server = NameServer::start(site, name)?;
+    let exchange = site.connect()?.get(&format!("/{fault}/cart"))?;
     let expected = Expectation::incident(502, &["dns-failure"], Vec::new())
         .logged(" could not be resolved (")
-        .says(says)
+        .says(&[name, says])
         .never(&["upstream-refused", "no-live-upstreams", "host-unreachable"]);
     Ok(vec![Witness::new(exchange, expected)?])
 }
@@ -234,8 +241,9 @@ struct NameServer {
 }
 
 impl NameServer {
-    fn start(site: &Site<'_>) -> Result<Self> {
-        let socket = site.lab().proxy().inside(|| UdpSocket::bind(NAME_SERVER).context("listen for DNS questions"))?;
+    fn start(site: &Site<'_>, name: &str) -> Result<Self> {
+        let address = name_server(name);
+        let socket = site.lab().proxy().inside(|| UdpSocket::bind(address).context("listen for DNS questions"))?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);

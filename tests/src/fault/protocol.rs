@@ -131,8 +131,8 @@ fn ask_gateways(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
     for (protocol, port) in ["uwsgi", "scgi", "fastcgi"].into_iter().zip(9147..) {
         let exchange = site.connect()?.get(&format!("/invalid-response-gateways/{protocol}"))?;
-        let cause: &[&str] = &["invalid-response", "fastcgi-error"];
-        witnesses.push(Witness::new(exchange, refused(site.app(port), cause, "upstream sent invalid "))?);
+        witnesses
+            .push(Witness::new(exchange, refused(site.app(port), &["invalid-response"], "upstream sent invalid "))?);
     }
     Ok(witnesses)
 }

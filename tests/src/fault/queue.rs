@@ -1,6 +1,6 @@
 //! A listener that is alive and does not accept: its accept queue is full.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
 use crate::lab::Lab;
 use crate::line::{Confidence, Outcome};
 use crate::process::{Process, Start, Stopped, wait_until};
-use crate::site::Plan;
+use crate::site::{Plan, Site};
 use crate::upstream::own_binary;
 
 /// The faults of this file.
@@ -54,6 +54,15 @@ pub(super) const FAULTS: &[Fault] = &[
         },
     ),
     Fault::new(
+        "accept-queue-overflow-reset",
+        "with tcp_abort_on_overflow=1 the queue fills up while a handshake is under way: its last packet is answered by RST",
+        |plan| {
+            let pass = format!("proxy_pass http://{};", plan.app(RACE));
+            plan.config.location("/accept-queue-overflow-reset/", &[&pass, &format!("proxy_bind {SLOW};")]);
+        },
+        overtaken,
+    ),
+    Fault::new(
         "read-timeout-queued",
         "the upstream stands still with room in its queue: connected, and no answer",
         |plan| {
@@ -80,6 +89,9 @@ pub(super) const FAULTS: &[Fault] = &[
 const FULL: u16 = 9260;
 const ABORT: u16 = 9261;
 const ROOM: u16 = 9262;
+const RACE: u16 = 9263;
+/// An address of nginx's whose neighbours wait to learn where it is.
+const SLOW: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 50);
 /// The queue's limit; it takes one more than that.
 const BACKLOG: usize = 2;
 /// Whoever reads the queue because of the failure must still find it full.
@@ -89,6 +101,32 @@ fn configure(plan: &mut Plan, name: &str, port: u16) {
     let pass = format!("proxy_pass http://{};", plan.app(port));
     // Long enough for one retransmission, which the kernel sends after a second.
     plan.config.location(&format!("/{name}/"), &[&pass, "proxy_connect_timeout 1500ms;"]);
+}
+
+/// The SYN finds room in the queue. The SYN-ACK waits for the neighbour's answer, which is withheld; meanwhile the queue fills up.
+fn overtaken(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let (proxy, app) = (site.lab().proxy(), site.lab().app());
+    // An address of the loopback is not told to neighbours when this is set.
+    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "1")?;
+    proxy.ip_batch(&format!("addr replace {SLOW}/32 dev lo\n"))?;
+    app.sysctl("ipv4/tcp_abort_on_overflow", "1")?;
+    let address = site.app(RACE);
+    let server = StandingStill::with(site.lab(), address, BACKLOG)?;
+    let mut client = site.connect()?;
+    client.send("GET", "/accept-queue-overflow-reset/cart", b"")?;
+    std::thread::sleep(Duration::from_millis(150));
+    let _last = app.inside(|| begin(address))?;
+    std::thread::sleep(Duration::from_millis(50));
+    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "0")?;
+    let exchange = client.receive()?;
+    std::thread::sleep(LASTS);
+    drop(server);
+    app.sysctl("ipv4/tcp_abort_on_overflow", "0")?;
+    let attempt = Attempt::fresh(address, &[Outcome::Reset], &[Some("ECONNRESET")]);
+    let expected = Expectation::incident(502, &["accept-queue-overflow"], vec![attempt])
+        .logged("(104: Connection reset by peer) while ")
+        .never(&["upstream-reset", "upstream-refused", "network-reset", "fd-exhausted-upstream"]);
+    Ok(vec![Witness::new(exchange, expected)?])
 }
 
 /// A server that listens and has been stopped, with connections in its queue.

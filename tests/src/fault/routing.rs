@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Result;
 
 use super::Fault;
+use crate::cgroup::ConnectPolicy;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
 use crate::line::Outcome;
 use crate::site::{Plan, Site};
@@ -74,6 +75,25 @@ pub(super) const FAULTS: &[Fault] = &[
                 says: &["prohibit"],
             };
             ask(site, "connect-denied-route", PROHIBITED, &expected)
+        },
+    ),
+    Fault::new(
+        "connect-denied-cgroup",
+        "a control group's BPF program forbids nginx's workers to connect there",
+        |plan| pass(plan, "connect-denied-cgroup", FORBIDDEN),
+        |site| {
+            let policy = ConnectPolicy::hold(&site.nginx().workers()?, FORBIDDEN.port())?;
+            let expected = Expected {
+                cause: &["connect-denied"],
+                never: &["no-route", "firewall-rejected", "host-unreachable"],
+                logged: "connect() to ",
+                outcome: &[Outcome::LocalError],
+                errno: &[Some("EPERM")],
+                says: &["EPERM"],
+            };
+            let witnesses = ask(site, "connect-denied-cgroup", FORBIDDEN, &expected);
+            drop(policy);
+            witnesses
         },
     ),
     Fault {
@@ -154,6 +174,8 @@ const PROHIBITED: SocketAddr = at([192, 0, 2, 4], 9244);
 /// TEST-NET-2: beyond the app, which routes for it.
 const BEYOND: SocketAddr = at([198, 51, 100, 2], 9245);
 const PROHIBITED_BEYOND: SocketAddr = at([198, 51, 100, 3], 9246);
+/// The app's own address, where nobody listens and nobody is asked.
+const FORBIDDEN: SocketAddr = at([10, 77, 2, 2], 9248);
 const REJECTED_BEYOND: SocketAddr = at([198, 51, 100, 4], 9247);
 
 const fn at([a, b, c, d]: [u8; 4], port: u16) -> SocketAddr {

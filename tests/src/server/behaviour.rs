@@ -36,8 +36,19 @@ pub(super) enum Action {
     Crash(i32),
     /// The process ends with this status.
     Exit(i32),
+    /// Opens so much of this that no descriptor is left, holds it for a moment, and does the other thing.
+    Starve(Wanted, Box<Self>),
     /// A fault in another worker; this one closes a little later, for reasons of its own.
     SiblingCrash,
+}
+
+/// What is opened until nothing more can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Sockets.
+    Sockets,
+    /// Files.
+    Files,
 }
 
 /// A header that does not end.
@@ -79,6 +90,12 @@ impl Behaviour {
             "crash" => Action::Crash(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "exit" => Action::Exit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "sibling" => Action::SiblingCrash,
+            "dial-close" => Action::Starve(Wanted::Sockets, Box::new(Action::Close)),
+            "dial-502" => {
+                let answer = response(502, "the backend cannot be asked\n");
+                Action::Starve(Wanted::Sockets, Box::new(Action::Answer(answer)))
+            }
+            "open-close" => Action::Starve(Wanted::Files, Box::new(Action::Close)),
             "cut" => Action::AnswerAndClose(CUT.to_vec()),
             "cut-reset" => Action::AnswerAndReset(CUT.to_vec()),
             "cut-hang" => Action::AnswerAndHang(CUT.to_vec()),
@@ -92,6 +109,10 @@ impl Behaviour {
             "bighdr" => Action::AnswerAndClose(big_header()),
             "garbage" => Action::AnswerAndClose(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
             "alert" => Action::AnswerAndClose(wire::alert(u8::try_from(number.unwrap_or(10)).unwrap_or(10))),
+            "accel" => Action::AnswerAndClose(
+                b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /redirected-accel-hidden/1\r\nContent-Length: 0\r\n\r\n"
+                    .to_vec(),
+            ),
             "bad-line" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nX-Bad\x01Name: 1\r\n\r\nok".to_vec()),
             "bad-coding" => Action::AnswerAndClose(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: rot13\r\n\r\nbx".to_vec()),
             "large" => Action::Answer(response(200, &"large ".repeat(4 * 1024))),

@@ -1,13 +1,15 @@
 //! One connection of the lab's upstream.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 
-use super::behaviour::{Action, Behaviour, response};
+use super::behaviour::{Action, Behaviour, Wanted, response};
 use super::prefork;
 use crate::client::find;
 
@@ -22,6 +24,9 @@ pub(super) enum Ending {
 
 /// How long after its sibling's end a worker closes: the two are told apart by nothing but who held the connection.
 const BESIDE: Duration = Duration::from_millis(30);
+
+/// Who looks at the process because of the failure still finds its descriptors taken.
+const STARVES: Duration = Duration::from_millis(600);
 
 /// What becomes of a request that is left unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +214,10 @@ impl Connection {
                 return Some(Ending::Close);
             }
             Action::Exit(status) => std::process::exit(status),
+            Action::Starve(what, then) => {
+                starve(what);
+                return self.act(*then, keep, now);
+            }
             Action::SiblingCrash => {
                 prefork::kill_siblings(Signal::SIGSEGV);
                 self.phase = Phase::Waiting { until: now + BESIDE, action: Action::Close, keep: false };
@@ -309,4 +318,23 @@ impl Connection {
 /// The value of a field in a header given in lower case.
 fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines().skip(1).filter_map(|line| line.split_once(':')).find(|(key, _)| *key == name).map(|(_, v)| v.trim())
+}
+
+/// Takes every descriptor that is left, for a while.
+fn starve(what: Wanted) {
+    let mut held: Vec<OwnedFd> = Vec::new();
+    loop {
+        let opened = match what {
+            Wanted::Sockets => UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(OwnedFd::from),
+            Wanted::Files => File::open("/dev/null").map(OwnedFd::from),
+        };
+        match opened {
+            Ok(one) => held.push(one),
+            Err(_) => break,
+        }
+    }
+    std::thread::spawn(move || {
+        std::thread::sleep(STARVES);
+        drop(held);
+    });
 }

@@ -190,6 +190,8 @@ impl Inner {
             peer: said(peer),
             upstream,
             client: Some(self.client),
+            request_line: None,
+            host: None,
         };
         tape.nginx(Sensor::NginxFunctions, t, NginxEvent::Log(Box::new(log)));
         let line = ErrorLine {
@@ -309,6 +311,7 @@ impl Inner {
             pid: detailed.then_some(self.key.worker.0),
             upstream_status: detailed.then(|| list(|s| s.status.map_or_else(|| "-".to_owned(), |n| n.to_string()))),
             upstream_address: detailed.then(|| list(|s| s.peer.clone().unwrap_or_default())),
+            cache_status: None,
         };
         tape.line(Sensor::AccessLog, t, Body::AccessLine(line));
     }

@@ -27,7 +27,7 @@ pub(crate) enum Bench {
         #[arg(long)]
         program: Option<PathBuf>,
     },
-    /// CPU time a request, bare and watched by turns: probe502 at each depth, strace, tcpdump, bpftrace (root)
+    /// CPU time a request, bare and watched by turns: probe502 at each depth and recording, strace, tcpdump, bpftrace (root)
     Live {
         /// Passed on: --rounds N, --seconds S, --loads A,B, --watchers A,B, --json FILE
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -74,7 +74,10 @@ fn measure(program: &std::path::Path, folder: &std::path::Path, runs: u32) -> Re
         let mut ours: Option<Measured> = None;
         for tool in Tool::all(program) {
             let Some(measured) = tool.measure(&path, folder, runs)? else {
-                println!("  {:<10} is not installed", tool.name);
+                println!(
+                    "  {:<10} is not installed here, and so not compared (Debian's package is {})",
+                    tool.name, tool.name
+                );
                 rows.push(serde_json::json!({ "capture": name, "tool": tool.name, "installed": false }));
                 continue;
             };

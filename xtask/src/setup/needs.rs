@@ -106,6 +106,7 @@ pub(crate) const ALL: &[Need] = &[
     Need::program("tshark", "tshark", "the tests compare with what it dissects"),
     Need::program("chromium", "chromium", "the tests open the report in it, headless"),
     Need::program("wrk", "wrk", "the tests make load with it"),
+    Need::program("zstd", "zstd", "the tests compress captures with it"),
 ];
 
 /// What is not there, of what is wanted.

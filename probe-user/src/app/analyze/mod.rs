@@ -1,5 +1,6 @@
 //! `probe502 analyze`: the same verdicts from what was captured earlier.
 
+mod clients;
 mod input;
 mod logs;
 mod output;
@@ -13,6 +14,7 @@ use std::{
 };
 
 use self::{
+    clients::Clients,
     input::Input,
     logs::Log,
     output::Output,
@@ -43,6 +45,7 @@ use crate::{
         segment::{Batch, End},
     },
     pipeline::{Arrival, Judged, Limits, Pipeline, Settings},
+    redact::Level,
     report::{self, json, text},
 };
 
@@ -54,6 +57,9 @@ pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
     let inputs: Vec<Input> =
         plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
     let mut session = Session::new(plan).map_err(AppError::usage)?;
+    if plan.redaction == Level::None {
+        session.notice("not-redacted", 1, "NOT REDACTED (--no-redact): URIs are printed whole, as clients sent them.");
+    }
     session.captures(inputs)?;
     session.end();
     let found = plan.fail_on_incident && session.tally.incidents > 0;
@@ -106,6 +112,8 @@ struct Session<'a> {
     logs: Vec<Log>,
     bar: Bar,
     counts: Counts,
+    /// Whose addresses are not told.
+    clients: Clients,
 }
 
 impl<'a> Session<'a> {
@@ -127,6 +135,7 @@ impl<'a> Session<'a> {
             exchanges: plan.exchanges,
             several: plan.inputs.len() > 1,
             attempts: true,
+            servers: plan.redaction == Level::All,
             statuses: plan.statuses.clone(),
             upstreams,
             nginx,
@@ -136,7 +145,8 @@ impl<'a> Session<'a> {
         begin(&mut pipeline, plan, configuration);
         Ok(Self {
             plan,
-            output: Output::new(plan.output.json),
+            output: Output::new(plan.output.json, plan.redaction == Level::None),
+            clients: Clients::new(plan.redaction)?,
             analysis: Analysis::new(options),
             pipeline,
             tally: json::Summary::default(),
@@ -259,7 +269,8 @@ impl<'a> Session<'a> {
 
     /// Prints what was found.
     fn tell(&mut self) {
-        while let Some(finding) = self.analysis.poll() {
+        while let Some(mut finding) = self.analysis.poll() {
+            self.clients.replace(&mut finding, &self.analysis);
             match finding {
                 Finding::Connection(ended) => self.output.connection(&ended),
                 Finding::Exchange(exchange) => self.output.exchange(&exchange),
@@ -288,6 +299,9 @@ impl<'a> Session<'a> {
             self.bar.hide();
             if self.output.json {
                 let mut incident = json::incident(&case, &verdict, CLOCK);
+                if self.output.style.whole_uris {
+                    incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
+                }
                 for line in &mut incident.evidence {
                     line.reference = line.reference.as_deref().and_then(|reference| self.refer(reference));
                 }
@@ -306,9 +320,10 @@ impl<'a> Session<'a> {
 
     fn read_logs(&mut self, now: Moment, over: bool) {
         let first = Moment(self.analysis.began());
-        let pipeline = &mut self.pipeline;
+        let (pipeline, clients, analysis) = (&mut self.pipeline, &self.clients, &self.analysis);
         for log in &mut self.logs {
-            let mut take = |arrival| {
+            let mut take = |mut arrival: Arrival| {
+                clients.replace_in(&mut arrival.body, analysis);
                 pipeline.push(arrival);
             };
             if over { log.rest(first, now, &mut take) } else { log.up_to(first, now, &mut take) }

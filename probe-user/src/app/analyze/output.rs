@@ -26,13 +26,13 @@ pub(super) struct Output {
 
 impl Output {
     /// Colour only for a terminal, and not where `NO_COLOR` asks for none.
-    pub(super) fn new(json: bool) -> Self {
+    pub(super) fn new(json: bool, whole_uris: bool) -> Self {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let color = !json && !plain && io::stdout().is_terminal();
         Self {
             out: BufWriter::with_capacity(64 << 10, io::stdout().lock()),
             json,
-            style: Style { color, whole_uris: false },
+            style: Style { color, whole_uris },
             gone: false,
         }
     }
@@ -83,7 +83,8 @@ impl Output {
         let request = String::from_utf8_lossy(&exchange.line);
         let mut parts = request.splitn(2, ' ');
         let method = parts.next().filter(|method| !method.is_empty()).map(redact::text);
-        let uri = parts.next().map(|rest| rest.rsplit_once(' ').map_or(rest, |(uri, _)| uri)).map(redact::uri);
+        let show = if self.style.whole_uris { redact::text } else { redact::uri };
+        let uri = parts.next().map(|rest| rest.rsplit_once(' ').map_or(rest, |(uri, _)| uri)).map(show);
         let line = connection::Exchange {
             orig,
             resp,

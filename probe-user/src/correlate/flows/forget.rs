@@ -2,8 +2,8 @@
 
 use super::Flows;
 use crate::{
-    correlate::limits::{CLEAN_LINGER_NS, COMPLAINT_LINGER_NS, FLOW_LINGER_NS},
-    model::{flow::FlowId, time::Moment},
+    correlate::limits::{CLEAN_LINGER_NS, COMPLAINT_LINGER_NS, FLOW_LINGER_NS, QUIET_NS},
+    model::{event::Event, flow::FlowId, time::Moment},
 };
 
 impl Flows {
@@ -34,6 +34,26 @@ impl Flows {
             let Some(id) = self.known.keys().next().copied() else { break };
             self.forgotten += 1;
             self.remove(id);
+        }
+    }
+
+    /// Where beginnings and ends are not all heard, the addresses may meanwhile belong to another connection: what was quiet for long is not
+    /// taken for the one that this event is about.
+    pub(super) fn part_from_the_quiet(&mut self, event: &Event) {
+        let Some((one, other)) = super::ends(event) else { return };
+        for (local, upstream) in [(one, other), (other, one)] {
+            let Some(id) = self.current(local, upstream, None) else { continue };
+            let Some(state) = self.known.get_mut(&id) else { continue };
+            let last = state.flow.events.last().map_or(state.begun, |last| last.at.latest);
+            if event.at.latest.since_ns(last) < QUIET_NS {
+                continue;
+            }
+            if state.ended.is_none() {
+                state.ended = Some(last);
+                self.ended.push_back((event.at.latest, id));
+            }
+            let tuple = state.tuple;
+            self.newest.remove(&tuple);
         }
     }
 

@@ -72,6 +72,8 @@ pub struct Flows {
     complained_of: VecDeque<(Moment, FlowId)>,
     /// nginx's own complaints are heard: one about a connection comes before nginx closes it.
     nginx_complains_itself: bool,
+    /// Only some changes of state are heard: a connection may have begun or ended unseen.
+    states_are_sparse: bool,
     /// The newest events between addresses of which none is known to be an upstream yet.
     unplaced: VecDeque<Event>,
     last: u64,
@@ -89,6 +91,11 @@ impl Flows {
     /// Whether nginx's own complaints are heard.
     pub const fn hear_complaints(&mut self, heard: bool) {
         self.nginx_complains_itself = heard;
+    }
+
+    /// Whether every beginning and end of a connection is heard.
+    pub const fn hear_states(&mut self, heard: bool) {
+        self.states_are_sparse = !heard;
     }
 
     /// This address is an upstream.
@@ -122,6 +129,9 @@ impl Flows {
     pub fn handle(&mut self, event: &Event) -> Option<FlowId> {
         if let Some(upstream) = self.shown_by(event) {
             self.add_upstream(upstream);
+        }
+        if self.states_are_sparse {
+            self.part_from_the_quiet(event);
         }
         let id = self.place(event);
         if id.is_none() && ends(event).is_some() {

@@ -87,7 +87,7 @@ impl Lines {
 }
 
 /// What the line's format has.
-fn shape(line: &AccessLine) -> [bool; 6] {
+fn shape(line: &AccessLine) -> [bool; 7] {
     let port = line.client.as_deref().is_some_and(|text| text.parse::<std::net::SocketAddr>().is_ok());
     [
         port,
@@ -96,6 +96,7 @@ fn shape(line: &AccessLine) -> [bool; 6] {
         line.pid.is_some(),
         line.upstream_status.is_some(),
         line.upstream_address.is_some(),
+        line.cache_status.is_some(),
     ]
 }
 

@@ -14,8 +14,13 @@ fn aborted(world: &mut World) {
     world.upstream(upstream);
     world.state(socket(local, upstream, TcpState::Established), TcpState::SynSent);
     let accepted = socket(upstream, local, TcpState::Established);
-    let call =
-        Syscall::Accept { listener: 3, result: Ok(9), socket: Some(accepted.clone()), command: "gunicorn".to_owned() };
+    let call = Syscall::Accept {
+        listener: 3,
+        result: Ok(9),
+        socket: Some(accepted.clone()),
+        peer: None,
+        command: "gunicorn".to_owned(),
+    };
     world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
     let sender = Some(Sender { pid: Pid(80), command: "gunicorn".to_owned() });
     let signal = ProcessEvent::Signalled { target: SERVER, role: Role::Upstream, signal: 6, sender };

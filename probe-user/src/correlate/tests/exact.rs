@@ -188,6 +188,29 @@ fn an_attempt_whose_record_was_lost_keeps_its_place() {
 }
 
 #[test]
+fn the_empty_entry_between_two_locations_is_no_attempt() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+    world.log(
+        (1, 41),
+        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
+        "127.0.0.1:8000",
+        Some(connection(1, closed)),
+    );
+    world.status(
+        StatusPoint::SendHeader,
+        1,
+        41,
+        200,
+        &[("127.0.0.1:8000", 502, None), ("", 0, Some(0)), ("127.0.0.1:8001", 200, Some(3))],
+    );
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!(case.attempts.iter().map(|a| a.outcome).collect::<Vec<_>>(), [Outcome::Refused, Outcome::Ok]);
+}
+
+#[test]
 fn a_retry_that_hid_a_failure_is_a_near_miss() {
     let mut world = World::new();
     world.upstream("127.0.0.1:8000");

@@ -29,6 +29,7 @@ fn access_line(status: u16) -> Body {
         pid: None,
         upstream_status: None,
         upstream_address: None,
+        cache_status: None,
     })
 }
 

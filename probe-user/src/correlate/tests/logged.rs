@@ -22,6 +22,7 @@ fn access(status: u16, upstream: Option<(&str, &str)>) -> AccessLine {
         pid: upstream.is_some().then_some(WORKER.0),
         upstream_status: upstream.map(|(status, _)| status.into()),
         upstream_address: upstream.map(|(_, address)| address.into()),
+        cache_status: None,
     }
 }
 

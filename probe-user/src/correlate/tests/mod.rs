@@ -183,6 +183,8 @@ impl World {
             peer: Some(peer.into()),
             upstream,
             client: Some(address("10.0.0.7:51234")),
+            request_line: None,
+            host: None,
         };
         self.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
     }
@@ -217,7 +219,7 @@ impl World {
                 index: u32::try_from(index).unwrap(),
                 total: u32::try_from(attempts.len()).unwrap(),
                 peer: (!peer.is_empty()).then(|| (*peer).to_owned()),
-                status: Some(*status),
+                status: (*status != 0).then_some(*status),
                 connect_ms: *header_ms,
                 header_ms: *header_ms,
                 response_ms: Some(1),

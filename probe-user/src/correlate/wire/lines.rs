@@ -9,6 +9,7 @@ use crate::{
         complaint::{Complaint, Message, Phase},
         event::EventId,
         net::Address,
+        nginx::ErrorLine,
         time::At,
         wire::WireId,
     },
@@ -36,7 +37,7 @@ impl Wires {
                         && held.attempt.upstream == upstream
                         && held.attempt.ended.overlaps(&window)
                         && fits(&line.complaint, held.attempt.outcome)
-                        && same_request(line.line.request.as_deref(), held)
+                        && same_request(&line.line, held)
                 })
                 .collect();
             fitting.sort_by_key(|held| (held.attempt.ended, held.attempt.id));
@@ -114,17 +115,29 @@ fn fits(complaint: &Complaint, outcome: Outcome) -> bool {
     }
 }
 
-/// Whether the attempt can have been made for this request: its method, and the end of its path, which a prefix of nginx's leaves alone.
-fn same_request(logged: Option<&str>, held: &Held) -> bool {
-    let (Some(logged), Some(asked)) = (logged, &held.attempt.request) else { return true };
+/// Whether the attempt can have been made for the request of this line: what nginx says it asked, or else the method, and the end of the
+/// path, which a prefix of nginx's leaves alone.
+fn same_request(line: &ErrorLine, held: &Held) -> bool {
+    let (Some(logged), Some(asked)) = (line.request.as_deref(), &held.attempt.request) else { return true };
     let parts = |line: &str| {
         let (method, rest) = line.split_once(' ').unwrap_or((line, ""));
         let uri = rest.rsplit_once(' ').map_or(rest, |(uri, _)| uri);
+        (method.to_owned(), uri.to_owned())
+    };
+    let end = |uri: &str| {
         let path = uri.split('?').next().unwrap_or(uri);
         let last = path.rfind('/').map_or(0, |slash| slash + 1);
-        (method.to_owned(), uri.get(last..).unwrap_or_default().to_owned())
+        path.get(last..).unwrap_or_default().to_owned()
     };
-    parts(logged) == parts(&asked.line)
+    let (method, uri) = parts(&asked.line);
+    // `upstream: "http://10.0.0.1:8000/cart"`: the address, and then what was asked of it.
+    let upstream = line.upstream.as_deref().and_then(|url| url.split_once("://")).map(|(_, rest)| rest);
+    if upstream.and_then(|rest| rest.find('/').and_then(|slash| rest.get(slash..))).is_some_and(|told| told == uri) {
+        return true;
+    }
+    let (logged_method, logged_uri) = parts(logged);
+    let inner = line.subrequest.as_deref().filter(|uri| !uri.is_empty());
+    (inner.is_some() || logged_method == method) && end(inner.unwrap_or(&logged_uri)) == end(&uri)
 }
 
 /// The attempts as the log tells them, completed by what the packets show.

@@ -244,9 +244,15 @@ impl Wires {
         // A change of mind is a failure only if nginx answered one; then it was about what had come, if something had.
         attempts.retain(|attempt| failure || attempt.outcome != Outcome::Unknown);
         for attempt in attempts.iter_mut().filter(|attempt| attempt.outcome == Outcome::Unknown) {
-            if attempt.bytes_received.is_some_and(|bytes| bytes > 0) {
+            if answer.status != Some(504) && attempt.bytes_received.is_some_and(|bytes| bytes > 0) {
                 attempt.outcome = Outcome::BadResponse;
             }
+        }
+        // A 504 that no upstream sent is a timer's, whatever had come before it fired (`ngx_http_upstream_next()`, 1.22.1).
+        if let (Some(504), Some(last)) = (answer.status, attempts.last_mut())
+            && matches!(last.outcome, Outcome::Unknown | Outcome::BadResponse)
+        {
+            last.outcome = Outcome::TimeoutRead;
         }
         let names: Vec<WireId> = own.iter().map(|held| held.attempt.id).collect();
         let shared_names: Vec<WireId> =

@@ -23,6 +23,7 @@ fn combined() {
         pid: None,
         upstream_status: None,
         upstream_address: None,
+        cache_status: None,
     };
     assert_eq!(decoded.line, expected);
 }

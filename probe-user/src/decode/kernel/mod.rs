@@ -99,7 +99,9 @@ pub fn decode(record: &[u8], names: &Names) -> Result<Decoded, RecordError> {
         | Kind::Connect
         | Kind::Accept
         | Kind::SocketCall => socket::decode(kind, record, names)?,
-        Kind::Fork | Kind::Exec | Kind::Exit | Kind::Signal | Kind::OomVictim => process::decode(kind, record)?,
+        Kind::Fork | Kind::Exec | Kind::Exit | Kind::Signal | Kind::OomVictim | Kind::Held => {
+            process::decode(kind, record)?
+        }
         Kind::NginxLog
         | Kind::NginxSpecialResponse
         | Kind::NginxSendHeader

@@ -50,8 +50,8 @@ fn log(raw: &abi::Log, names: &Names) -> NginxLog {
         fd: raw.upstream_fd,
         requests: nonzero(raw.upstream_requests),
         unix: has(found::UNIX),
-        // A unix socket's record has neither addresses nor TCP state.
-        socket: if has(found::SOCKET) && !has(found::UNIX) {
+        // A unix socket's record has neither addresses nor TCP state, but its number.
+        socket: if has(found::SOCKET) && (!has(found::UNIX) || raw.socket.local.inode().is_some()) {
             optional_socket(&raw.socket, raw.jiffies, names.hz)
         } else {
             None
@@ -71,6 +71,12 @@ fn log(raw: &abi::Log, names: &Names) -> NginxLog {
         peer: if has(found::PEER) { sized_text(&raw.peer, raw.peer_length) } else { None },
         upstream,
         client: client(raw.found, &raw.client, &raw.client_socket),
+        request_line: if has(found::REQUEST_LINE) {
+            sized_text(&raw.request_line, raw.request_line_length)
+        } else {
+            None
+        },
+        host: sized_text(&raw.host, raw.host_length),
     }
 }
 

@@ -54,6 +54,16 @@ pub(super) fn decode(kind: Kind, record: &[u8]) -> Result<Body, RecordError> {
             let victim: abi::OomVictim = read(record, "an OOM victim")?;
             ProcessEvent::OomVictim { victim: Pid(victim.victim), role: of_number(victim.role) }
         }
+        Kind::Held => {
+            let held: abi::Held = read(record, "a process's connections")?;
+            let count = usize::try_from(held.count).unwrap_or(usize::MAX);
+            ProcessEvent::Held {
+                pid: Pid(held.header.tgid),
+                role: of_number(held.role),
+                connections: held.peers.into_iter().take(count).collect(),
+                all: held.all == 1 && count <= abi::HELD,
+            }
+        }
         other => return Err(RecordError::Unusable { kind: other, what: "process" }),
     };
     Ok(Body::Process(event))

@@ -92,6 +92,7 @@ fn syscall(kind: Kind, record: &[u8], hz: u32) -> Result<SyscallEvent, RecordErr
                 listener: accept.fd,
                 result: result(accept.result),
                 socket: optional_socket(&accept.socket, 0, hz),
+                peer: accept.socket.remote.inode(),
                 command: text(&accept.command),
             };
             (accept.header, call)
@@ -157,7 +158,7 @@ fn socket(raw: &abi::Socket, jiffies: u64, hz: u32) -> Socket {
     let errno = |number: u32| (has(abi::present::ERROR) && number != 0).then_some(Errno(number));
     Socket {
         pointer: (raw.pointer != 0).then_some(SocketPointer(raw.pointer)),
-        cookie: (raw.cookie != 0).then_some(raw.cookie),
+        cookie: (raw.cookie != 0).then_some(raw.cookie).or(raw.local.inode()),
         netns: (has(abi::present::TUPLE) && raw.netns != 0).then_some(raw.netns),
         local: if has(abi::present::TUPLE) { address(&raw.local) } else { None },
         remote: if has(abi::present::TUPLE) { address(&raw.remote) } else { None },

@@ -188,8 +188,13 @@ fn system_calls() {
     accept.header = header(Kind::Accept);
     accept.result = -24;
     accept.command[..5].copy_from_slice(b"nginx");
-    let accepted =
-        Syscall::Accept { listener: 0, result: Err(Errno::EMFILE), socket: None, command: "nginx".to_owned() };
+    let accepted = Syscall::Accept {
+        listener: 0,
+        result: Err(Errno::EMFILE),
+        socket: None,
+        peer: None,
+        command: "nginx".to_owned(),
+    };
     assert_eq!(call(accept.as_bytes()), accepted);
 }
 
@@ -258,10 +263,15 @@ fn log_messages() {
     record.client_socket = v4(1, 51_234);
     record.peer_length = 14;
     record.peer[..14].copy_from_slice(b"127.0.0.1:8000");
+    record.request_line_length = 18;
+    record.request_line[..18].copy_from_slice(b"GET /cart HTTP/1.1");
+    record.host_length = 4;
+    record.host[..4].copy_from_slice(b"shop");
     record.upstream_requests = 1;
     record.socket = full_socket();
-    record.found = found::CLIENT | found::PEER | found::UPSTREAM_CONNECTION | found::SOCKET;
+    record.found = found::CLIENT | found::PEER | found::UPSTREAM_CONNECTION | found::SOCKET | found::REQUEST_LINE;
     let decoded = log(&record);
+    assert_eq!((decoded.request_line.as_deref(), decoded.host.as_deref()), (Some("GET /cart HTTP/1.1"), Some("shop")));
     assert_eq!(decoded.parent, Some(RequestKey { worker: Pid(812), pointer: 0x2000 }));
     assert_eq!((decoded.number, decoded.errno), (Some(41), Some(Errno::ECONNREFUSED)));
     assert_eq!(decoded.client, Some("127.0.0.1:51234".parse().unwrap()), "the kernel's address wins");

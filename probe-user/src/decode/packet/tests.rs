@@ -124,6 +124,12 @@ fn ipv6_with_extension_headers() {
     let tcp = tcp_of(LinkType::RAW, &extended);
     assert_eq!((tcp.content, tcp.payload_length), (status, plain.payload_length));
 
+    // Cut among the extension headers there is nothing of TCP, and nothing behind the capture is read.
+    for length in 40..56 {
+        let cut: Box<[u8]> = extended[..length].into();
+        assert_eq!(decode(LinkType::RAW, &cut, u32::try_from(extended.len()).unwrap()), None, "{length}");
+    }
+
     // A later fragment has no TCP header.
     extended[40 + 8 + 3] = 8;
     assert_eq!(decode(LinkType::RAW, &extended, 200), None);

@@ -36,6 +36,32 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "Send Cache-Control: no-store with failures; nginx heeds it unless proxy_ignore_headers says otherwise.",
             ),
+            (
+                "gunicorn",
+                "Flask: response.headers[\"Cache-Control\"] = \"no-store\" in an errorhandler; Django: never_cache around the view.",
+            ),
+            (
+                "uvicorn",
+                "Starlette, FastAPI: an exception handler that returns Response(status_code=502, headers={\"Cache-Control\": \"no-store\"}).",
+            ),
+            (
+                "Node.js",
+                "res.setHeader('Cache-Control', 'no-store') in the error handler (Express: the one with four arguments).",
+            ),
+            ("Puma", "Rails: response.headers['Cache-Control'] = 'no-store' in rescue_from."),
+            (
+                "php-fpm",
+                "header('Cache-Control: no-store') beside http_response_code(502); session_start() sends it already (session.cache_limiter).",
+            ),
+            ("uWSGI", "As with gunicorn, in the application: --add-header marks every response, good ones too."),
+            (
+                "Go",
+                "w.Header().Set(\"Cache-Control\", \"no-store\") before WriteHeader; a ReverseProxy in its ErrorHandler.",
+            ),
+            (
+                "Java",
+                "Spring: ResponseEntity.status(502).cacheControl(CacheControl.noStore()); Spring Security sends no-store by default.",
+            ),
         ],
     },
     rule,
@@ -77,15 +103,27 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 
 /// The access log says that no upstream was asked, and the error log nothing, where a cache is in force.
 fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
-    let zone = reading.cache()?;
+    let answered = reading.cache_answered();
+    let zone = reading.cache();
+    if answered == Some(false) || (answered.is_none() && zone.is_none()) {
+        return None;
+    }
     let mut finding = Finding::default();
-    finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
-    finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
-    finding.not_excluded(&["configured-502"]);
+    let zone = zone.map(|zone| format!(" `{zone}`")).unwrap_or_default();
+    let words = if answered == Some(true) {
+        finding.support(Some(evidence(Fact::FromCache, &[reading.case.decided_by], Weight::Fits)));
+        format!("By nginx's access log its cache{zone} answered with a stored 502; no upstream was asked.")
+    } else {
+        finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
+        finding.missing.push(need(Sensor::AccessLog, "$upstream_cache_status in the log_format"));
+        finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
+        finding.not_excluded(&["configured-502"]);
+        format!(
+            "By nginx's logs no upstream was asked, and the cache{zone} is in force here: a stored 502 looks like this."
+        )
+    };
     let stored = stored(reading, &mut finding).unwrap_or_default();
-    finding.summary = format!(
-        "By nginx's logs no upstream was asked, and the cache `{zone}` is in force here: a stored 502 looks like this.{stored}"
-    );
+    finding.summary = format!("{words}{stored}");
     finding.fix.push(KEEP_NONE.to_owned());
     Some(finding)
 }
@@ -107,6 +145,7 @@ pub(crate) mod tests {
     use crate::{
         diagnose::testing::{DECIDED, World},
         model::{
+            attempt::Link,
             case::{CaseId, Stored},
             complaint::{Message, Phase},
             verdict::Confidence,
@@ -144,6 +183,24 @@ pub(crate) mod tests {
         let mut world = cached();
         world.case.configuration = None;
         world.expect("cached-502", Confidence::Likely);
+    }
+
+    #[test]
+    fn by_the_logs_the_cache_status_decides() {
+        let mut world = cached();
+        world.case.link = Link::Inferred;
+        world.case.upstream_begun = None;
+        let explanation = world.expect("cached-502", Confidence::Possible);
+        assert_eq!(explanation.rivals, ["configured-502"]);
+        for status in ["HIT", "STALE"] {
+            world.case.cache_status = Some(status.to_owned());
+            let explanation = world.expect("cached-502", Confidence::Possible);
+            assert!(explanation.rivals.is_empty(), "{:?}", explanation.rivals);
+        }
+        for status in ["-", "MISS"] {
+            world.case.cache_status = Some(status.to_owned());
+            assert_ne!(crate::report::cause(&world.judge()), "cached-502");
+        }
     }
 
     #[test]

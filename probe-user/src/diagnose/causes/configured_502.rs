@@ -1,8 +1,11 @@
 //! `configured-502`: the configuration itself answers it.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, evidence, need},
+    },
+    servers::{REQUEST_LOGS, and_servers},
 };
 use crate::model::{
     case::Origin,
@@ -24,10 +27,21 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "nginx's upstream module never began to work on the request, and a directive that answers 502 stands in the \
                 configuration where the request's host and URI lead. Without such a directive, or with a script there, it is likely.",
         refuted: "Any attempt at an upstream, or a message of nginx about one; an answer from the cache (cached-502).",
-        remedies: &[(
-            "nginx",
-            "`nginx -T | grep -n 502` shows the directive; proxy_cache_valid with 502 or any stores failures.",
-        )],
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "`nginx -T | grep -n 502` shows the directive; proxy_cache_valid with 502 or any stores failures.",
+                    ),
+                    (
+                        "any server",
+                        "It has no part in this: its own log of requests shows nothing at this second. If it does, the verdict is wrong.",
+                    ),
+                ],
+                REQUEST_LOGS,
+            )
+        },
     },
     rule,
 };
@@ -84,14 +98,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
     let (answers, _) = reading.configured_answers();
     let places: Vec<String> = answers.iter().filter_map(|answer| said(&answer.fact)).collect();
-    if places.is_empty() {
+    let from_cache = reading.cache_answered();
+    if places.is_empty() || from_cache == Some(true) {
         return None;
     }
     let mut finding = Finding::default();
     finding.support(Some(evidence(Fact::NothingTried, &[reading.case.decided_by], Weight::Fits)));
     finding.because.extend(answers);
     finding.missing.push(need(Sensor::NginxFunctions, "whether nginx had looked into its cache"));
-    if reading.cache().is_some() {
+    if reading.cache().is_some() && from_cache.is_none() {
         finding.not_excluded(&["cached-502"]);
     }
     finding.summary = format!(

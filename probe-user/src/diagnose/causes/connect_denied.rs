@@ -26,6 +26,27 @@ pub(crate) const CAUSE: Cause = Cause {
             ("systemd", "IPAddressDeny=, RestrictAddressFamilies= and SocketBindDeny= in nginx.service."),
             ("network", "`ip route get ADDRESS` says prohibit where a route forbids it."),
             ("AppArmor", "`dmesg | grep apparmor`."),
+            (
+                "any server",
+                "`semanage port -l | grep -w PORT` shows the label of its port: -a gives one, -m replaces that of another service.",
+            ),
+            ("gunicorn", "semanage port -m -t http_port_t -p tcp 8000 (the default port carries soundd_port_t)."),
+            ("uvicorn", "semanage port -m -t http_port_t -p tcp 8000 (the default port carries soundd_port_t)."),
+            ("Node.js", "semanage port -m -t http_port_t -p tcp 3000 (the usual port carries ntop_port_t)."),
+            ("Puma", "semanage port -a -t http_port_t -p tcp 9292 (the default port)."),
+            (
+                "php-fpm",
+                "Port 9000 carries http_port_t already: httpd_can_network_relay or httpd_can_network_connect is enough. Over a unix socket see unix-socket-denied.",
+            ),
+            ("uWSGI", "semanage port -m -t http_port_t -p tcp 3031 (the usual port carries eppc_port_t)."),
+            (
+                "Go",
+                "Port 8080 carries http_cache_port_t: httpd_can_network_relay or httpd_can_network_connect is enough.",
+            ),
+            (
+                "Java",
+                "Port 8080 carries http_cache_port_t: httpd_can_network_relay or httpd_can_network_connect is enough.",
+            ),
         ],
     },
     rule,

@@ -1,9 +1,12 @@
 //! `dns-failure`: nginx's resolver got no usable answer.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
-    said::nginx_said,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::Reading,
+        said::nginx_said,
+    },
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{complaint::Message, net::Errno};
 
@@ -18,17 +21,26 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "The upstream's address is given by a name that nginx resolves while it runs (a variable in proxy_pass, or `server ... resolve`). The name server did not answer, or said that the name does not exist, or failed. nginx answers 502 - also when DNS timed out - and nothing was tried.",
         proof: "nginx's own message, with the name server's verdict (2 server failure, 3 no such name, 5 refused) or 110 for silence.",
         refuted: "An address that was reached: then the name was resolved.",
-        remedies: &[
-            (
-                "nginx",
-                "resolver ADDRESS valid=10s ipv6=off; resolver_timeout 5s (default 30s). Without a resolver directive a variable cannot be resolved at all. /etc/resolv.conf and /etc/hosts are not read.",
-            ),
-            ("docker", "resolver 127.0.0.11."),
-            (
-                "Kubernetes",
-                "resolver kube-dns.kube-system.svc.cluster.local, and full names (app.default.svc.cluster.local): search domains are not used.",
-            ),
-        ],
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "nginx",
+                        "resolver ADDRESS valid=10s ipv6=off; resolver_timeout 5s (default 30s). Without a resolver directive a variable cannot be resolved at all. /etc/resolv.conf and /etc/hosts are not read.",
+                    ),
+                    ("docker", "resolver 127.0.0.11."),
+                    (
+                        "Kubernetes",
+                        "resolver kube-dns.kube-system.svc.cluster.local, and full names (app.default.svc.cluster.local): search domains are not used.",
+                    ),
+                    (
+                        "any server",
+                        "On this same host no name is needed: proxy_pass to the address that it listens on.",
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

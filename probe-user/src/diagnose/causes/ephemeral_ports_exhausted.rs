@@ -1,9 +1,12 @@
 //! `ephemeral-ports-exhausted`: no local port is left towards the upstream.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, need},
-    said::connect_returned,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, need},
+        said::connect_returned,
+    },
+    servers::{KEPT_CONNECTIONS, and_servers},
 };
 use crate::model::{coverage::Sensor, net::Errno};
 
@@ -18,16 +21,25 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "Each connection to the same upstream address needs a local port of its own, and connections that nginx closed keep theirs for 60 s (TIME_WAIT). With the range used up connect() returns EADDRNOTAVAIL; with proxy_bind it can be bind(), and nginx answers 500.",
         proof: "EADDRNOTAVAIL from connect(), and the ports of net.ipv4.ip_local_port_range that lead to the upstream found (nearly) all in use.",
         refuted: "bind() failing for an address that is not this host's; an IPv6 address that no interface can reach, where the kernel says the same.",
-        remedies: &[
-            (
-                "nginx",
-                "keepalive in the upstream block, with proxy_http_version 1.1 and an empty Connection header, ends the churn. Several upstream addresses or proxy_bind addresses multiply the range.",
-            ),
-            (
-                "kernel",
-                "net.ipv4.ip_local_port_range = 1024 65535 (default 32768 60999: 28232 ports); net.ipv4.tcp_tw_reuse = 1. `ss -tan state time-wait | wc -l` shows who holds them.",
-            ),
-        ],
+        remedies: &const {
+            and_servers::<3, 11>(
+                [
+                    (
+                        "nginx",
+                        "keepalive in the upstream block, with proxy_http_version 1.1 and an empty Connection header, ends the churn. Several upstream addresses or proxy_bind addresses multiply the range.",
+                    ),
+                    (
+                        "kernel",
+                        "net.ipv4.ip_local_port_range = 1024 65535 (default 32768 60999: 28232 ports); net.ipv4.tcp_tw_reuse = 1. `ss -tan state time-wait | wc -l` shows who holds them.",
+                    ),
+                    (
+                        "any server",
+                        "One that closes after every response makes nginx take a new local port for each; where nginx closes first, as it mostly does after a Content-Length, the port rests for 60 s in TIME_WAIT.",
+                    ),
+                ],
+                KEPT_CONNECTIONS,
+            )
+        },
     },
     rule,
 };

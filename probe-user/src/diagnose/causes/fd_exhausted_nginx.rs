@@ -1,8 +1,11 @@
 //! `fd-exhausted-nginx`: the worker has no file descriptor left.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, evidence, need},
+    },
+    servers::{KEPT_CONNECTIONS, and_servers},
 };
 use crate::model::{
     complaint::Message,
@@ -30,18 +33,27 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "socket() of this worker returning EMFILE in this request; its open files against its limit.",
         refuted: "ENFILE: the whole system is out (fd-exhausted-system). nginx's own message about worker_connections \
                   (worker-connections-exhausted).",
-        remedies: &[
-            (
-                "nginx",
-                "worker_rlimit_nofile 65535; in the main context: at least twice worker_connections, as a proxied request \
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "nginx",
+                        "worker_rlimit_nofile 65535; in the main context: at least twice worker_connections, as a proxied request \
                        takes two descriptors, files and logs besides. A reload is enough for new workers.",
-            ),
-            (
-                "systemd",
-                "LimitNOFILE= in nginx.service raises the hard limit, where that is what stops worker_rlimit_nofile.",
-            ),
-            ("containers", "docker run --ulimit nofile=65535:65535, or the runtime's default."),
-        ],
+                    ),
+                    (
+                        "systemd",
+                        "LimitNOFILE= in nginx.service raises the hard limit, where that is what stops worker_rlimit_nofile.",
+                    ),
+                    ("containers", "docker run --ulimit nofile=65535:65535, or the runtime's default."),
+                    (
+                        "any server",
+                        "A slow one holds a client and an upstream connection for as long as it takes; one that closes after every response makes a new socket for each.",
+                    ),
+                ],
+                KEPT_CONNECTIONS,
+            )
+        },
     },
     rule,
 };

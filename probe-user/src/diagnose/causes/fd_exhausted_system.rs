@@ -21,11 +21,34 @@ pub(crate) const CAUSE: Cause = Cause {
                    Everything else on the host suffers too.",
         proof: "socket() of this worker returning ENFILE in this request.",
         refuted: "EMFILE: the worker's own limit (fd-exhausted-nginx).",
-        remedies: &[(
-            "kernel",
-            "`cat /proc/sys/fs/file-nr` shows open, unused, limit; sysctl fs.file-max raises it. Find who holds them: \
+        remedies: &[
+            (
+                "kernel",
+                "`cat /proc/sys/fs/file-nr` shows open, unused, limit; sysctl fs.file-max raises it. Find who holds them: \
                         `for p in /proc/[0-9]*; do echo $(ls $p/fd | wc -l) $p; done | sort -n | tail`.",
-        )],
+            ),
+            (
+                "nginx",
+                "worker_rlimit_nofile bounds what each worker can take; worker_connections, keepalive and open_file_cache what it does.",
+            ),
+            (
+                "gunicorn",
+                "Each worker takes up to --worker-connections (1000) and its own to databases, times --workers.",
+            ),
+            ("uvicorn", "--limit-concurrency bounds each process, times --workers."),
+            (
+                "Node.js",
+                "Raises its own limit to the hard one when it starts: a leak goes on until LimitNOFILE= or --ulimit stops it.",
+            ),
+            (
+                "Puma",
+                "Takes one for each thread, database connection and kept connection: threads, workers, persistent_timeout.",
+            ),
+            ("php-fpm", "rlimit_files of each pool, times pm.max_children."),
+            ("uWSGI", "--max-fd, times --processes."),
+            ("Go", "Raises its own limit to the hard one when it starts (from 1.19): set LimitNOFILE= or --ulimit."),
+            ("Java", "Raises its own limit to the hard one when it starts; -XX:-MaxFDLimit keeps the soft one."),
+        ],
     },
     rule,
 };

@@ -3,7 +3,7 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{FailedAccept, Locality, Reading, duration, evidence, need},
+        reading::{FailedAccept, Locality, Reading, Survival, duration, evidence, need},
     },
     firewall_rejected::is_filter_drop,
     server_advice,
@@ -11,8 +11,9 @@ use super::{
 use crate::model::{
     complaint::{Message, Phase},
     coverage::Sensor,
-    evidence::{Fact, Weight},
+    evidence::{Evidence, Fact, Weight},
     net::Errno,
+    verdict::Need,
 };
 
 /// The shortage lasts until somebody closes something; servers that hit it try again at least this often.
@@ -78,6 +79,57 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    accepting(reading).or_else(|| serving(reading))
+}
+
+/// It had taken the connection and read the request, and meanwhile it could make no socket, or is at its limit of open files. Whether
+/// that is why it let go of the request, only its own log says.
+fn serving(reading: &Reading<'_>) -> Option<Finding> {
+    reading.broken()?;
+    let gone = matches!(reading.survival(), Survival::Ended(_));
+    let unread = reading.application_read() == Some(0) || reading.crossed() == Some(true);
+    if gone || unread || reading.locality() == Locality::Elsewhere {
+        return None;
+    }
+    let (pid, command) = reading.flow()?.accepted_by.clone()?;
+    let calls = reading.starved_holder(Weight::Symptom);
+    let full = reading.holder_at_its_limit();
+    if calls.is_empty() && full.is_none() {
+        return None;
+    }
+    let mut finding = Finding::default();
+    // That the connection broke is no sign of what the process lacked: only the failing call is.
+    let complaint = reading.complaint_evidence();
+    finding.support(complaint.map(|evidence| Evidence { weight: Weight::Fits, ..evidence }));
+    let what = match calls.last().map(|call| &call.fact) {
+        Some(Fact::SyscallFailed { errno, .. }) => format!("socket() = {errno} while it served this request"),
+        _ => "it has as many files open as it may".to_owned(),
+    };
+    if calls.is_empty() {
+        finding.missing.push(Need { sensor: None, what: "which call failed for want of a descriptor".to_owned() });
+    }
+    for call in calls.into_iter().rev().take(SHOWN) {
+        finding.support(Some(call));
+    }
+    finding.support(full.or_else(|| reading.open_files(pid)));
+    let (close, reset) = (reading.close(), reading.reset());
+    let symptom = if reset.is_some() { "upstream-reset" } else { "premature-close" };
+    finding.support(close.map(|close| close.evidence(Weight::Fits)));
+    finding.support(reset.map(|reset| reading.reset_evidence(&reset, Weight::Fits)));
+    finding.missing.push(Need { sensor: None, what: "why it ended the connection: its own log says".to_owned() });
+    finding.not_excluded(&[symptom]);
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{command} (pid {pid}), which serves {upstream}, is out of file descriptors ({what}), and ended this connection."
+    );
+    finding.fix.push(format!("Look into the log of {command} (pid {pid}) for \"too many open files\"; raise its limit: LimitNOFILE= in its systemd unit, or its container's ulimit."));
+    finding.fix.push(format!("See what it holds open: `ls -l /proc/{pid}/fd`; thousands of the same kind are a leak."));
+    finding.fix.extend(server_advice(&CAUSE, reading));
+    Some(finding)
+}
+
+/// It cannot accept.
+fn accepting(reading: &Reading<'_>) -> Option<Finding> {
     if reading.reused() == Some(true) || reading.response_bytes().is_some_and(|bytes| bytes > 0) {
         return None;
     }
@@ -98,7 +150,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let began = reading.started().unwrap_or(ended);
     let while_waiting = failures.iter().any(|failure| failure.event.at.latest.plus_ns(SKEW_NS) >= began);
     // An application that had the connection and read from it was not kept from it.
-    let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid);
+    let holder = reading.accepted_by().map(|(pid, _)| pid);
     let read = if broken { reading.application_read() } else { reading.read_when_nginx_left() };
     if read.is_some_and(|bytes| bytes > 0) || (timed_out && holder.is_some()) {
         return None;
@@ -185,6 +237,7 @@ pub(crate) mod tests {
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
+            host::HostFact,
             net::Errno,
             process::Pid,
             socket::{Socket, Syscall, TcpCounters, TcpState},
@@ -203,6 +256,7 @@ pub(crate) mod tests {
             listener: 3,
             result: Err(Errno::EMFILE),
             socket: Some(socket),
+            peer: None,
             command: "node".to_owned(),
         };
         world.syscall_of(us, pid, call);
@@ -242,6 +296,54 @@ pub(crate) mod tests {
     fn shed_at_once() {
         let explanation = shed().expect("fd-exhausted-upstream", Confidence::Confirmed);
         assert!(explanation.summary.contains("node (pid 88)"), "{}", explanation.summary);
+    }
+
+    /// A server that had taken the request, could make no socket for it, and closed.
+    fn serving() -> World {
+        let mut world = World::new(502);
+        world.listening();
+        world.accepted();
+        world.connect(-95);
+        world.syscall_of(-80, SERVER, Syscall::Socket { family: 2, error: Errno::EMFILE });
+        let tcp = TcpCounters { bytes_received: u64::from(LENGTH), ..counters(LENGTH, LENGTH) };
+        world.state_with(-60, Side::Upstream, TcpState::Established, TcpState::FinWait1, tcp);
+        world.state(-59, Side::Nginx, TcpState::Established, TcpState::CloseWait, None);
+        world.sent(TcpState::CloseWait, START + LENGTH);
+        world.complain(
+            Message::PrematurelyClosed,
+            Phase::ReadingHeader,
+            None,
+            "upstream prematurely closed connection",
+        );
+        world
+    }
+
+    #[test]
+    fn out_of_descriptors_while_serving_is_likely() {
+        let explanation = serving().expect("fd-exhausted-upstream", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"premature-close"), "{:?}", explanation.rivals);
+        let mut another = serving();
+        another.case.processes.clear();
+        another.syscall_of(-80, Pid(4711), Syscall::Socket { family: 2, error: Errno::EMFILE });
+        another.expect("premature-close", Confidence::Confirmed);
+        let mut long_ago = serving();
+        long_ago.case.processes.clear();
+        long_ago.syscall_of(-9_000_000, SERVER, Syscall::Socket { family: 2, error: Errno::EMFILE });
+        long_ago.expect("premature-close", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn at_its_limit_it_is_not_excluded() {
+        let files = |open| HostFact::OpenFiles { pid: SERVER, command: "node".to_owned(), open, limit: Some(64) };
+        let mut world = serving();
+        world.case.processes.clear();
+        world.host(-10, files(63));
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"fd-exhausted-upstream"), "{:?}", explanation.rivals);
+        let mut world = serving();
+        world.case.processes.clear();
+        world.host(-10, files(20));
+        world.expect("premature-close", Confidence::Confirmed);
     }
 
     #[test]

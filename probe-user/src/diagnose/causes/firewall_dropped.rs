@@ -6,6 +6,7 @@ use super::{
         reading::{Reading, evidence, need},
     },
     firewall_rejected::{is_filter_drop, is_filters},
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{
     attempt::Outcome,
@@ -31,20 +32,32 @@ pub(crate) const CAUSE: Cause = Cause {
                    (502) ends it.",
         proof: "The kernel's record of dropping a packet of this very connection, with a packet filter's reason.",
         refuted: "An answer of any kind.",
-        remedies: &[
-            (
-                "nftables",
-                "`nft list ruleset`: a `drop` rule or a chain with policy drop; a `meta nftrace set 1` rule and `nft monitor \
+        remedies: &const {
+            and_servers::<6, 14>(
+                [
+                    (
+                        "nftables",
+                        "`nft list ruleset`: a `drop` rule or a chain with policy drop; a `meta nftrace set 1` rule and `nft monitor \
                           trace` show which.",
-            ),
-            ("iptables", "`iptables -vnL` and watch which DROP rule's counter moves; -t raw and -t mangle too."),
-            (
-                "conntrack",
-                "`dmesg | grep conntrack`: a full table (nf_conntrack_max) drops new connections with this reason too.",
-            ),
-            ("containers", "Network policies (Cilium, Calico) drop by BPF (tc, cgroup) or nftables."),
-            ("nginx", "proxy_connect_timeout of 2 to 5 s fails over sooner."),
-        ],
+                    ),
+                    (
+                        "iptables",
+                        "`iptables -vnL` and watch which DROP rule's counter moves; -t raw and -t mangle too.",
+                    ),
+                    (
+                        "conntrack",
+                        "`dmesg | grep conntrack`: a full table (nf_conntrack_max) drops new connections with this reason too.",
+                    ),
+                    ("containers", "Network policies (Cilium, Calico) drop by BPF (tc, cgroup) or nftables."),
+                    ("nginx", "proxy_connect_timeout of 2 to 5 s fails over sooner."),
+                    (
+                        "any server",
+                        "The rule must let nginx reach the address and the port that the server listens on:",
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

@@ -1,8 +1,11 @@
 //! `firewall-rejected`: a packet filter answered for the upstream.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Locality, Reading, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Locality, Reading, evidence, need},
+    },
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{
     coverage::Sensor,
@@ -27,22 +30,34 @@ pub(crate) const CAUSE: Cause = Cause {
                 instead of silence, whichever answer the rule gives (RST, host or network unreachable too); \
                 or a RST for an upstream on this host whose listener is alive while the kernel's TCP sent none.",
         refuted: "The kernel's record that no socket listens (upstream-refused).",
-        remedies: &[
-            (
-                "nftables",
-                "`nft list ruleset` and look for `reject`; `nft monitor trace` with a `meta nftrace set 1` rule shows which.",
-            ),
-            ("iptables", "`iptables-save | grep REJECT`; the counters of `iptables -vnL` show which rule takes it."),
-            (
-                "Kubernetes",
-                "kube-proxy rejects connections to a Service without ready endpoints: `kubectl get endpointslices`.",
-            ),
-            (
-                "cloud",
-                "Security groups drop in silence and do not reject: a RST or ICMP comes from a host or an appliance.",
-            ),
-            ("nginx", "proxy_next_upstream error (the default) tries another server."),
-        ],
+        remedies: &const {
+            and_servers::<6, 14>(
+                [
+                    (
+                        "nftables",
+                        "`nft list ruleset` and look for `reject`; `nft monitor trace` with a `meta nftrace set 1` rule shows which.",
+                    ),
+                    (
+                        "iptables",
+                        "`iptables-save | grep REJECT`; the counters of `iptables -vnL` show which rule takes it.",
+                    ),
+                    (
+                        "Kubernetes",
+                        "kube-proxy rejects connections to a Service without ready endpoints: `kubectl get endpointslices`.",
+                    ),
+                    (
+                        "cloud",
+                        "Security groups drop in silence and do not reject: a RST or ICMP comes from a host or an appliance.",
+                    ),
+                    ("nginx", "proxy_next_upstream error (the default) tries another server."),
+                    (
+                        "any server",
+                        "The rule must let nginx reach the address and the port that the server listens on:",
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

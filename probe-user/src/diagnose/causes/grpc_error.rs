@@ -27,6 +27,20 @@ pub(crate) const CAUSE: Cause = Cause {
             ("Go", "grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAgeGrace: ...})."),
             ("Java", "NettyServerBuilder.maxConnectionAgeGrace()."),
             ("Node.js", "@grpc/grpc-js: the options grpc.max_connection_age_ms and grpc.max_connection_age_grace_ms."),
+            (
+                "gunicorn",
+                "Speaks HTTP/1: proxy_pass. grpcio is a server of its own: grpc.server(..., options=[('grpc.max_connection_age_grace_ms', 30000)]).",
+            ),
+            ("uvicorn", "Speaks HTTP/1: proxy_pass. Hypercorn speaks HTTP/2."),
+            (
+                "Puma",
+                "Speaks HTTP/1: proxy_pass. GRPC::RpcServer of the grpc gem is a server of its own; pool_keep_alive.",
+            ),
+            (
+                "php-fpm",
+                "Speaks FastCGI: fastcgi_pass. A gRPC service in PHP needs another server (RoadRunner, Swoole).",
+            ),
+            ("uWSGI", "--http-socket speaks HTTP/1 (proxy_pass), --socket uwsgi (uwsgi_pass)."),
         ],
     },
     rule,

@@ -7,6 +7,7 @@ use super::{
         said::remark_moved_name,
     },
     firewall_rejected::{is_filters, took_and_answered},
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{
     attempt::Outcome,
@@ -30,19 +31,28 @@ pub(crate) const CAUSE: Cause = Cause {
         refuted: "connect() failing at once: no route here (no-route). ICMP codes of a packet filter, or this host's own filter taking the \
                   SYN away (firewall-rejected). Said by the very address that was asked it is likely only: a rule can reject with this \
                   message, and a NAT can stand there whose target is gone.",
-        remedies: &[
-            (
-                "network",
-                "`ip neigh show ADDRESS`: FAILED means that nobody has that address on the link: host down, container gone, \
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "network",
+                        "`ip neigh show ADDRESS`: FAILED means that nobody has that address on the link: host down, container gone, \
                          wrong subnet or VLAN. ICMP from a router names the hop that gave up.",
-            ),
-            (
-                "containers",
-                "An address that a stopped container had: nginx resolves names in its configuration once, at start. Use a \
+                    ),
+                    (
+                        "containers",
+                        "An address that a stopped container had: nginx resolves names in its configuration once, at start. Use a \
                             resolver and a variable, or `server NAME resolve` (open source from 1.27.3).",
-            ),
-            ("nginx", "proxy_next_upstream error (the default) tries another server."),
-        ],
+                    ),
+                    ("nginx", "proxy_next_upstream error (the default) tries another server."),
+                    (
+                        "any server",
+                        "A server is reached on the address that it was bound to: on this same host name 127.0.0.1 or a unix socket, which no link and no router can lose.",
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

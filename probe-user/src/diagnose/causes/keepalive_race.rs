@@ -94,6 +94,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let seen = unix && crossed == Some(true) && evidence.weight == Weight::Symptom;
         Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
     }));
+    finding.support(reading.accepted_over_unix());
     finding.support(reading.idle_connection());
     finding.require(reading.answer_evidence(), || {
         need(Sensor::NginxFunctions, "whether a byte of an answer to this request came")
@@ -118,7 +119,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         || reset.as_ref().is_some_and(|reset| reset.sent_here.is_some())
         || reading.aborted_here().is_some();
     if reset.is_some() && !upstreams_own {
-        finding.oppose(reading.foreign_ttl());
+        for mark in reading.foreign_reset() {
+            finding.oppose(Some(mark));
+        }
         finding.missing.push(need(Sensor::ResetsSent, "whether the upstream itself sent the reset"));
         finding.not_excluded(&["network-reset"]);
     }

@@ -27,6 +27,7 @@ pub(crate) mod premature_close;
 pub(crate) mod read_timeout;
 pub(crate) mod response_truncated;
 pub(crate) mod send_timeout;
+pub(crate) mod servers;
 pub(crate) mod syn_timeout;
 pub(crate) mod tls_certificate_invalid;
 pub(crate) mod tls_handshake_failed;
@@ -96,24 +97,6 @@ pub(super) const ALL: &[&Cause] = &[
 
 /// What a process that is gone can have met.
 const PROCESS_GONE: &[&str] = &["upstream-exited", "upstream-killed", "upstream-crashed", "upstream-oom-killed"];
-
-/// Where each server is told the path of its socket, and what becomes of the file.
-const UNIX_SOCKET_SERVERS: [(&str, &str); 8] = [
-    ("gunicorn", "--bind unix:/run/app/app.sock; it removes the old file when it starts."),
-    ("uvicorn", "--uds /run/app/app.sock; it removes the old file when it starts."),
-    (
-        "Node.js",
-        "server.listen('/run/app/app.sock') fails with EADDRINUSE while a stale file lies there: unlink it before.",
-    ),
-    ("Puma", "bind 'unix:///run/app/app.sock'."),
-    ("php-fpm", "listen = /run/php/php8.2-fpm.sock in the pool's file: the version is part of the name."),
-    ("uWSGI", "--socket /run/app/app.sock (--http-socket where nginx has proxy_pass); --vacuum removes it at the end."),
-    (
-        "Go",
-        "net.Listen(\"unix\", path) fails while a stale file lies there: os.Remove it before; the listener removes it when it is closed.",
-    ),
-    ("Java", "UnixDomainSocketAddress (16 and newer): Files.deleteIfExists before bind, nobody removes it at the end."),
-];
 
 /// The page's advice for the server that is at the other end, where its name tells which it is.
 fn server_advice(cause: &Cause, reading: &Reading<'_>) -> Option<String> {

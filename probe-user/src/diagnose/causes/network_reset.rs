@@ -1,10 +1,18 @@
 //! `network-reset`: a RST that the upstream's host did not send.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Broken, Locality, Reading, Reset, Survival, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Broken, Locality, Reading, Reset, Survival, need},
+    },
+    servers::{TCP_KEEPALIVE, and_servers},
 };
-use crate::model::{coverage::Sensor, evidence::Weight, flow::Side, verdict::Need};
+use crate::model::{
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    flow::Side,
+    verdict::Need,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -18,21 +26,27 @@ pub(crate) const CAUSE: Cause = Cause {
                    forgotten an idle connection, a packet filter with a reject rule, or a stray packet that connection tracking let \
                    through.",
         proof: "An upstream on this host whose kernel sent no reset and whose socket went on. For one on another host a RST whose TTL \
-                is not that of the upstream's other packets makes it likely, never more: some hosts give their resets a TTL of \
-                their own.",
+                is not that of the upstream's other packets, or whose IP id is out of the count they keep, or after which the \
+                upstream sent on, makes it likely, never more: some hosts give their resets a TTL or an id of their own (Linux \
+                gives id 0 to those that answer for no socket, which says nothing).",
         refuted: "The kernel's record of sending it from the upstream's end (upstream-reset).",
-        remedies: &[
-            (
-                "nginx",
-                "proxy_socket_keepalive on keeps idle connections known to what lies between; keepalive_timeout in the upstream \
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "proxy_socket_keepalive on keeps idle connections known to what lies between; keepalive_timeout in the upstream \
                        block below its idle limit (NAT gateways 350 s, IPVS 900 s).",
-            ),
-            (
-                "kernel",
-                "net.ipv4.tcp_keepalive_time (7200) below the idle limit; net.netfilter.nf_conntrack_tcp_be_liberal=1, or drop \
+                    ),
+                    (
+                        "kernel",
+                        "net.ipv4.tcp_keepalive_time (7200) below the idle limit; net.netfilter.nf_conntrack_tcp_be_liberal=1, or drop \
                         INVALID packets instead of rejecting them.",
-            ),
-        ],
+                    ),
+                ],
+                TCP_KEEPALIVE,
+            )
+        },
     },
     rule,
 };
@@ -57,7 +71,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(reading.complaint_evidence());
     let weight = if upstream_end_seen { Weight::Direct } else { Weight::Symptom };
     finding.support(Some(reading.reset_evidence(&reset, weight)));
-    finding.support(reading.foreign_ttl());
+    for mark in reading.foreign_reset() {
+        finding.support(Some(mark));
+    }
     if !upstream_end_seen {
         finding.missing.push(need(
             Sensor::SocketStates,
@@ -77,17 +93,29 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 /// different ways; so it is never the whole proof.
 /// Where nobody could see whether the upstream's kernel sent it, the way it came can tell.
 fn another_way(reading: &Reading<'_>, reset: &Reset, missing: Need) -> Option<Finding> {
-    let ttl = reading.foreign_ttl()?;
+    let marks = reading.foreign_reset();
+    if marks.is_empty() {
+        return None;
+    }
+    let words = marks.iter().filter_map(|mark| match mark.fact {
+        Fact::ForeignTtl { .. } => Some("its TTL is not that of the upstream's others"),
+        Fact::ForeignId { .. } => Some("its IP id is out of the upstream's count"),
+        Fact::SentOn { .. } => Some("the upstream sent on after it"),
+        _ => None,
+    });
+    let words = words.collect::<Vec<_>>().join(", and ");
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     finding.support(Some(reading.reset_evidence(reset, Weight::Symptom)));
-    finding.support(Some(ttl));
+    for mark in marks {
+        finding.support(Some(mark));
+    }
     finding.missing.push(missing);
     finding.not_excluded(&["upstream-reset"]);
     let upstream = reading.upstream_name();
     finding.summary = format!(
-        "The connection to {upstream} was reset by a packet that had come another way than the upstream's others (its TTL differs): \
-         something between has sent it."
+        "The connection to {upstream} was reset by a packet that is not like the upstream's own ({words}): something between has \
+         sent it."
     );
     finding.fix.push(
         "Look for what lies between: reject rules, NAT gateways and load balancers with an idle limit, connection tracking."
@@ -104,9 +132,10 @@ pub(crate) mod tests {
             complaint::{Message, Phase},
             coverage::Sensor,
             event::{Body, EventId},
+            evidence::Fact,
             flow::Side,
             net::Errno,
-            packet::{Content, PacketBody},
+            packet::{Content, PacketBody, TcpPacket},
             socket::TcpState,
             verdict::Confidence,
         },
@@ -150,13 +179,76 @@ pub(crate) mod tests {
         world.expect("upstream-reset", Confidence::Likely);
     }
 
+    /// An upstream on another host whose connection ended by a RST; its packets by time, flags, sequence, length and IP id.
+    fn elsewhere(packets: &[(i64, u8, u32, u32, u16)]) -> World {
+        let mut world = World::at("10.9.9.9:8000", 502);
+        world.look_up(false, Vec::new(), Vec::new());
+        world.connect(-90);
+        let ends = ("10.9.9.9:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
+        for &(us, flags, sequence, length, ip_id) in packets {
+            let content = if length == 0 { Content::Empty } else { Content::Other };
+            let id = world.packet(us, ends, flags, (sequence, START + LENGTH), (length, content));
+            change(&mut world, id, |packet| packet.ip_id = Some(ip_id));
+        }
+        world.reset_received(-58, TcpState::Established);
+        world.sent(TcpState::Closed, START + LENGTH);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        world
+    }
+
+    const SYN_ACK: u8 = 0x12;
+    const ACK: u8 = 0x10;
+    const RST: u8 = 0x04;
+
+    /// The upstream's packets before the RST, and the RST with this id.
+    fn with_id(ids: [u16; 3], reset: u16) -> World {
+        elsewhere(&[
+            (-85, SYN_ACK, 0, 0, 0),
+            (-80, ACK, 1, 0, ids[0]),
+            (-75, ACK, 1, 0, ids[1]),
+            (-70, ACK, 1, 0, ids[2]),
+            (-60, RST, 1, 0, reset),
+        ])
+    }
+
+    #[test]
+    fn on_another_host_an_id_out_of_the_count_makes_it_likely() {
+        let explanation = with_id([65_534, 65_535, 3], 21_000).expect("network-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-reset"), "{:?}", explanation.rivals);
+        assert!(explanation.because.iter().any(|e| matches!(e.fact, Fact::ForeignId { reset: 21_000, peer: 3 })));
+    }
+
+    #[test]
+    fn an_id_says_nothing_where_it_is_zero_or_in_the_count_or_nobody_counts() {
+        with_id([700, 701, 702], 0).expect("upstream-reset", Confidence::Likely);
+        with_id([700, 701, 702], 703).expect("upstream-reset", Confidence::Likely);
+        with_id([700, 40_001, 9_002], 21_000).expect("upstream-reset", Confidence::Likely);
+        with_id([0, 0, 702], 21_000).expect("upstream-reset", Confidence::Likely);
+    }
+
+    #[test]
+    fn an_upstream_that_sends_on_has_not_reset() {
+        let late = [(-85, SYN_ACK, 0, 0, 0), (-60, RST, 1, 0, 0), (5_000, 0x18, 1, 120, 0)];
+        let explanation = elsewhere(&late).expect("network-reset", Confidence::Likely);
+        assert!(explanation.because.iter().any(|e| matches!(e.fact, Fact::SentOn { bytes: 120, .. })));
+        // What was overtaken on the way was sent before.
+        let overtaken = [(-85, SYN_ACK, 0, 0, 0), (-60, RST, 1, 0, 0), (-50, 0x18, 1, 120, 0)];
+        elsewhere(&overtaken).expect("upstream-reset", Confidence::Likely);
+        let repeated = [(-85, SYN_ACK, 0, 0, 0), (-60, RST, 200, 0, 0), (5_000, 0x18, 1, 120, 0)];
+        elsewhere(&repeated).expect("upstream-reset", Confidence::Likely);
+    }
+
     fn set_ttl(world: &mut World, id: EventId, ttl: u8) {
+        change(world, id, |packet| packet.header.ttl = ttl);
+    }
+
+    fn change(world: &mut World, id: EventId, change: impl Fn(&mut TcpPacket)) {
         for event in &mut world.flow().events {
             if let Body::Packet(packet) = &mut event.body
                 && event.id == id
                 && let PacketBody::Tcp(tcp) = &mut packet.body
             {
-                tcp.header.ttl = ttl;
+                change(tcp);
             }
         }
     }

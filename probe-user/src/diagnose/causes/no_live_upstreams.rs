@@ -1,9 +1,12 @@
 //! `no-live-upstreams`: every server of the group was out of rotation.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    cause_of_attempt,
-    reading::{Reading, duration, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        cause_of_attempt,
+        reading::{Reading, duration, evidence, need},
+    },
+    servers::{RESTARTS, and_servers},
 };
 use crate::model::{
     attempt::{Attempt, Outcome},
@@ -36,16 +39,24 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "nginx's message, no socket and no packet for the request, and for every server of the group that is not down the \
                 failure that took it out, with its cause, in this worker.",
         refuted: "A connection that was tried for this very attempt.",
-        remedies: &[
-            (
-                "nginx",
-                "Mend the failures that are blamed. Then: max_fails=0 on the server lines never takes a server out (a group of \
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "Mend the failures that are blamed. Then: max_fails=0 on the server lines never takes a server out (a group of \
                        one ignores max_fails anyway); max_fails=3 fail_timeout=5s forgives more. A single bad request can otherwise \
                        take every server out, as proxy_next_upstream carries it from one to the next: proxy_next_upstream_tries 2. \
                        Without `zone` each worker counts by itself.",
-            ),
-            ("any server", "A lost keepalive race counts as a failure too: see keepalive-race."),
-        ],
+                    ),
+                    (
+                        "any server",
+                        "A restart that closes the port for a moment takes the server out for fail_timeout. So does a lost keepalive race (keepalive-race). To restart without such a moment:",
+                    ),
+                ],
+                RESTARTS,
+            )
+        },
     },
     rule,
 };
@@ -63,11 +74,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some(group) = group {
         every_server(&mut finding, reading, group, &mut blamed);
     } else {
-        finding.missing.push(need(Sensor::Configuration, "which servers the group has"));
-        blamed.extend(others(reading).map(Blamed::Earlier));
-        if blamed.is_empty() {
-            finding.missing.push(unseen("the failures that took the servers out: they were before the probe looked"));
-        }
+        // Failures that were seen before can be those of other groups.
+        finding
+            .missing
+            .push(need(Sensor::Configuration, "which servers the group has, and so which failures took them out"));
     }
     for blame in blamed.iter().take(SHOWN) {
         finding.support(Some(blame.evidence(reading)));
@@ -231,6 +241,13 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&Upstrea
     let name = group.map(|group| group.name.clone()).or_else(|| group_name(reading));
     let name = name.map(|name| format!(" `{name}`")).unwrap_or_default();
     finding.summary = format!("Every server of the upstream group{name} was out of rotation, so nginx tried none.");
+    let down = group.filter(|group| !group.servers.is_empty() && group.servers.iter().all(|server| server.down));
+    if let Some(group) = down {
+        let names: Vec<&str> = group.servers.iter().map(|server| server.name.as_str()).collect();
+        finding.say(format_args!(" The configuration marks each of them `down`: {}.", names.join(", ")));
+        finding.fix.push("Take the parameter `down` from the server that is to serve, and reload nginx.".to_owned());
+        return;
+    }
     if blamed.is_empty() {
         finding.summary.push_str(" What took them out was not seen.");
         finding

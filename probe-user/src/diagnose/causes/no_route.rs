@@ -1,9 +1,12 @@
 //! `no-route`: `connect()` failed at once: no route.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, need},
-    said::connect_returned,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Reading, need},
+        said::connect_returned,
+    },
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{coverage::Sensor, host::RouteKind, net::Errno};
 
@@ -18,17 +21,26 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "nginx's host knows no way to the address: connect() failed at once, and no packet left. ENETUNREACH: no route at all; EHOSTUNREACH: an unreachable route; EINVAL: a blackhole route.",
         proof: "The errno that connect() itself returned, and no SYN; for EINVAL also the blackhole route itself.",
         refuted: "A packet that did leave: then somebody else said it (host-unreachable).",
-        remedies: &[
-            (
-                "network",
-                "`ip route get ADDRESS` in nginx's network namespace shows what the kernel would do; `ip -6 route` for IPv6.",
-            ),
-            (
-                "nginx",
-                "A name with an AAAA record on a host without IPv6: resolver ... ipv6=off, or name the IPv4 address.",
-            ),
-            ("containers", "Is the network attached to nginx's container?"),
-        ],
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "network",
+                        "`ip route get ADDRESS` in nginx's network namespace shows what the kernel would do; `ip -6 route` for IPv6.",
+                    ),
+                    (
+                        "nginx",
+                        "A name with an AAAA record on a host without IPv6: resolver ... ipv6=off, or name the IPv4 address.",
+                    ),
+                    ("containers", "Is the network attached to nginx's container?"),
+                    (
+                        "any server",
+                        "Does it listen in the family that nginx tries? An AAAA record for a server that listens on IPv4 alone ends here or as a refusal.",
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

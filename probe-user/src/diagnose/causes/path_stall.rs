@@ -1,8 +1,11 @@
 //! `path-stall`: packets are lost on the way, after connecting.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{LostAnswer, Reading, duration, evidence, need},
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{LostAnswer, Reading, duration, evidence, need},
+    },
+    servers::{REQUEST_PATIENCE, and_servers},
 };
 use crate::model::{
     complaint::{Message, Phase},
@@ -32,17 +35,23 @@ pub(crate) const CAUSE: Cause = Cause {
                 that an application had taken.",
         refuted: "Everything acknowledged (read-timeout). A closed window at the other end (send-timeout). A full accept queue on the \
                   upstream's host, which swallows the request just so (accept-queue-overflow).",
-        remedies: &[
-            (
-                "network",
-                "`ping -M do -s 1472 HOST` (1452 for IPv6: -s 1452) finds an MTU hole; `ip route get`, `mtr -T -P PORT HOST`.",
-            ),
-            (
-                "kernel",
-                "net.ipv4.tcp_mtu_probing=1 recovers from MTU holes; `iptables -t mangle ... TCPMSS --clamp-mss-to-pmtu` on the way.",
-            ),
-            ("nginx", "proxy_read_timeout and proxy_next_upstream timeout fail over."),
-        ],
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "network",
+                        "`ping -M do -s 1472 HOST` (-s 1452 for IPv6) finds an MTU hole; `ip route get`, `mtr -T -P PORT HOST`.",
+                    ),
+                    (
+                        "kernel",
+                        "net.ipv4.tcp_mtu_probing=1 recovers from MTU holes; `iptables -t mangle ... TCPMSS --clamp-mss-to-pmtu` on the way.",
+                    ),
+                    ("nginx", "proxy_read_timeout and proxy_next_upstream timeout fail over."),
+                    ("any server", "It waits for the rest of the request, and blames a slow client when it gives up:"),
+                ],
+                REQUEST_PATIENCE,
+            )
+        },
     },
     rule,
 };

@@ -8,7 +8,11 @@ use super::{
     server_advice,
     upstream_reset::exclude_the_rest,
 };
-use crate::model::{complaint::Phase, coverage::Sensor, evidence::Weight};
+use crate::model::{
+    complaint::Phase,
+    coverage::Sensor,
+    evidence::{Evidence, Weight},
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -75,7 +79,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let mut finding = Finding::default();
-    finding.support(reading.complaint_evidence());
+    let accepted = reading.accepted_over_unix();
+    finding.support(reading.complaint_evidence().map(|evidence| {
+        // Over a unix socket the end of file is the close itself: of the process that had the connection, after it had read everything.
+        let seen = accepted.is_some() && crossed == Some(false) && evidence.weight == Weight::Symptom;
+        Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
+    }));
+    finding.support(accepted);
     let close = reading.close();
     finding.support(close.as_ref().map(|close| close.evidence(Weight::Direct)));
     if close.is_none() && reading.unix_path().is_none() {
@@ -105,7 +115,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
         None => "before the answer's header was whole".to_owned(),
     };
     finding.summary = format!("{upstream} closed the connection in order{fin}{after}, {answer}.");
-    let who = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
+    let who = reading.accepted_by();
     let look = match who {
         Some((pid, command)) => {
             finding.say(format_args!(" {command} (pid {pid}) held it, and closed it."));

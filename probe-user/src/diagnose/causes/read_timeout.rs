@@ -141,13 +141,25 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
     let upstream = reading.upstream_name();
     let took = if reading.request_acknowledged().is_some() { "took the whole request" } else { "was sent the request" };
     let silence = silent_us.map(|us| format!(" for {}", duration(us))).unwrap_or_default();
-    let begun = match reading.response_bytes() {
-        Some(bytes) if bytes > 0 => format!(", after {bytes} bytes of an unfinished header,"),
-        _ => String::new(),
+    let lasted_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+    let after = match (reading.response_bytes(), lasted_us, silent_us) {
+        // nginx sets this timer once for a whole header: a byte of it now and then does not renew it
+        // (`ngx_http_upstream_process_header()`, 1.22.1).
+        (Some(bytes), Some(lasted), Some(silent)) if bytes > 0 && silent < lasted / 2 => {
+            format!(
+                "sent {bytes} bytes of a header, the last of them {} before, and did not finish it in {}",
+                duration(silent),
+                duration(lasted)
+            )
+        }
+        (Some(bytes), _, Some(_)) if bytes > 0 => {
+            format!("after {bytes} bytes of an unfinished header stayed silent{silence}")
+        }
+        (Some(bytes), ..) if bytes > 0 => format!("sent {bytes} bytes of a header that it did not finish"),
+        _ => format!("stayed silent{silence}"),
     };
-    finding.summary =
-        format!("{upstream} {took} and then{begun} stayed silent{silence}, until nginx's timer ended it.");
-    let holder = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
+    finding.summary = format!("{upstream} {took} and then {after}, until nginx's timer ended it.");
+    let holder = reading.accepted_by();
     if let Some((pid, command)) = holder {
         let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
             Fact::ProcessState { state, wait_channel, .. } => Some((*state, wait_channel.clone())),
@@ -221,6 +233,17 @@ pub(crate) mod tests {
         let explanation = world.expect("read-timeout", Confidence::Confirmed);
         assert!(explanation.summary.contains("silent for 1.9 s"), "{}", explanation.summary);
         assert!(explanation.summary.contains("sleeps in hrtimer_nanosleep"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_header_that_came_in_drops_was_not_silence() {
+        let mut world = silent_here();
+        world.attempt().bytes_received = Some(40);
+        let counters = world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap();
+        counters.bytes_received = 40;
+        counters.since_received_us = Some(96_000);
+        let explanation = world.expect("read-timeout", Confidence::Confirmed);
+        assert!(explanation.summary.contains("did not finish it in 1.9 s"), "{}", explanation.summary);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! `syn-timeout`: the SYN was never answered.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Locality, Reading, duration, evidence, need},
-    said::remark_moved_name,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::{Locality, Reading, duration, evidence, need},
+        said::remark_moved_name,
+    },
+    servers::{ADDRESSES, and_servers},
 };
 use crate::model::{
     attempt::Outcome,
@@ -31,27 +34,32 @@ pub(crate) const CAUSE: Cause = Cause {
                 these packets on this host, and no full accept queue where the upstream is here.",
         refuted: "An answer of any kind: SYN-ACK, RST, ICMP. A drop by this host's packet filter (firewall-dropped). A full accept \
                   queue of a local upstream (accept-queue-overflow).",
-        remedies: &[
-            (
-                "nginx",
-                "proxy_connect_timeout (default 60s) of 2 to 5 s fails over sooner; proxy_next_upstream timeout (in the \
+        remedies: &const {
+            and_servers::<4, 12>(
+                [
+                    (
+                        "nginx",
+                        "proxy_connect_timeout (default 60s) of 2 to 5 s fails over sooner; proxy_next_upstream timeout (in the \
                        default) tries another server. A timeout below 1 s leaves no time for a single repetition.",
-            ),
-            (
-                "kernel",
-                "net.ipv4.tcp_syn_retries (default 6: about 130 s) ends it with 502 when it is shorter than nginx's timeout.",
-            ),
-            (
-                "network",
-                "Is the host up, is the address still its own, does a security group or firewall on the way drop it? \
+                    ),
+                    (
+                        "kernel",
+                        "net.ipv4.tcp_syn_retries (default 6: about 130 s) ends it with 502 when it is shorter than nginx's timeout.",
+                    ),
+                    (
+                        "network",
+                        "Is the host up, is the address still its own, does a security group or firewall on the way drop it? \
                          `tcpdump -ni any host ADDRESS and port PORT` on the upstream's side tells whether the SYN arrives.",
-            ),
-            (
-                "any server",
-                "On the upstream's host: `nstat -az TcpExtListenDrops` and `ss -ltn` (Recv-Q above Send-Q is a full accept \
+                    ),
+                    (
+                        "any server",
+                        "On the upstream's host: `nstat -az TcpExtListenDrops` and `ss -ltn` (Recv-Q above Send-Q is a full accept \
                             queue).",
-            ),
-        ],
+                    ),
+                ],
+                ADDRESSES,
+            )
+        },
     },
     rule,
 };

@@ -43,6 +43,7 @@ pub(crate) const CAUSE: Cause = Cause {
                 "Java",
                 "`keytool -list -v` shows the chain in the keystore; Spring Boot reloads with ssl bundles (reload-on-update).",
             ),
+            ("php-fpm", "Speaks no TLS: the certificate is that of the nginx or the tunnel before it."),
         ],
     },
     rule,

@@ -49,6 +49,10 @@ pub(crate) const CAUSE: Cause = Cause {
                 "Java",
                 "server.ssl.enabled-protocols, server.ssl.client-auth; Jetty refuses a name that is not on its certificate.",
             ),
+            (
+                "php-fpm",
+                "Speaks FastCGI without TLS, and fastcgi_pass has none: a tunnel, a private network, or an nginx beside it that is reached by https:// in proxy_pass.",
+            ),
         ],
     },
     rule,

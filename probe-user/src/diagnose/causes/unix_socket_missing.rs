@@ -6,7 +6,7 @@ use super::{
         reading::{Reading, evidence},
         said::connect_returned,
     },
-    UNIX_SOCKET_SERVERS,
+    servers::{UNIX_SOCKETS, and_servers},
 };
 use crate::model::{
     evidence::{Fact, Weight},
@@ -25,23 +25,17 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "ENOENT (or ENOTDIR) from connect() with that path.",
         refuted: "A file that is there: without a listener it is unix-socket-refused.",
         remedies: &const {
-            let [gunicorn, uvicorn, node, puma, php_fpm, uwsgi, go, java] = UNIX_SOCKET_SERVERS;
-            [
-                (
-                    "any server",
-                    "Start it; compare the path in its configuration with nginx's. /run is cleared at boot: RuntimeDirectory= in its unit makes the directory.",
-                ),
-                ("systemd", "PrivateTmp=yes gives nginx a /tmp of its own: sockets belong into /run."),
-                gunicorn,
-                uvicorn,
-                node,
-                puma,
-                php_fpm,
-                uwsgi,
-                go,
-                java,
-                ("containers", "The directory must be mounted in both."),
-            ]
+            and_servers::<3, 11>(
+                [
+                    (
+                        "any server",
+                        "Start it; compare the path in its configuration with nginx's. /run is cleared at boot: RuntimeDirectory= in its unit makes the directory.",
+                    ),
+                    ("systemd", "PrivateTmp=yes gives nginx a /tmp of its own: sockets belong into /run."),
+                    ("containers", "The directory must be mounted in both."),
+                ],
+                UNIX_SOCKETS,
+            )
         },
     },
     rule,

@@ -6,7 +6,7 @@ use super::{
         reading::{Reading, evidence},
         said::connect_returned,
     },
-    UNIX_SOCKET_SERVERS,
+    servers::{UNIX_SOCKETS, and_servers},
 };
 use crate::model::{
     evidence::{Fact, Weight},
@@ -25,22 +25,16 @@ pub(crate) const CAUSE: Cause = Cause {
         proof: "ECONNREFUSED from connect() with that path.",
         refuted: "A full backlog says EAGAIN (unix-backlog-full).",
         remedies: &const {
-            let [gunicorn, uvicorn, node, puma, php_fpm, uwsgi, go, java] = UNIX_SOCKET_SERVERS;
-            [
-                (
-                    "any server",
-                    "Start it; it must remove the old file and bind anew. `ss -xlp | grep PATH` shows who listens.",
-                ),
-                gunicorn,
-                uvicorn,
-                node,
-                puma,
-                php_fpm,
-                uwsgi,
-                go,
-                java,
-                ("systemd", "A .socket unit keeps the socket listening while the server restarts."),
-            ]
+            and_servers::<2, 10>(
+                [
+                    (
+                        "any server",
+                        "Start it; it must remove the old file and bind anew. `ss -xlp | grep PATH` shows who listens.",
+                    ),
+                    ("systemd", "A .socket unit keeps the socket listening while the server restarts."),
+                ],
+                UNIX_SOCKETS,
+            )
         },
     },
     rule,

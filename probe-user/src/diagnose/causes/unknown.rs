@@ -1,8 +1,11 @@
 //! `unknown`: none is proved.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Page},
-    reading::Reading,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Page},
+        reading::Reading,
+    },
+    servers::{REQUEST_LOGS, and_servers},
 };
 use crate::model::{
     attempt::Link,
@@ -22,17 +25,26 @@ pub(crate) const CAUSE: Cause = Cause {
                    Everything that was seen is printed, and what would have been needed to tell.",
         proof: "Nothing is claimed, so nothing needs proof.",
         refuted: "Any cause of the catalogue whose evidence is complete.",
-        remedies: &[
-            (
-                "probe502",
-                "Look at `probe502 doctor`: it names what this host does not let the probe see. `--depth deep` sees every \
+        remedies: &const {
+            and_servers::<3, 11>(
+                [
+                    (
+                        "probe502",
+                        "Look at `probe502 doctor`: it names what this host does not let the probe see. `--depth deep` sees every \
                           system call of the workers; running as root on nginx's own host sees most.",
-            ),
-            (
-                "nginx",
-                "Keep error_log at level error or finer: without the message only packets and system calls tell.",
-            ),
-        ],
+                    ),
+                    (
+                        "nginx",
+                        "Keep error_log at level error or finer: without the message only packets and system calls tell.",
+                    ),
+                    (
+                        "any server",
+                        "Did the request reach it, and what did it answer? Its own log of requests at this second tells.",
+                    ),
+                ],
+                REQUEST_LOGS,
+            )
+        },
     },
     rule: |_| None,
 };

@@ -10,7 +10,8 @@ use super::{
 use crate::model::{
     complaint::{Message, Phase},
     coverage::Sensor,
-    evidence::{Fact, Weight},
+    evidence::{Evidence, Fact, Weight},
+    net::Errno,
     verdict::Need,
 };
 
@@ -89,7 +90,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let mut finding = Finding::default();
-    finding.support(reading.complaint_evidence());
+    let accepted = reading.accepted_over_unix();
+    finding.support(reading.complaint_evidence().map(|evidence| {
+        // Over a unix socket only the end that was closed with bytes unread gives this errno (`unix_release_sock()`), and only the process
+        // that had it could close it.
+        let seen = accepted.is_some() && reading.complains_of(&[Message::ReceiveFailed]);
+        let seen = seen && reading.errno() == Some(Errno::ECONNRESET) && evidence.weight == Weight::Symptom;
+        Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
+    }));
     let reset = reading.reset();
     finding.support(reset.as_ref().map(|reset| reading.reset_evidence(reset, Weight::Symptom)));
     if reset.is_none() && reading.unix_path().is_none() {
@@ -100,13 +108,16 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         evidence
     }));
     finding.support(reading.answer_evidence());
+    finding.support(accepted);
     let sent_here = reset.as_ref().and_then(|reset| reading.sent_here_evidence(reset, Weight::Direct));
     let why = sent_here.as_ref().map(|evidence| evidence.fact.clone());
     let sent_here = sent_here.or_else(|| reading.aborted_here());
     let origin_seen = finding.support(sent_here);
     // Over a unix socket there is nobody between.
     if !origin_seen && reading.unix_path().is_none() {
-        finding.oppose(reading.foreign_ttl());
+        for mark in reading.foreign_reset() {
+            finding.oppose(Some(mark));
+        }
         finding.not_excluded(&["network-reset"]);
         finding.missing.push(match reading.locality() {
             Locality::Elsewhere => {
@@ -134,6 +145,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 
 /// What says more than a reset or a close, and must be excluded before one of them is the whole story.
 pub(super) fn exclude_the_rest(finding: &mut Finding, reading: &Reading<'_>, survival: Survival<'_>) {
+    finding.support(reading.holder_at_its_limit());
     if let Survival::NotKnown(needed) = survival {
         finding.missing.push(needed);
         finding.not_excluded(PROCESS_GONE);
@@ -183,7 +195,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
         }
     }
     let when = "the time above";
-    let who = reading.flow().and_then(|flow| flow.accepted_by.as_ref());
+    let who = reading.accepted_by();
     finding.fix.push(match who {
         Some((pid, command)) => {
             format!("Look into the log of {command} (pid {pid}) at {when}: it dropped this request without an answer.")

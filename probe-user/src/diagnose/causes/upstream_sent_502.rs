@@ -82,6 +82,20 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let upstream = reading.upstream_name();
     finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
+    let starved = reading.starved_holder(Weight::Fits);
+    if let Some(Fact::SyscallFailed { process: Some((pid, command)), errno, .. }) =
+        starved.first().map(|call| &call.fact)
+    {
+        finding.say(format_args!(
+            " While it served this request, {command} (pid {pid}) could make no socket ({errno}): it is out of file descriptors."
+        ));
+        finding.fix.push(format!(
+            "Raise the limit of open files of {command}, and see what it holds: `ls -l /proc/{pid}/fd`."
+        ));
+    }
+    for call in starved.into_iter().take(3) {
+        finding.support(Some(call));
+    }
     if let Some(root) = reading.case.earlier.last() {
         let cause = root.cause.map_or_else(String::new, |cause| format!(" ({cause})"));
         finding

@@ -1,9 +1,12 @@
 //! `worker-connections-exhausted`: the worker has no connection slot left.
 
-use super::super::{
-    cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
-    said::nginx_said,
+use super::{
+    super::{
+        cause::{Cause, Depth, Family, Finding, Page},
+        reading::Reading,
+        said::nginx_said,
+    },
+    servers::{KEPT_CONNECTIONS, and_servers},
 };
 use crate::model::complaint::Message;
 
@@ -18,10 +21,21 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "Every connection of a worker - clients, upstreams, idle ones - takes a slot of worker_connections (default 512). None was free for the upstream: nginx answers 500 and tries no other server.",
         proof: "nginx's own message at the moment it found no slot.",
         refuted: "EMFILE from socket(): then it is the limit of files (fd-exhausted-nginx).",
-        remedies: &[(
-            "nginx",
-            "events { worker_connections 4096; } and worker_rlimit_nofile at least twice that; a proxied request takes two slots. keepalive_timeout (75s for clients) and keepalive in upstream blocks bound the idle ones.",
-        )],
+        remedies: &const {
+            and_servers::<2, 10>(
+                [
+                    (
+                        "nginx",
+                        "events { worker_connections 4096; } and worker_rlimit_nofile at least twice that; a proxied request takes two slots. keepalive_timeout (75s for clients) and keepalive in upstream blocks bound the idle ones.",
+                    ),
+                    (
+                        "any server",
+                        "A slow one holds two slots for as long as it takes: proxy_read_timeout bounds that. What is kept for reuse holds one.",
+                    ),
+                ],
+                KEPT_CONNECTIONS,
+            )
+        },
     },
     rule,
 };

@@ -174,7 +174,7 @@ impl Reading<'_> {
         let mut seen: Vec<(&Event, Order)> = Vec::new();
         let received = flow.resets_received().filter(|(_, e)| e.socket.state != TcpState::SynSent);
         seen.extend(received.map(|(event, _)| (event, Order::Unknown)));
-        for (event, packet) in flow.packets_from_upstream().filter(|(_, p)| p.header.flags.rst()) {
+        for (event, packet) in self.effective_resets() {
             let order =
                 if packet.header.flags.ack() { order_of(packet.header.acknowledgement, span) } else { Order::Unknown };
             seen.push((event, order));
@@ -291,27 +291,6 @@ impl Reading<'_> {
         let (event, reason) = reset.sent_here.clone()?;
         let unread = self.upstream_unread().map(|(unread, _)| unread);
         Some(evidence(Fact::UpstreamKernelReset { reason, unread }, &[event], weight))
-    }
-
-    /// The attempt's RST came with another TTL than the upstream's other packets: another end or another way.
-    pub(crate) fn foreign_ttl(&self) -> Option<Evidence> {
-        let flow = self.flow()?;
-        let until = self.failed_at();
-        let mut reset: Option<(EventId, u8)> = None;
-        let mut peer: Option<(EventId, u8)> = None;
-        for (event, packet) in flow.packets_from_upstream().filter(|(_, packet)| packet.header.ttl != 0) {
-            if !packet.header.flags.rst() {
-                // Packets of one end that come different ways say nothing.
-                if peer.is_some_and(|(_, ttl)| ttl != packet.header.ttl) {
-                    return None;
-                }
-                peer = Some((event.id, packet.header.ttl));
-            } else if event.at.earliest <= until && reset.is_none() {
-                reset = Some((event.id, packet.header.ttl));
-            }
-        }
-        let ((reset_id, reset), (peer_id, peer)) = (reset?, peer?);
-        (reset != peer).then(|| evidence(Fact::ForeignTtl { reset, peer }, &[reset_id, peer_id], Weight::Symptom))
     }
 
     /// The upstream's socket on this host went from the connection straight to CLOSE: it was aborted here.

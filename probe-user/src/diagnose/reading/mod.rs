@@ -1,6 +1,7 @@
 //! A case as a rule reads it: questions about the attempt under judgement, each answered with the events the answer rests on.
 
 mod ending;
+mod foreign;
 mod handshake;
 mod host;
 mod local;

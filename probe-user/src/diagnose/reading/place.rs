@@ -140,6 +140,13 @@ impl<'a> Reading<'a> {
         nothing && logs && case.status == Some(502) && case.link == Link::Inferred && !case.subrequest
     }
 
+    /// Whether the access log says that nginx's cache answered; `None`: it does not say.
+    /// (`ngx_http_cache_status`, <https://github.com/nginx/nginx/blob/release-1.22.1/src/http/ngx_http_file_cache.c>.)
+    pub(crate) fn cache_answered(&self) -> Option<bool> {
+        let status = self.case.cache_status.as_deref()?;
+        Some(matches!(status, "HIT" | "STALE" | "UPDATING" | "REVALIDATED"))
+    }
+
     /// nginx writes every error to some log, so that its silence says that there was none.
     pub(crate) fn errors_are_logged(&self) -> bool {
         self.case.configuration.as_ref().is_some_and(|configuration| {

@@ -1,9 +1,11 @@
 //! The process at the other end of the connection, where it is on this host.
 
-use super::{Locality, Reading, need};
+use super::{Locality, Reading, evidence, need};
 use crate::model::{
     coverage::Sensor,
-    event::{Body, Event},
+    event::{Body, Event, EventId},
+    evidence::{Evidence, Fact, Weight},
+    net::Errno,
     process::{Ending, Pid, ProcessEvent, Role, Sender},
     socket::Syscall,
     time::Moment,
@@ -34,6 +36,8 @@ pub(crate) struct Death<'a> {
     pub(crate) oom: Option<&'a Event>,
     /// That it ended before the connection did is certain.
     pub(crate) order_known: bool,
+    /// Over a unix socket: the record that it still held the connection.
+    pub(crate) held: Option<EventId>,
     /// It closed the connection itself before it ended, because of the signal.
     pub(crate) closed_first: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
@@ -72,14 +76,41 @@ impl<'a> Reading<'a> {
 
     /// The process that held the upstream's end.
     pub(crate) fn holder(&self) -> Option<Pid> {
-        self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(pid, _)| *pid).or_else(|| self.closed_by())
+        self.accepted_by().map(|(pid, _)| pid).or_else(|| self.closed_by())
+    }
+
+    /// The process that accepted the connection, and its name.
+    pub(crate) fn accepted_by(&self) -> Option<(Pid, &'a str)> {
+        let of_flow = self.flow().and_then(|flow| flow.accepted_by.as_ref());
+        let over_unix = || self.attempt?.unix_accept().map(|(_, pid, command)| (pid, command));
+        of_flow.map(|(pid, command)| (*pid, command.as_str())).or_else(over_unix)
+    }
+
+    /// Over a unix socket: the `accept()` of this very connection.
+    pub(crate) fn accepted_over_unix(&self) -> Option<Evidence> {
+        let (event, pid, command) = self.attempt?.unix_accept()?;
+        Some(evidence(Fact::AcceptedBy { process: (pid, command.to_owned()) }, &[event], Weight::Symptom))
+    }
+
+    /// Over a unix socket: whether a process still held this connection when it ended. `None`: not known.
+    pub(crate) fn held_at_end(&self, holder: Pid) -> Option<(bool, EventId)> {
+        let inode = self.attempt?.socket_at_failure.as_ref()?.cookie?;
+        self.attempt?.unix_accept()?;
+        self.case.processes.iter().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Held { pid, connections, all, .. }) if *pid == holder => {
+                let held = connections.contains(&inode);
+                (held || *all).then_some((held, event.id))
+            }
+            _ => None,
+        })
     }
 
     /// The name of the process at the other end: who holds the connection, else who listens there.
     pub(crate) fn server_command(&self) -> Option<&'a str> {
-        let holder = self.flow().and_then(|flow| flow.accepted_by.as_ref()).map(|(_, command)| command.as_str());
         let look_up = self.look_up();
-        holder.or_else(|| look_up.and_then(|look_up| look_up.listeners.iter().find_map(|l| l.command.as_deref())))
+        self.accepted_by()
+            .map(|(_, command)| command)
+            .or_else(|| look_up.and_then(|look_up| look_up.listeners.iter().find_map(|l| l.command.as_deref())))
     }
 
     /// Whether the process at the other end outlived the connection.
@@ -143,14 +174,17 @@ impl<'a> Reading<'a> {
     fn death(&self, holder: Pid) -> Option<Death<'a>> {
         let by_kernel = self.ended_by_kernel();
         let ended = by_kernel.unwrap_or_else(|| self.ended_at().plus_ns(SKEW_NS));
-        let closed_it = self.closed_by() == Some(holder);
+        // Whoever accepted a connection over a unix socket is who can close it; whether the end of the process did, it shows itself.
+        let over_unix = self.attempt.is_some_and(|attempt| attempt.unix_accept().is_some());
+        let closed_it = over_unix || self.closed_by() == Some(holder);
+        let held = self.held_at_end(holder);
         let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
             Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
                 Some((event, command, *how))
             }
             _ => None,
         })?;
-        let before = event.at.earliest <= ended;
+        let before = event.at.earliest <= ended && held.is_none_or(|(held, _)| held);
         let (signal, closed_first) = if before {
             if !closed_it && ended.since_ns(event.at.latest) > EXIT_TO_CLOSE_NS {
                 return None;
@@ -182,7 +216,8 @@ impl<'a> Reading<'a> {
             how,
             oom,
             signal,
-            order_known: by_kernel.is_some(),
+            order_known: by_kernel.is_some() || held.is_some_and(|(held, _)| held),
+            held: held.filter(|(held, _)| *held).map(|(_, event)| event),
             closed_first,
         })
     }
@@ -218,6 +253,40 @@ impl<'a> Reading<'a> {
                 && last.0.at.earliest.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
         });
         Some(first.unwrap_or(last))
+    }
+
+    /// `socket()` calls of the process that held the connection that failed for want of descriptors while it did.
+    pub(crate) fn starved_holder(&self, weight: Weight) -> Vec<Evidence> {
+        let Some((holder, command)) = self.flow().and_then(|flow| flow.accepted_by.as_ref()) else { return Vec::new() };
+        let until = self.failed_at().plus_ns(SKEW_NS);
+        let since = self.started().unwrap_or(until).minus_ns(SKEW_NS);
+        let failing = |event: &Event| match &event.body {
+            Body::Syscall(syscall) if syscall.pid == *holder => match syscall.call {
+                Syscall::Socket { error: error @ (Errno::EMFILE | Errno::ENFILE), .. } => Some(error),
+                _ => None,
+            },
+            _ => None,
+        };
+        let meanwhile = |event: &&Event| event.at.latest >= since && event.at.earliest <= until;
+        self.case
+            .processes
+            .iter()
+            .filter(meanwhile)
+            .filter_map(|event| failing(event).map(|errno| (event.id, errno)))
+            .map(|(id, errno)| {
+                let process = Some((*holder, command.clone()));
+                evidence(Fact::SyscallFailed { call: "socket", process, errno }, &[id], weight)
+            })
+            .collect()
+    }
+
+    /// The process that held the connection has as many files open as it may, but for those it closed with the connection.
+    pub(crate) fn holder_at_its_limit(&self) -> Option<Evidence> {
+        const CLOSED_WITH_IT: u64 = 2;
+        let files = self.open_files(self.flow()?.accepted_by.as_ref()?.0)?;
+        let full =
+            matches!(files.fact, Fact::OpenFiles { open, limit: Some(limit), .. } if open + CLOSED_WITH_IT >= limit);
+        full.then_some(files)
     }
 
     /// Failed `accept()` calls of processes that listen on the upstream's address, in order.
@@ -257,7 +326,7 @@ pub(crate) struct FailedAccept<'a> {
     /// Who called.
     pub(crate) process: (Pid, String),
     /// Why it failed.
-    pub(crate) errno: crate::model::net::Errno,
+    pub(crate) errno: Errno,
     /// The listener's accept queue then: waiting, limit.
     pub(crate) queue: Option<(u32, u32)>,
 }

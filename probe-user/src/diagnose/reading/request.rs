@@ -258,10 +258,13 @@ impl Reading<'_> {
 
     /// An application of the upstream certainly has the connection: it accepted it, or answered on it.
     pub(crate) fn taken_by_application(&self) -> Option<bool> {
-        let flow = self.flow()?;
+        if self.accepted_by().is_some() {
+            return Some(true);
+        }
+        self.flow()?;
         let answered = self.reused() == Some(true)
             || self.payload_received().is_some_and(|(bytes, _)| bytes > 0)
             || self.response_bytes().is_some_and(|bytes| bytes > 0);
-        (flow.accepted_by.is_some() || answered).then_some(true)
+        answered.then_some(true)
     }
 }

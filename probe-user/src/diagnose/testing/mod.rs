@@ -1,5 +1,6 @@
 //! Made-up worlds for the tests: a case is built event by event, as the correlator would hand it over.
 
+mod complaints;
 mod exits;
 
 pub(crate) use exits::{broken_by_exit, closed_by_handler};
@@ -15,7 +16,7 @@ use crate::model::{
     flow::{Flow, FlowId, Side},
     host::{Configuration, HostFact, Listener},
     net::{Address, Errno},
-    nginx::{ErrorLine, NginxEvent, NginxLog},
+    nginx::NginxEvent,
     packet::{Content, IcmpPacket, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
     process::{Ending, Pid, ProcessEvent, Role, Sender},
     socket::{DropEvent, Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpCounters, TcpState},
@@ -119,6 +120,7 @@ impl World {
             host: Vec::new(),
             earlier: Vec::new(),
             upstream_begun: Some(true),
+            cache_status: None,
             stored: None,
             coverage: CaseCoverage { sensors, ..CaseCoverage::default() },
         };
@@ -291,68 +293,6 @@ impl World {
         world.syscall(-40, call);
         world.complain(Message::ConnectFailedAtOnce, Phase::Connecting, Some(errno), "connect() to upstream failed");
         world
-    }
-
-    /// nginx complains, heard inside it.
-    pub(crate) fn complain(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
-        let log = NginxLog {
-            worker: WORKER,
-            request: None,
-            parent: None,
-            number: Some(41),
-            client_requests: None,
-            level: 4,
-            errno,
-            format: text.to_owned(),
-            status: None,
-            action: None,
-            peer: None,
-            upstream: None,
-            client: None,
-        };
-        let event = self.event(-20, Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
-        self.put_complaint(event, message, phase, errno, text)
-    }
-
-    /// nginx complains, read in its log.
-    pub(crate) fn log(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
-        let line = ErrorLine {
-            level: "error".to_owned(),
-            pid: WORKER.0,
-            number: Some(41),
-            message: text.to_owned(),
-            errno,
-            action: None,
-            client: None,
-            server: None,
-            request: None,
-            subrequest: None,
-            upstream: None,
-            host: None,
-        };
-        let mut event = self.event(0, Source::ErrorLog, Body::ErrorLine(line));
-        event.at = At::between(DECIDED.minus_ns(500_000_000), DECIDED.plus_ns(500_000_000));
-        self.put_complaint(event, message, phase, errno, text)
-    }
-
-    fn put_complaint(
-        &mut self,
-        event: Event,
-        message: Message,
-        phase: Phase,
-        errno: Option<Errno>,
-        text: &str,
-    ) -> EventId {
-        let id = event.id;
-        let complaint = Complaint { message, phase, errno, text: text.to_owned() };
-        match self.case.attempts.last_mut() {
-            Some(attempt) => {
-                attempt.errno = errno;
-                attempt.complaint = Some((event, complaint));
-            }
-            None => self.case.complaints.push((event, complaint)),
-        }
-        id
     }
 
     /// The request was sent, and nginx's socket stood like this when it complained.

@@ -320,7 +320,7 @@ proptest! {
             remote: None,
             ..world.socket(crate::model::flow::Side::Upstream, crate::model::socket::TcpState::Listen, None)
         };
-        let call = Syscall::Accept { listener: 3, result: Err(Errno::EMFILE), socket: Some(listener), command: "other".to_owned() };
+        let call = Syscall::Accept { listener: 3, result: Err(Errno::EMFILE), socket: Some(listener), peer: None, command: "other".to_owned() };
         stirred.syscall_of(us, other, call);
         stirred.process(us, ProcessEvent::OomVictim { victim: other, role: crate::model::process::Role::Other });
         prop_assert_eq!(stirred.judge(), world.judge());

@@ -1,3 +1,4 @@
-//! Laws of the judgement.
+//! Laws of the judgement, and what several causes say together.
 
 mod laws;
+mod unix;

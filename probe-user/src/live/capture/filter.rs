@@ -9,7 +9,9 @@ use std::{
 /// How much of each flow is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// What decides fates: SYN, FIN, RST, responses with a status of 5xx or 4xx (but 404), TLS alerts, greetings of other protocols.
+    /// What breaks something: RST, responses with a status of 5xx or 4xx (but 404), TLS alerts, greetings of other protocols.
+    Trouble,
+    /// What decides fates: that, and SYN and FIN.
     Fates,
     /// Every packet of the flows.
     Everything,
@@ -34,25 +36,30 @@ const PORTS: usize = 256;
 const ICMP: &str = "(icmp and (icmp[0] = 3 or icmp[0] = 4 or icmp[0] = 11 or icmp[0] = 12) and icmp[17] = 6) or \
     (ip6[6] = 58 and ip6[40] >= 1 and ip6[40] <= 4 and ip6[54] = 6)";
 
+/// Bits of a TCP header's byte 13.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+
 /// Beginnings of answers that no HTTP server gives: `SSH-`, `220 `, `-ERR`, `<htm`, `<!DO`.
 const FOREIGN: [u32; 5] = [0x5353_482d, 0x3232_3020, 0x2d45_5252, 0x3c68_746d, 0x3c21_444f];
 
-/// What decides fates, by the flags and the payload's beginning: SYN, FIN, RST; `HTTP/1.x 5`; `HTTP/1.x 4`, which an upstream says when it
+/// What decides fates, by the flags of `mask` and the payload's beginning: SYN, FIN, RST; `HTTP/1.x 5`; `HTTP/1.x 4`, which an upstream says when it
 /// refuses a request early, except 404, of which a healthy site has many; a TLS alert; greetings of other protocols. A segment without
 /// payload has no such bytes and is refused at once. `at` gives the text that loads so many bytes at that offset of the payload.
-fn fates(flags: &str, at: impl Fn(u32, u32) -> String) -> String {
+fn fates(flags: &str, mask: u8, at: impl Fn(u32, u32) -> String) -> String {
     let (four, status, rest, two) = (at(0, 4), at(9, 1), at(10, 2), at(0, 2));
     let foreign = FOREIGN.map(|beginning| format!("{four} = {beginning:#010x}")).join(" or ");
     format!(
-        "({flags} & 7 != 0 or ({four} = 0x48545450 and ({status} = 0x35 or ({status} = 0x34 and {rest} != 0x3034))) or \
+        "({flags} & {mask} != 0 or ({four} = 0x48545450 and ({status} = 0x35 or ({status} = 0x34 and {rest} != 0x3034))) or \
          {two} = 0x1503 or {foreign})"
     )
 }
 
 /// Over IPv4, and over IPv6, of which libpcap's `tcp[…]` knows nothing. Packets with extension headers between IPv6 and TCP are not seen.
-fn all_fates() -> String {
-    let v4 = fates("tcp[13]", |offset, size| format!("tcp[((tcp[12] & 0xf0) >> 2) + {offset} : {size}]"));
-    let v6 = fates("ip6[53]", |offset, size| format!("ip6[((ip6[52] & 0xf0) >> 2) + {} : {size}]", 40 + offset));
+fn all_fates(mask: u8) -> String {
+    let v4 = fates("tcp[13]", mask, |offset, size| format!("tcp[((tcp[12] & 0xf0) >> 2) + {offset} : {size}]"));
+    let v6 = fates("ip6[53]", mask, |offset, size| format!("ip6[((ip6[52] & 0xf0) >> 2) + {} : {size}]", 40 + offset));
     format!("(ip and {v4}) or (ip6 and ip6[6] = 6 and {v6})")
 }
 
@@ -69,7 +76,8 @@ pub fn build(upstreams: &[SocketAddr], listen: &[SocketAddr], detail: Detail) ->
         _ => ("tcp".to_owned(), Some("there are very many upstream ports, so all TCP is captured")),
     };
     let text = match detail {
-        Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates()),
+        Detail::Trouble => format!("{ICMP} or (({flows}) and ({}))", all_fates(RST)),
+        Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates(FIN | SYN | RST)),
         Detail::Everything => format!("{ICMP} or ({flows})"),
     };
     Filter { text, widened }
@@ -163,7 +171,7 @@ mod tests {
         let many: Vec<SocketAddr> =
             (0..90_u8).map(|n| format!("10.0.{n}.1:{}", 8000 + 2 * u16::from(n)).parse().unwrap()).collect();
         let upstreams = addresses(&["10.0.0.2:8000", "[fd00::1]:8001", "127.0.0.1:9000"]);
-        for detail in [Detail::Fates, Detail::Everything] {
+        for detail in [Detail::Trouble, Detail::Fates, Detail::Everything] {
             for upstreams in [&upstreams, &many] {
                 let filter = build(upstreams, &addresses(&["0.0.0.0:80", "[::]:443"]), detail);
                 assert_eq!(filter.widened, None);
@@ -179,6 +187,8 @@ mod tests {
     #[test]
     fn passes_what_decides_fates_and_nothing_else() {
         let filter = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Fates);
+        let trouble = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Trouble);
+        let trouble = compile(&trouble, Linktype(1));
         let everything = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Everything);
         let (program, all) = (compile(&filter, Linktype(1)), compile(&everything, Linktype(1)));
         for v6 in [false, true] {
@@ -204,6 +214,12 @@ mod tests {
                     let bytes = segment(v6, 8000, flags, options, payload);
                     assert_eq!(program.filter(&bytes), passes, "{v6} {options} {flags} {payload:?}");
                     assert!(all.filter(&bytes));
+                    let opens_or_closes = flags & (SYN | FIN) != 0;
+                    assert_eq!(
+                        trouble.filter(&bytes),
+                        passes && !opens_or_closes,
+                        "{v6} {options} {flags} {payload:?}"
+                    );
                     let other = segment(v6, 8001, flags, options, payload);
                     assert!(!program.filter(&other) && !all.filter(&other), "another port");
                 }

@@ -2,6 +2,7 @@
 //!
 //! A thread of its own enters the namespace, opens the interface and reads; what it reads goes into a sink that never blocks.
 
+pub mod batch;
 pub mod filter;
 pub mod interfaces;
 #[cfg(test)]
@@ -26,6 +27,9 @@ use nix::{
 use pcap::Active;
 use thiserror::Error;
 
+use self::batch::{Batch, Head};
+use super::clock;
+
 pub use crate::bundle::packets::CapturedPacket;
 use crate::model::packet::{Direction, LinkType};
 
@@ -43,8 +47,11 @@ pub const FATES_BUFFER: i32 = 4 << 20;
 /// The kernel's buffer for every packet's header, bytes: at 400 bytes a packet, half a second of 80,000 packets.
 pub const EVERYTHING_BUFFER: i32 = 16 << 20;
 
-/// Takes a packet; `false` when it had no room. Must not block.
-pub type Sink = Box<dyn FnMut(CapturedPacket) -> bool + Send>;
+/// Takes packets; `false` when they had no room. Must not block.
+pub type Sink = Box<dyn FnMut(Batch) -> bool + Send>;
+
+/// Packets that are handed over together.
+const TOGETHER: usize = 256;
 
 /// What to capture.
 #[derive(Clone, Debug)]
@@ -59,6 +66,8 @@ pub struct Options {
     pub filter: String,
     /// Bytes kept of a packet.
     pub snap_length: u32,
+    /// Only what arrives: a listener for what is sent costs a copy of the header of every packet sent, before any filter.
+    pub inbound_only: bool,
     /// The kernel's buffer, bytes.
     pub buffer: i32,
     /// The run's packet counter.
@@ -245,6 +254,9 @@ fn open(options: &Options) -> Result<Reader, CaptureError> {
         })
         .and_then(pcap::Capture::setnonblock)
         .map_err(|error| failed(error.to_string()))?;
+    if options.inbound_only {
+        ignore_outgoing(&capture);
+    }
     capture.filter(&options.filter, true).map_err(|error| CaptureError::Filter {
         interface: options.interface.clone(),
         filter: options.filter.clone(),
@@ -252,6 +264,21 @@ fn open(options: &Options) -> Result<Reader, CaptureError> {
     })?;
     let link = link_type(capture.get_datalink()).ok_or_else(|| failed("its link type is not known".to_owned()))?;
     Ok(Reader { capture, link, hardware_address })
+}
+
+/// Not before 4.20; there what is sent is captured too, which costs and does no harm.
+/// <https://elixir.bootlin.com/linux/v6.12/source/net/core/dev.c> (`dev_queue_xmit_nit`)
+fn ignore_outgoing(capture: &pcap::Capture<Active>) {
+    let yes: libc::c_int = 1;
+    let size = libc::socklen_t::try_from(size_of_val(&yes)).unwrap_or(0);
+    // SAFETY: the descriptor is the capture's own packet socket, and the option's value is an int that outlives the call.
+    let refused = unsafe {
+        let value = (&raw const yes).cast();
+        libc::setsockopt(capture.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, value, size)
+    };
+    if refused != 0 {
+        tracing::debug!("outgoing packets are captured too: {}", std::io::Error::last_os_error());
+    }
 }
 
 /// libpcap's own numbers into those of files: they differ for raw IP (`DLT_RAW` is 12 on Linux).
@@ -292,28 +319,42 @@ impl Reader {
         shared: &Shared,
     ) -> Result<(), pcap::Error> {
         let (link, own) = (self.link, self.hardware_address);
-        // Bounded, so that a flood does not keep the counters from being read.
-        for _ in 0..4096 {
-            let packet = match self.capture.next_packet() {
-                Ok(packet) => packet,
-                Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => break,
-                Err(error) => return Err(error),
-            };
-            let captured = CapturedPacket {
-                number: options.numbers.fetch_add(1, Ordering::Relaxed) + 1,
-                interface: options.index,
-                link,
-                unix_ns: unix_ns(packet.header.ts),
-                wire_length: packet.header.len,
-                bytes: packet.data.to_vec(),
-                direction: direction(link, packet.data, own),
-            };
-            if !sink(captured) {
-                *lost += 1;
+        let mut hand_over = |batch: Batch| {
+            let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+            if count > 0 && !sink(batch) {
+                *lost += count;
                 shared.update(|state| state.statistics.dropped_by_sink = *lost);
+            }
+        };
+        // Bounded, so that a flood does not keep the counters from being read.
+        for _ in 0..4096 / TOGETHER {
+            let mut batch = Batch::new(options.index, link, clock::wall());
+            let more = self.fill(&mut batch, options, own);
+            hand_over(batch);
+            if !more? {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Reads what is there, as much as goes together; whether there may be more.
+    fn fill(&mut self, batch: &mut Batch, options: &Options, own: Option<[u8; 6]>) -> Result<bool, pcap::Error> {
+        while batch.len() < TOGETHER {
+            let packet = match self.capture.next_packet() {
+                Ok(packet) => packet,
+                Err(pcap::Error::TimeoutExpired | pcap::Error::NoMorePackets) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            let head = Head {
+                number: options.numbers.fetch_add(1, Ordering::Relaxed) + 1,
+                unix_ns: unix_ns(packet.header.ts),
+                wire_length: packet.header.len,
+                direction: direction(batch.link, packet.data, own),
+            };
+            batch.push(head, packet.data);
+        }
+        Ok(true)
     }
 
     fn sleep(&self) {

@@ -19,6 +19,7 @@ fn options(interface: &str, filter: String) -> Options {
         netns: None,
         filter,
         snap_length: SNAP_LENGTH,
+        inbound_only: false,
         buffer: FATES_BUFFER,
         numbers: Arc::default(),
     }
@@ -31,7 +32,9 @@ fn exchange(interface: &str, detail: Detail, answer: &str) -> (Vec<CapturedPacke
     let address = listener.local_addr().unwrap();
     let filter = filter::build(&[address], &[], detail);
     let (sender, packets) = mpsc::sync_channel(1000);
-    let sink: Sink = Box::new(move |packet| sender.try_send(packet).is_ok());
+    let sink: Sink = Box::new(move |batch: Batch| {
+        (0..batch.len()).filter_map(|place| batch.packet(place)).all(|packet| sender.try_send(packet).is_ok())
+    });
     let capture = Capture::start(options(interface, filter.text), sink).unwrap();
     let mut client = TcpStream::connect(address).unwrap();
     let (mut server, _) = listener.accept().unwrap();
@@ -136,7 +139,9 @@ fn as_root_packets_of_another_network_namespace_are_captured() {
     assert_eq!(interfaces::choose(netns.as_ref(), &[upstream]).unwrap(), ["lo"]);
     let filter = filter::build(&[upstream], &[], Detail::Fates);
     let (sender, packets) = mpsc::sync_channel(10);
-    let sink: Sink = Box::new(move |packet| sender.try_send(packet).is_ok());
+    let sink: Sink = Box::new(move |batch: Batch| {
+        (0..batch.len()).filter_map(|place| batch.packet(place)).all(|packet| sender.try_send(packet).is_ok())
+    });
     let capture = Capture::start(Options { netns, ..options("lo", filter.text) }, sink).unwrap();
     traffic.send(upstream).unwrap();
     ended.recv().unwrap();

@@ -32,11 +32,19 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Statuses reported; the first eight count.
     pub statuses: Vec<u16>,
+    /// Attach the hooks of these names and no others.
+    pub only: Option<Vec<String>>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { depth: Depth::Standard, hide_btf: false, ring_bytes: 8 << 20, statuses: vec![500, 502, 503, 504] }
+        Self {
+            depth: Depth::Standard,
+            hide_btf: false,
+            ring_bytes: 8 << 20,
+            statuses: vec![500, 502, 503, 504],
+            only: None,
+        }
     }
 }
 
@@ -68,7 +76,8 @@ pub enum LoadError {
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) facts: Facts,
-    pub(super) depth: Depth,
+    depth: Depth,
+    only: Option<Vec<String>>,
     pub(super) binaries: BTreeMap<(u64, u64), AttachedBinary>,
     pub(super) layouts: Vec<probe_abi::nginx::Layout>,
     attachments: Vec<Attachment>,
@@ -91,6 +100,7 @@ impl Kernel {
         let mut facts = Facts::of(types.as_ref());
         drop(types);
         facts.settings.own_tgid = std::process::id();
+        facts.settings.only_trouble = u32::from(options.depth == Depth::Light);
         for (slot, status) in facts.settings.statuses.iter_mut().zip(&options.statuses) {
             *slot = u32::from(*status);
         }
@@ -100,6 +110,7 @@ impl Kernel {
             ebpf,
             facts,
             depth: options.depth,
+            only: options.only.clone(),
             binaries: BTreeMap::new(),
             layouts: Vec::new(),
             attachments: Vec::new(),
@@ -109,6 +120,17 @@ impl Kernel {
         kernel.load_functions();
         kernel.attach_hooks(aya_btf.as_ref());
         Ok(kernel)
+    }
+
+    /// Why this hook is not to be attached; `None` if it is.
+    pub(super) fn unwanted(&self, hook: &Hook) -> Option<&'static str> {
+        if hook.depth > self.depth {
+            Some("not part of this depth")
+        } else if self.only.as_ref().is_some_and(|only| only.iter().all(|name| name != hook.name)) {
+            Some("left out by --hooks")
+        } else {
+            None
+        }
     }
 
     /// What is attached to the kernel, what is not, and what that costs.
@@ -188,7 +210,8 @@ impl Kernel {
 
     /// nginx's programs are loaded at once: a map cannot be used by a program loaded after it was given away.
     fn load_functions(&mut self) {
-        for hook in FUNCTIONS.iter().filter(|hook| hook.depth <= self.depth) {
+        let wanted: Vec<&Hook> = FUNCTIONS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
+        for hook in wanted {
             for alternative in hook.alternatives {
                 let loaded = program::<UProbe>(&mut self.ebpf, alternative.program)
                     .and_then(|program| program.load().map_err(|error| describe(&error)));
@@ -200,7 +223,14 @@ impl Kernel {
     }
 
     fn attach_hooks(&mut self, btf: Option<&aya::Btf>) {
-        let (wanted, rest): (Vec<&Hook>, Vec<&Hook>) = HOOKS.iter().partition(|hook| hook.depth <= self.depth);
+        let unwanted: Vec<Attachment> = HOOKS
+            .iter()
+            .filter_map(|hook| {
+                let why = self.unwanted(hook)?.to_owned();
+                Some(Attachment { name: hook.name, state: State::Off, why, lost: hook.lost })
+            })
+            .collect();
+        let wanted: Vec<&Hook> = HOOKS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
         let Self { ebpf, facts, attachments, .. } = self;
         // Those of which a classic tracepoint will be tried.
         let classic = |hook: &&Hook| {
@@ -218,12 +248,7 @@ impl Kernel {
                 Err(why) => attachments.extend(all(Some(&why), ebpf)),
             }
         }
-        attachments.extend(rest.iter().map(|hook| Attachment {
-            name: hook.name,
-            state: State::Off,
-            why: "not part of this depth".to_owned(),
-            lost: hook.lost,
-        }));
+        attachments.extend(unwanted);
     }
 }
 

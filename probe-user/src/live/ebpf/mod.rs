@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod btf;
 pub mod calibrate;
+pub mod cost;
 pub mod layout;
 pub mod load;
 pub mod offsets;

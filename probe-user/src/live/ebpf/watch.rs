@@ -1,6 +1,12 @@
 //! Who is watched, and what was counted.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    num::NonZeroU32,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
@@ -15,7 +21,7 @@ use probe_abi::{
 };
 
 use super::{
-    attach::{Attachment, FUNCTIONS, State},
+    attach::{Attachment, FUNCTIONS, Hook, ON_THE_HEALTHY_PATH, State},
     load::{Kernel, LoadError, Pod, describe, program},
     symbols::{Binary, SymbolError, executable},
 };
@@ -57,9 +63,12 @@ pub enum NginxError {
 }
 
 /// One executable whose functions are attached.
+#[derive(Default)]
 pub(super) struct AttachedBinary {
     masters: BTreeSet<u32>,
     links: Vec<(&'static str, UProbeLinkId)>,
+    /// Of functions that are attached to single processes, by process.
+    of_processes: BTreeMap<u32, Vec<(&'static str, UProbeLinkId)>>,
     attachments: Vec<Attachment>,
 }
 
@@ -124,46 +133,85 @@ impl Kernel {
     }
 
     /// Attaches to the functions of the program that this process runs, once per program. Whose calls are told is
-    /// decided by [`Kernel::watch_process`].
-    pub fn attach_nginx(&mut self, master: u32) -> Result<Vec<Attachment>, NginxError> {
+    /// decided by [`Kernel::watch_process`]. With `only`, what healthy requests pass through is attached to these processes alone, and
+    /// is to be attached to their successors by calling this again.
+    pub fn attach_nginx(&mut self, master: u32, only: Option<&[u32]>) -> Result<Vec<Attachment>, NginxError> {
         let path = executable(master);
         let metadata = fs::metadata(&path).map_err(|source| NginxError::Process { pid: master, source })?;
         let key = (metadata.dev(), metadata.ino());
-        if let Some(known) = self.binaries.get_mut(&key) {
+        if let (Some(known), None) = (self.binaries.get_mut(&key), only) {
             known.masters.insert(master);
             return Ok(known.attachments.clone());
         }
         let binary = Binary::of_process(master)?;
-        let mut links = Vec::new();
-        let mut attachments = Vec::new();
+        let mut known = self.binaries.remove(&key).unwrap_or_default();
+        known.masters.insert(master);
+        let is_new = known.attachments.is_empty();
         for hook in FUNCTIONS {
-            let off = |why: String| Attachment { name: hook.name, state: State::Off, why, lost: hook.lost };
-            if hook.depth > self.depth {
-                attachments.push(off("not part of this depth".to_owned()));
+            let processes = only.filter(|_| ON_THE_HEALTHY_PATH.contains(&hook.name));
+            if !is_new && processes.is_none() {
                 continue;
             }
-            if let Some(why) = self.refused.get(hook.name) {
-                attachments.push(off(why.clone()));
-                continue;
+            let done = self.attach_function(hook, &binary, &path, processes, &mut known);
+            if is_new {
+                known.attachments.push(match done {
+                    Ok(()) => Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" },
+                    Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
+                });
             }
-            let Some(place) = binary.function(hook.name) else {
-                attachments.push(off("this nginx does not export it (stripped of its dynamic symbols?)".to_owned()));
-                continue;
-            };
-            let attached = program::<UProbe>(&mut self.ebpf, hook.name).and_then(|program| {
-                program.attach(place, &path, UProbeScope::AllProcesses).map_err(|error| describe(&error))
-            });
-            attachments.push(match attached {
-                Ok(link) => {
-                    links.push((hook.name, link));
-                    Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" }
-                }
-                Err(why) => off(why),
-            });
         }
-        let known = AttachedBinary { masters: BTreeSet::from([master]), links, attachments: attachments.clone() };
+        let attachments = known.attachments.clone();
         self.binaries.insert(key, known);
         Ok(attachments)
+    }
+
+    fn attach_function(
+        &mut self,
+        hook: &Hook,
+        binary: &Binary,
+        path: &Path,
+        processes: Option<&[u32]>,
+        known: &mut AttachedBinary,
+    ) -> Result<(), String> {
+        if let Some(why) = self.unwanted(hook) {
+            return Err(why.to_owned());
+        }
+        if let Some(why) = self.refused.get(hook.name) {
+            return Err(why.clone());
+        }
+        let Some(place) = binary.function(hook.name) else {
+            return Err("this nginx does not export it (stripped of its dynamic symbols?)".to_owned());
+        };
+        let program: &mut UProbe = program(&mut self.ebpf, hook.name)?;
+        let Some(processes) = processes else {
+            let link = program.attach(place, path, UProbeScope::AllProcesses).map_err(|error| describe(&error))?;
+            known.links.push((hook.name, link));
+            return Ok(());
+        };
+        let mut done = Ok(());
+        for process in processes {
+            let links = known.of_processes.entry(*process).or_default();
+            if links.iter().any(|(name, _)| *name == hook.name) {
+                continue;
+            }
+            let link = NonZeroU32::new(*process).map(|pid| program.attach(place, path, UProbeScope::OneProcess(pid)));
+            match link {
+                Some(Ok(link)) => links.push((hook.name, link)),
+                Some(Err(error)) => done = Err(describe(&error)),
+                None => {}
+            }
+        }
+        done
+    }
+
+    /// Takes the hooks out of single processes that are gone.
+    pub fn detach_ended(&mut self, is_gone: impl Fn(u32) -> bool) {
+        let mut ended = Vec::new();
+        for binary in self.binaries.values_mut() {
+            let gone: Vec<u32> = binary.of_processes.keys().copied().filter(|pid| is_gone(*pid)).collect();
+            ended.extend(gone.into_iter().filter_map(|pid| binary.of_processes.remove(&pid)).flatten());
+        }
+        self.detach(ended);
     }
 
     /// Takes the hooks out of the program of an nginx that ended, unless another one runs it.
@@ -175,12 +223,16 @@ impl Kernel {
         let gone: Vec<(u64, u64)> =
             self.binaries.iter_mut().filter_map(|(key, binary)| ended(binary).then_some(*key)).collect();
         for key in gone {
-            let links = self.binaries.remove(&key).map(|binary| binary.links).unwrap_or_default();
-            for (name, link) in links {
-                // A link that is already gone is what was wanted.
-                if let Ok(program) = program::<UProbe>(&mut self.ebpf, name) {
-                    drop(program.detach(link));
-                }
+            let Some(binary) = self.binaries.remove(&key) else { continue };
+            self.detach(binary.links.into_iter().chain(binary.of_processes.into_values().flatten()).collect());
+        }
+    }
+
+    fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {
+        for (name, link) in links {
+            // A link that is already gone is what was wanted.
+            if let Ok(program) = program::<UProbe>(&mut self.ebpf, name) {
+                drop(program.detach(link));
             }
         }
     }

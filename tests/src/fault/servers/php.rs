@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::{Fault, end_worker, ended, witness};
 use crate::client::Connection;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
-use crate::line::{Confidence, Outcome};
+use crate::line::Outcome;
 use crate::site::{Plan, Site};
 use crate::upstream::{Kind, Php, Plan as UpstreamPlan};
 
@@ -125,11 +125,10 @@ fn busy_tcp(site: &Site<'_>) -> Result<Vec<Witness>> {
     drop(waiting);
     ensure!(slow.receive()?.status == Some(200), "the slow request was not answered");
     let attempt = Attempt::fresh(address, &[Outcome::TimeoutConnect], &[None, Some("ETIMEDOUT")]);
-    let mut expected = Expectation::incident(504, &["accept-queue-overflow"], vec![attempt])
+    let expected = Expectation::incident(504, &["accept-queue-overflow"], vec![attempt])
         .logged("upstream timed out (110: Connection timed out) while connecting to upstream")
         .never(&["syn-timeout", "firewall-dropped", "read-timeout"])
         .says(&["php-fpm: listen.backlog"]);
-    expected.confidence = &[Confidence::Confirmed, Confidence::Likely];
     witness(exchange, expected)
 }
 

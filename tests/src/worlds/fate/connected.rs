@@ -260,6 +260,7 @@ impl Scene<'_, '_> {
                 listener: 5,
                 result: Err(Errno::EMFILE),
                 socket: Some(socket),
+                peer: None,
                 command: command.clone(),
             };
             scene.stage.tape.call(at, listener, call);

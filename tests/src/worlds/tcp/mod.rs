@@ -365,6 +365,7 @@ impl Connection {
                 listener: 5,
                 result: Ok(11),
                 socket: Some(self.upstream_socket(t)),
+                peer: None,
                 command: holder.1.clone(),
             };
             tape.call(t, holder.0, call);
