@@ -202,3 +202,32 @@ fn a_killed_probe_leaves_nothing_attached() -> Result<()> {
     assert_eq!(answer.status, Some(200));
     Ok(())
 }
+
+/// What is never used is given up for good: by what runs, and by what it could become.
+#[test]
+fn rights_that_are_not_needed_are_given_up() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::start(&lab, &[])?;
+    let probe = Probe::watch_nginx(site.nginx().master(), &[])?;
+    let mut threads = 0;
+    for thread in std::fs::read_dir(format!("/proc/{}/task", probe.pid()))? {
+        let status = std::fs::read_to_string(thread?.path().join("status"))?;
+        let value =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+        let capabilities = |name: &str| u64::from_str_radix(&value(name), 16);
+        // CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_BOOT, CAP_SYS_TIME, CAP_MKNOD, CAP_AUDIT_CONTROL, CAP_SETFCAP, CAP_MAC_ADMIN.
+        let never = [16, 17, 22, 25, 27, 30, 31, 33].into_iter().fold(0_u64, |all, bit| all | 1 << bit);
+        for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+            ensure!(capabilities(set)? & never == 0, "{set} {}", value(set));
+        }
+        ensure!(capabilities("CapInh:")? == 0 && capabilities("CapAmb:")? == 0, "{status}");
+        ensure!(value("NoNewPrivs:") == "1", "{status}");
+        threads += 1;
+    }
+    ensure!(threads > 1, "{threads} threads");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", probe.pid()))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap_or_default();
+    ensure!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+    probe.stop()?;
+    Ok(())
+}

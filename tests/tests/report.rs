@@ -206,6 +206,21 @@ fn the_page_of_a_lab_run() -> Result<()> {
     Ok(())
 }
 
+/// Waits until the page says that so many were found. The first search unfolds what is packed, which takes a moment.
+fn await_search(browser: &mut Browser, pattern: &str) -> Result<()> {
+    let said = browser.evaluate(&format!(
+        "(async () => {{
+            for (let nap = 0; nap < 200; nap++) {{
+                if ({pattern}.test(document.getElementById('found').value)) return true;
+                await new Promise(done => setTimeout(done, 50));
+            }}
+            return document.getElementById('found').value;
+        }})()"
+    ))?;
+    ensure!(said == json!(true), "the page says {said}");
+    Ok(())
+}
+
 /// Evidence names frames, and each incident with frames says where they are.
 fn check_references(browser: &mut Browser, place: &str) -> Result<()> {
     let with = "[...document.querySelectorAll('details.incident')].filter(one => one.querySelector('.evidence .ref'))";
@@ -296,13 +311,13 @@ fn the_page_of_a_thousand_incidents() -> Result<()> {
     let rival = cases.iter().filter(|case| case.to_string().contains("keepalive-race")).count();
     browser.press("/")?;
     browser.type_text("keepalive-race")?;
-    browser.evaluate("new Promise(done => setTimeout(done, 400))")?;
+    await_search(&mut browser, "/^[1-9]\\d* of/")?;
     let found = browser.number(visible)?;
     ensure!(found > 0 && found <= u64::try_from(rival)?, "{found} found, {rival} name it");
     ensure!(browser.evaluate("document.activeElement.id")? == json!("q"));
     browser.screenshot(&gallery()?.join("thousand-search.png"))?;
     browser.type_text(" no-such-word-anywhere")?;
-    browser.evaluate("new Promise(done => setTimeout(done, 400))")?;
+    await_search(&mut browser, "/^0 of/")?;
     ensure!(browser.number(visible)? == 0);
     ensure!(browser.evaluate("document.getElementById('none').hidden")? == json!(false));
     browser.press("Escape")?;

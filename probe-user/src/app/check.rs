@@ -15,6 +15,7 @@ use crate::{
     check::{self, Finding, Weight, seen::Seen},
     cli::check::Check,
     live::{
+        self,
         check::{CheckError, Options, Prepared, Question},
         nginx::{self, Master},
     },
@@ -28,6 +29,9 @@ use crate::{
 pub fn run(plan: &Check) -> Result<ExitCode, AppError> {
     let began = Instant::now();
     let mut left_out = Vec::new();
+    if let Err(error) = live::privilege::reduce() {
+        left_out.push(format!("giving up the rights that are not needed: {error}"));
+    }
     let prepared = prepare(plan, &mut left_out)?;
     let question = plan.request.then(|| Question {
         path: plan.probe_path.clone(),

@@ -64,6 +64,7 @@ pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
             "watching nginx needs root (eBPF, packet capture, other users' processes); run it with sudo"
         )));
     }
+    live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;
     let folder = plan.out.as_deref().map(Folder::open).transpose().map_err(AppError::host)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,6 +9,7 @@ pub mod host;
 pub mod memory;
 pub mod namespaces;
 pub mod nginx;
+pub mod privilege;
 pub mod recorder;
 mod recording;
 pub mod scope;

@@ -111,7 +111,11 @@ fn errors(log: &ErrorSeen) -> Vec<Finding> {
         .into_iter()
         .map(|((cause, upstream), lines)| {
             let count = lines.len();
-            let title = format!("nginx logged {count} failure{} that look like {cause}", if count == 1 { "" } else { "s" });
+            let title = if count == 1 {
+                format!("nginx logged 1 failure that looks like {cause}")
+            } else {
+                format!("nginx logged {count} failures that look like {cause}")
+            };
             let first = lines.iter().map(|said| said.ago_s).max().unwrap_or(0);
             let last = lines.iter().map(|said| said.ago_s).min().unwrap_or(0);
             let found = Finding::new(Weight::Risk, Area::Logs, Some(cause), &upstream, title);

@@ -30,7 +30,8 @@ impl Prepared {
         let mut used: BTreeSet<SocketAddr> = open.into_iter().map(|(_, _, upstream)| upstream).collect();
         let runs_s = workers.iter().filter_map(|worker| age_s(*worker)).max();
         for said in self.seen.errors.iter().flat_map(|log| &log.lines) {
-            let is_recent = runs_s.is_some_and(|runs_s| said.ago_s <= runs_s);
+            // Both are whole seconds.
+            let is_recent = runs_s.is_some_and(|runs_s| said.ago_s <= runs_s + 1);
             let named = said.line.upstream.as_deref().filter(|_| is_recent);
             used.extend(named.and_then(address_of));
         }
