@@ -238,7 +238,6 @@ fn host(
         }
         let holder = attempt.flow.one().and_then(|flow| flow.accepted_by.as_ref());
         questions.extend(holder.map(|(pid, _)| Question::ProcessState(*pid)));
-        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(*pid)));
     }
     for event in processes {
         match &event.body {
