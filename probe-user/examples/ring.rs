@@ -227,9 +227,6 @@ fn print(kernel: &Kernel, kind: Kind, header: &Header, bytes: &[u8]) {
         Kind::Exit => read(bytes, |record: &process::Exit| {
             format!("code {:#x} role {} {}", record.code, record.role, text(&record.command))
         }),
-        Kind::Held => read(bytes, |record: &process::Held| {
-            format!("role {} holds {} unix connections, all {}", record.role, record.count, record.all)
-        }),
         Kind::Signal => read(bytes, |record: &process::Signal| {
             format!(
                 "{} to {} code {} kernel {} from {} role {}",

@@ -231,9 +231,7 @@ fn host(
         if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
             questions.insert(Question::UnixSocket { path: path.clone(), worker });
         }
-        let holder = attempt.holder();
-        questions.extend(holder.map(|(pid, _)| Question::ProcessState(pid)));
-        questions.extend(holder.map(|(pid, _)| Question::OpenFiles(pid)));
+        questions.extend(attempt.holder().map(|(pid, _)| Question::ProcessState(pid)));
     }
     for event in processes {
         match &event.body {

@@ -34,8 +34,7 @@ impl Correlator {
             self.host.ask(Question::LocalPorts { upstream, netns: self.host.netns(log.worker) }, self.now);
         }
         let timed_out = message == Message::TimedOut && phase != Phase::Connecting;
-        let ended = matches!(message, Message::PrematurelyClosed | Message::ReceiveFailed | Message::SendFailed);
-        if timed_out || ended {
+        if timed_out {
             let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
             let holder = socket
                 .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
@@ -43,9 +42,7 @@ impl Correlator {
                 .and_then(|flow| flow.accepted_by.as_ref().map(|(pid, _)| *pid));
             let holder = holder.or_else(|| self.unix.holder(socket?));
             if let Some(pid) = holder {
-                // Why it does not answer; whether it has run out of what it needs to.
-                let question = if timed_out { Question::ProcessState(pid) } else { Question::OpenFiles(pid) };
-                self.host.ask(question, self.now);
+                self.host.ask(Question::ProcessState(pid), self.now);
             }
         }
     }

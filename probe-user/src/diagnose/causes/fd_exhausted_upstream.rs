@@ -82,7 +82,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     accepting(reading).or_else(|| serving(reading))
 }
 
-/// It had taken the connection and read the request, and meanwhile it could make no socket, or is at its limit of open files. Whether
+/// It had taken the connection and read the request, and meanwhile it could make no socket. Whether
 /// that is why it let go of the request, only its own log says.
 fn serving(reading: &Reading<'_>) -> Option<Finding> {
     reading.broken()?;
@@ -93,25 +93,16 @@ fn serving(reading: &Reading<'_>) -> Option<Finding> {
     }
     let (pid, command) = reading.flow()?.accepted_by.clone()?;
     let calls = reading.starved_holder(Weight::Symptom);
-    let full = reading.holder_at_its_limit();
-    if calls.is_empty() && full.is_none() {
-        return None;
-    }
     let mut finding = Finding::default();
     // That the connection broke is no sign of what the process lacked: only the failing call is.
     let complaint = reading.complaint_evidence();
     finding.support(complaint.map(|evidence| Evidence { weight: Weight::Fits, ..evidence }));
-    let what = match calls.last().map(|call| &call.fact) {
-        Some(Fact::SyscallFailed { errno, .. }) => format!("socket() = {errno} while it served this request"),
-        _ => "it has as many files open as it may".to_owned(),
-    };
-    if calls.is_empty() {
-        finding.missing.push(Need { sensor: None, what: "which call failed for want of a descriptor".to_owned() });
-    }
+    let Some(Fact::SyscallFailed { errno, .. }) = calls.last().map(|call| &call.fact) else { return None };
+    let what = format!("socket() = {errno} while it served this request");
     for call in calls.into_iter().rev().take(SHOWN) {
         finding.support(Some(call));
     }
-    finding.support(full.or_else(|| reading.open_files(pid)));
+    finding.support(reading.open_files(pid));
     let (close, reset) = (reading.close(), reading.reset());
     let symptom = if reset.is_some() { "upstream-reset" } else { "premature-close" };
     finding.support(close.map(|close| close.evidence(Weight::Fits)));
@@ -237,7 +228,6 @@ pub(crate) mod tests {
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
-            host::HostFact,
             net::Errno,
             process::Pid,
             socket::{Socket, Syscall, TcpCounters, TcpState},
@@ -330,20 +320,6 @@ pub(crate) mod tests {
         long_ago.case.processes.clear();
         long_ago.syscall_of(-9_000_000, SERVER, Syscall::Socket { family: 2, error: Errno::EMFILE });
         long_ago.expect("premature-close", Confidence::Confirmed);
-    }
-
-    #[test]
-    fn at_its_limit_it_is_not_excluded() {
-        let files = |open| HostFact::OpenFiles { pid: SERVER, command: "node".to_owned(), open, limit: Some(64) };
-        let mut world = serving();
-        world.case.processes.clear();
-        world.host(-10, files(63));
-        let explanation = world.expect("premature-close", Confidence::Likely);
-        assert!(explanation.rivals.contains(&"fd-exhausted-upstream"), "{:?}", explanation.rivals);
-        let mut world = serving();
-        world.case.processes.clear();
-        world.host(-10, files(20));
-        world.expect("premature-close", Confidence::Confirmed);
     }
 
     #[test]

@@ -145,7 +145,6 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 
 /// What says more than a reset or a close, and must be excluded before one of them is the whole story.
 pub(super) fn exclude_the_rest(finding: &mut Finding, reading: &Reading<'_>, survival: Survival<'_>) {
-    finding.support(reading.holder_at_its_limit());
     if let Survival::NotKnown(needed) = survival {
         finding.missing.push(needed);
         finding.not_excluded(PROCESS_GONE);

@@ -280,15 +280,6 @@ impl<'a> Reading<'a> {
             .collect()
     }
 
-    /// The process that held the connection has as many files open as it may, but for those it closed with the connection.
-    pub(crate) fn holder_at_its_limit(&self) -> Option<Evidence> {
-        const CLOSED_WITH_IT: u64 = 2;
-        let files = self.open_files(self.flow()?.accepted_by.as_ref()?.0)?;
-        let full =
-            matches!(files.fact, Fact::OpenFiles { open, limit: Some(limit), .. } if open + CLOSED_WITH_IT >= limit);
-        full.then_some(files)
-    }
-
     /// Failed `accept()` calls of processes that listen on the upstream's address, in order.
     pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = FailedAccept<'a>> {
         let upstream = self.upstream();
