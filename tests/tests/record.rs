@@ -414,7 +414,7 @@ fn soak() -> Result<()> {
         probe_tests::load::Load::start(lab.client(), &Traffic { requests_each: Some(10), ..traffic })?,
     ];
     // A failure a minute; where there are only minutes, more of them.
-    let pause = if lasts >= Duration::from_secs(1_200) { Duration::from_mins(1) } else { Duration::from_millis(1_500) };
+    let pause = if lasts >= Duration::from_mins(20) { Duration::from_mins(1) } else { Duration::from_millis(1_500) };
     let began = Instant::now();
     let (mut count, mut settled, mut most) = (0_usize, 0, 0);
     while began.elapsed() < lasts {
