@@ -177,6 +177,8 @@ pub struct ConnectFailure {
     pub errno: Option<Errno>,
     /// The ICMP message that said so.
     pub icmp: Option<Icmp>,
+    /// It was bind() that failed, to the address that `proxy_bind` gives; nothing was connected.
+    pub at_bind: bool,
 }
 
 /// An ICMP (or `ICMPv6`) error about our SYN.
@@ -305,6 +307,8 @@ pub enum Answer {
     Alert(String),
     /// Nothing came.
     Silent,
+    /// So many bytes of a header came, and no more while we waited.
+    Unfinished(usize),
     /// The request could not be sent or the answer not be read.
     Failed(Errno),
 }

@@ -153,6 +153,7 @@ fn answered(answer: &Answer) -> String {
         Answer::Reset => "reset".to_owned(),
         Answer::Alert(alert) => format!("TLS alert {}", redact::text(alert)),
         Answer::Silent => "no answer".to_owned(),
+        Answer::Unfinished(bytes) => format!("{bytes} bytes of a header"),
         Answer::Failed(errno) => errno.to_string(),
     }
 }

@@ -56,6 +56,12 @@ pub(super) fn judge(case: &Case<'_>, seen: &AnswerSeen) -> Vec<Finding> {
         ),
         Answer::Alert(alert) => Some(tls::ended(case, alert)),
         Answer::Silent => Some(silent(case, seen)),
+        Answer::Unfinished(bytes) => Some(
+            case.finding(Weight::Risk, Some("read-timeout"), "the upstream does not finish its header".to_owned())
+                .seen(format!("{bytes} bytes of it after {}, and it was still open", milliseconds(seen.took_us)))
+                .why("nginx answers 504 when a header is not whole within its read timeout.")
+                .fix("find out what the upstream waits for in the middle of its header"),
+        ),
         Answer::Failed(errno) => Some(
             case.finding(Weight::Risk, Some("upstream-reset"), format!("the request failed: {errno}"))
                 .why("If real requests fail so, nginx answers 502.")

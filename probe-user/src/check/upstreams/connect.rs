@@ -13,6 +13,7 @@ use crate::{
 pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
     let finding = match (&case.one.address, failure.errno) {
         (Address::Unix(path), errno) => unix(case, path, errno),
+        (Address::Ip(_), Some(errno)) if failure.at_bind => unbound(case, errno),
         (Address::Ip(_), Some(Errno::ECONNREFUSED)) => refused(case, failure),
         (Address::Ip(_), None | Some(Errno::ETIMEDOUT)) => silent(case),
         (Address::Ip(_), Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN)) => unreachable(case, failure),
@@ -25,7 +26,8 @@ pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
     };
     let finding = match failure.errno {
         Some(errno) => finding.seen(format!(
-            "connect() from where nginx runs: {errno}{} after {}",
+            "{} from where nginx runs: {errno}{} after {}",
+            if failure.at_bind { "bind() to the address of `proxy_bind`" } else { "connect()" },
             errno.text().map(|text| format!(" ({text})")).unwrap_or_default(),
             milliseconds(case.one.connect_us)
         )),
@@ -178,6 +180,15 @@ fn no_ports(case: &Case<'_>) -> Finding {
         .fix("widen net.ipv4.ip_local_port_range, or give nginx more source addresses (`proxy_bind`)")
 }
 
+fn unbound(case: &Case<'_>, errno: Errno) -> Finding {
+    if errno == Errno::EADDRINUSE {
+        return no_ports(case);
+    }
+    case.finding(case.weight(), Some("bind-failed"), "nginx cannot take the address that `proxy_bind` gives".to_owned())
+        .why("bind() fails before anything is sent: nginx answers 500 to every such request.")
+        .fix("give it an address that an interface of nginx's host has (`ip address`), or take the `proxy_bind` out")
+}
+
 fn unix(case: &Case<'_>, path: &str, errno: Option<Errno>) -> Finding {
     let parts = case.one.path.as_deref().unwrap_or_default();
     match errno {
@@ -304,10 +315,10 @@ mod tests {
 
     #[test]
     fn each_way_to_fail_has_its_cause() {
-        let error = |errno| ConnectFailure { errno: Some(errno), icmp: None };
+        let error = |errno| ConnectFailure { errno: Some(errno), ..ConnectFailure::default() };
         let icmp = |errno, kind, code| {
             let icmp = Icmp { from: None, v6: false, kind, code };
-            ConnectFailure { errno: Some(errno), icmp: Some(icmp) }
+            ConnectFailure { errno: Some(errno), icmp: Some(icmp), at_bind: false }
         };
         let nobody = || Some(Here { local: true, ..Here::default() });
         let cases = [
@@ -320,6 +331,8 @@ mod tests {
             (error(Errno::ENETUNREACH), None, "no-route"),
             (error(Errno::EACCES), None, "connect-denied"),
             (error(Errno::EADDRNOTAVAIL), None, "ephemeral-ports-exhausted"),
+            (ConnectFailure { at_bind: true, ..error(Errno::EADDRNOTAVAIL) }, None, "bind-failed"),
+            (ConnectFailure { at_bind: true, ..error(Errno::EADDRINUSE) }, None, "ephemeral-ports-exhausted"),
             (ConnectFailure::default(), None, "syn-timeout"),
             (ConnectFailure::default(), Some(listener((0, 128))), "syn-timeout"),
             (ConnectFailure::default(), Some(listener((129, 128))), "accept-queue-overflow"),

@@ -136,7 +136,7 @@ fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadlin
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return if bytes.is_empty() { Answer::Silent } else { Answer::Wrong(bytes) };
+            return late(bytes);
         }
         if let Err(error) = channel.patience(left) {
             return failed(&error, bytes.len());
@@ -150,6 +150,9 @@ fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadlin
             // TLS that ends without its own goodbye is the end all the same.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return unfinished(bytes),
             Err(error) if bytes.is_empty() => return failed(&error, 0),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return late(bytes);
+            }
             Err(_) => return unfinished(bytes),
         }
     }
@@ -157,11 +160,22 @@ fn exchange(channel: &mut Channel, speech: &Speech, question: &Question, deadlin
 
 /// It ended before it was understood.
 fn unfinished(bytes: Vec<u8>) -> Answer {
-    if bytes.is_empty() || Speaks::of(&bytes) == Speaks::Http {
-        Answer::Closed(bytes.len())
-    } else {
-        Answer::Wrong(bytes)
+    if begins_like_http(&bytes) { Answer::Closed(bytes.len()) } else { Answer::Wrong(bytes) }
+}
+
+/// No more came while we waited.
+fn late(bytes: Vec<u8>) -> Answer {
+    match bytes.len() {
+        0 => Answer::Silent,
+        length if begins_like_http(&bytes) => Answer::Unfinished(length),
+        _ => Answer::Wrong(bytes),
     }
+}
+
+/// As far as it came.
+fn begins_like_http(bytes: &[u8]) -> bool {
+    const START: &[u8] = b"HTTP/";
+    bytes.starts_with(START) || START.starts_with(bytes)
 }
 
 fn is_broken(error: &io::Error) -> bool {
@@ -326,6 +340,15 @@ fn cgi<'a>(host: &'a str, question: &'a Question) -> [(&'static str, &'a str); 9
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_patience_is_not_the_upstreams_end() {
+        assert_eq!(late(b"H".to_vec()), Answer::Unfinished(1));
+        assert_eq!(late(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), Answer::Unfinished(27));
+        assert_eq!(late(Vec::new()), Answer::Silent);
+        assert_eq!(late(b"220 mail".to_vec()), Answer::Wrong(b"220 mail".to_vec()));
+        assert_eq!(unfinished(b"H".to_vec()), Answer::Closed(1));
+    }
 
     #[test]
     fn answers_are_understood_when_they_are_whole() {

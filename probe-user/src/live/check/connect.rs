@@ -88,7 +88,7 @@ pub(super) fn open(
 
 fn failure(errno: OsErrno, icmp: Option<Icmp>) -> ConnectFailure {
     let errno = u32::try_from(errno as i32).ok().map(Errno);
-    ConnectFailure { errno, icmp }
+    ConnectFailure { errno, icmp, at_bind: false }
 }
 
 fn unix(path: &str) -> Result<UnixStream, OsErrno> {
@@ -111,7 +111,8 @@ fn tcp(address: SocketAddr, source: Option<IpAddr>, deadline: Instant) -> Result
         SocketAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true),
     };
     if let Some(source) = source {
-        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0))).map_err(plain)?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))
+            .map_err(|errno| ConnectFailure { at_bind: true, ..plain(errno) })?;
     }
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) => {}
@@ -127,7 +128,7 @@ fn wait(fd: &OwnedFd, deadline: Instant) -> Result<(), ConnectFailure> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(ConnectFailure { errno: None, icmp: heard(fd) });
+            return Err(ConnectFailure { icmp: heard(fd), ..ConnectFailure::default() });
         }
         let nap = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         let mut polled = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
@@ -147,7 +148,7 @@ fn wait(fd: &OwnedFd, deadline: Instant) -> Result<(), ConnectFailure> {
                     if icmp.is_some() {
                         continue;
                     }
-                    Err(ConnectFailure { errno: None, icmp })
+                    Err(ConnectFailure { icmp, ..ConnectFailure::default() })
                 }
             }
             Ok(errno) => Err(failure(OsErrno::from_raw(errno), heard(fd))),
@@ -195,7 +196,7 @@ mod tests {
         assert!(stream.unwrap().local().is_some());
         drop(listener);
         let (refused, took) = open(&Address::Ip(address), None, PATIENCE);
-        assert_eq!(refused.unwrap_err(), ConnectFailure { errno: Some(Errno::ECONNREFUSED), icmp: None });
+        assert_eq!(refused.unwrap_err(), failure(OsErrno::ECONNREFUSED, None));
         assert!(took < PATIENCE);
     }
 
