@@ -30,6 +30,9 @@ done = function(summary, latency, requests)
 end
 "#;
 
+/// Connections that `wrk` holds. When its time is over, so many requests can be under way that nginx answers and `wrk` does not count.
+pub const CONNECTIONS: u64 = 16;
+
 /// What `wrk` counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Tally {
@@ -60,7 +63,16 @@ pub fn run(namespace: &Namespace, directory: &Path, url: &str, path: &str, fails
     let script = directory.join("bench.lua");
     std::fs::write(&script, SCRIPT).with_context(|| format!("write {}", script.display()))?;
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace.name(), "wrk", "-t1", "-c16", &format!("-d{seconds}s"), "-s"]);
+    command.args([
+        "netns",
+        "exec",
+        namespace.name(),
+        "wrk",
+        "-t1",
+        &format!("-c{CONNECTIONS}"),
+        &format!("-d{seconds}s"),
+        "-s",
+    ]);
     command.arg(&script).arg(url).env("BENCH_BASE", path).env("BENCH_FAILS", fails.to_string());
     let output = command.stdin(Stdio::null()).output().context("run wrk")?;
     let text = String::from_utf8_lossy(&output.stdout);
