@@ -177,7 +177,7 @@ pub struct ConnectFailure {
     pub errno: Option<Errno>,
     /// The ICMP message that said so.
     pub icmp: Option<Icmp>,
-    /// It was bind() that failed, to the address that `proxy_bind` gives; nothing was connected.
+    /// It was `bind()` that failed, to the address that `proxy_bind` gives; nothing was connected.
     pub at_bind: bool,
 }
 
