@@ -86,7 +86,7 @@ fn watch(kernel: &mut Kernel, master: u32) -> Result<()> {
     let mut build = Build::parse(&String::from_utf8_lossy(&output.stderr))?;
     eprintln!("{:?} {:?}", build.version, calibrate(&mut build.layout, &Binary::of_process(master)?));
     let index = kernel.add_layout(&build.layout)?;
-    for attachment in kernel.attach_nginx(master, None)? {
+    for attachment in kernel.attach_nginx(master)? {
         eprintln!("{:36} {:?} {} {}", attachment.name, attachment.state, attachment.why, attachment.lost);
     }
     kernel.watch_process(master, Watched { role: role::NGINX_MASTER, layout: index, master, reserved: 0 })?;

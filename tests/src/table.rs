@@ -150,10 +150,10 @@ fn about<'a>(witness: &Witness, ended: &'a Ended) -> Vec<&'a Incident> {
     incidents.filter(|incident| witness.is_meant_by(incident)).collect()
 }
 
-/// Every fault in every view; with a filter, those whose name has it in it and whoever shares their nginx, the other rows being taken from
+/// Every fault in every view; with a filter (or several, with commas between), those whose name has it in it and whoever shares their nginx, the other rows being taken from
 /// the table there is. `say` is told how far it is.
 pub fn make(readme: &str, filter: Option<&str>, say: &mut dyn FnMut(&str)) -> Result<Vec<Row>> {
-    let wanted = |fault: &Fault| filter.is_none_or(|filter| fault.name.contains(filter));
+    let wanted = |fault: &Fault| filter.is_none_or(|filter| filter.split(',').any(|part| fault.name.contains(part)));
     let mut parties = Fault::parties();
     parties.retain(|party| party.faults.iter().any(wanted));
     let again: Vec<&str> = parties.iter().flat_map(|party| &party.faults).map(|fault| fault.name).collect();

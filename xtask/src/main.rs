@@ -37,7 +37,7 @@ enum Task {
     Demo,
     /// Run every fault of the lab in every view and write the README's table (root)
     LabTable {
-        /// Only the faults whose name contains this, and those that share their nginx
+        /// Only the faults whose name contains this (`a,b`: one of these), and those that share their nginx
         filter: Option<String>,
     },
     /// Run every check and every test, the live ones too (root)

@@ -94,7 +94,7 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         findings.push(uprobes());
     }
     for master in masters {
-        match kernel.attach_nginx(master.pid, None) {
+        match kernel.attach_nginx(master.pid) {
             Ok(attachments) => findings.extend(attachments.iter().map(|attachment| Finding {
                 name: format!("nginx {} uprobe {}", master.pid, attachment.name),
                 ..from_attachment(attachment)

@@ -206,7 +206,6 @@ impl Followers {
     /// A reload or a dead worker: the children changed. The configuration is read again.
     fn refresh(&mut self, master: &Master) -> Result<Option<NginxInstance>, CaptureError> {
         let found = nginx::examine(master);
-        self.attach_to_workers(master, &found);
         let layout = self.layout(master, &found);
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);

@@ -156,10 +156,6 @@ pub(super) struct Hook {
     pub(super) lost: &'static str,
 }
 
-/// Functions of nginx that healthy requests pass through: each call traps, in every process that runs the same program. Where only some of them
-/// are to be watched, these are attached to those processes one by one, and the others run as if nobody watched.
-pub(super) const ON_THE_HEALTHY_PATH: &[&str] = &["ngx_http_send_header", "ngx_get_connection"];
-
 const fn raw(program: &'static str, needs: Needs) -> Alternative {
     Alternative { program, way: Way::Raw(program), needs, lacks: "" }
 }

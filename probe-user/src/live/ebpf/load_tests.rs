@@ -187,7 +187,7 @@ fn an_nginx_is_attached_to_once_and_let_go() {
     // The child is this program until it has executed nginx.
     let mut attached = Vec::new();
     for _ in 0..50 {
-        attached = kernel.attach_nginx(server.id(), None).unwrap();
+        attached = kernel.attach_nginx(server.id()).unwrap();
         if attached.iter().any(|attachment| attachment.state == State::On) {
             break;
         }
@@ -196,22 +196,22 @@ fn an_nginx_is_attached_to_once_and_let_go() {
     }
     let on = |attachments: &[Attachment]| attachments.iter().filter(|one| one.state == State::On).count();
     assert_eq!(on(&attached), FUNCTIONS.iter().filter(|hook| hook.depth == Depth::Light).count(), "{attached:?}");
-    assert_eq!(kernel.attach_nginx(server.id(), None).unwrap(), attached);
+    assert_eq!(kernel.attach_nginx(server.id()).unwrap(), attached);
     assert_eq!(kernel.binaries.len(), 1);
     kernel.detach_nginx(server.id());
     assert_eq!(kernel.binaries.len(), 0);
-    let again = kernel.attach_nginx(server.id(), None).unwrap();
+    let again = kernel.attach_nginx(server.id()).unwrap();
     assert_eq!(on(&again), on(&attached));
     server.kill().unwrap();
     server.wait().unwrap();
-    assert!(matches!(kernel.attach_nginx(server.id(), None), Err(super::super::NginxError::Process { .. })));
+    assert!(matches!(kernel.attach_nginx(server.id()), Err(super::super::NginxError::Process { .. })));
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_program_that_is_no_nginx_has_nothing_to_attach_to() {
     let mut kernel = Kernel::load(&LoadOptions::default()).unwrap();
-    for attachment in kernel.attach_nginx(std::process::id(), None).unwrap() {
+    for attachment in kernel.attach_nginx(std::process::id()).unwrap() {
         assert_eq!(attachment.state, State::Off);
         assert!(attachment.why.contains("does not export"), "{attachment:?}");
     }

@@ -1,12 +1,6 @@
 //! Who is watched, and what was counted.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    num::NonZeroU32,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray},
@@ -21,7 +15,7 @@ use probe_abi::{
 };
 
 use super::{
-    attach::{Attachment, FUNCTIONS, Hook, ON_THE_HEALTHY_PATH, State},
+    attach::{Attachment, FUNCTIONS, Hook, State},
     load::{Kernel, LoadError, Pod, describe, program},
     symbols::{Binary, SymbolError, executable},
 };
@@ -67,8 +61,6 @@ pub enum NginxError {
 pub(super) struct AttachedBinary {
     masters: BTreeSet<u32>,
     links: Vec<(&'static str, UProbeLinkId)>,
-    /// Of functions that are attached to single processes, by process.
-    of_processes: BTreeMap<u32, Vec<(&'static str, UProbeLinkId)>>,
     attachments: Vec<Attachment>,
 }
 
@@ -132,47 +124,35 @@ impl Kernel {
         Ok(index)
     }
 
-    /// Attaches to the functions of the program that this process runs, once per program. Whose calls are told is
-    /// decided by [`Kernel::watch_process`]. With `only`, what healthy requests pass through is attached to these processes alone, and
-    /// is to be attached to their successors by calling this again.
-    pub fn attach_nginx(&mut self, master: u32, only: Option<&[u32]>) -> Result<Vec<Attachment>, NginxError> {
+    /// Attaches to the functions of the program that this process runs, once per program and for every process that runs it: a worker
+    /// that has just been forked is heard from its first request on. Whose calls are told is decided by [`Kernel::watch_process`].
+    pub fn attach_nginx(&mut self, master: u32) -> Result<Vec<Attachment>, NginxError> {
         let path = executable(master);
         let metadata = fs::metadata(&path).map_err(|source| NginxError::Process { pid: master, source })?;
         let key = (metadata.dev(), metadata.ino());
-        if let (Some(known), None) = (self.binaries.get_mut(&key), only) {
+        if let Some(known) = self.binaries.get_mut(&key) {
             known.masters.insert(master);
             return Ok(known.attachments.clone());
         }
         let binary = Binary::of_process(master)?;
-        let mut known = self.binaries.remove(&key).unwrap_or_default();
+        let mut known = AttachedBinary::default();
         known.masters.insert(master);
-        let is_new = known.attachments.is_empty();
         for hook in FUNCTIONS {
-            let processes = only.filter(|_| ON_THE_HEALTHY_PATH.contains(&hook.name));
-            if !is_new && processes.is_none() {
-                continue;
-            }
-            let done = self.attach_function(hook, &binary, &path, processes, &mut known);
-            if is_new {
-                known.attachments.push(match done {
-                    Ok(()) => Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" },
-                    Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
-                });
-            }
+            let attachment = match self.attach_function(hook, &binary, &path) {
+                Ok(link) => {
+                    known.links.push((hook.name, link));
+                    Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" }
+                }
+                Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
+            };
+            known.attachments.push(attachment);
         }
         let attachments = known.attachments.clone();
         self.binaries.insert(key, known);
         Ok(attachments)
     }
 
-    fn attach_function(
-        &mut self,
-        hook: &Hook,
-        binary: &Binary,
-        path: &Path,
-        processes: Option<&[u32]>,
-        known: &mut AttachedBinary,
-    ) -> Result<(), String> {
+    fn attach_function(&mut self, hook: &Hook, binary: &Binary, path: &Path) -> Result<UProbeLinkId, String> {
         if let Some(why) = self.unwanted(hook) {
             return Err(why.to_owned());
         }
@@ -183,35 +163,7 @@ impl Kernel {
             return Err("this nginx does not export it (stripped of its dynamic symbols?)".to_owned());
         };
         let program: &mut UProbe = program(&mut self.ebpf, hook.name)?;
-        let Some(processes) = processes else {
-            let link = program.attach(place, path, UProbeScope::AllProcesses).map_err(|error| describe(&error))?;
-            known.links.push((hook.name, link));
-            return Ok(());
-        };
-        let mut done = Ok(());
-        for process in processes {
-            let links = known.of_processes.entry(*process).or_default();
-            if links.iter().any(|(name, _)| *name == hook.name) {
-                continue;
-            }
-            let link = NonZeroU32::new(*process).map(|pid| program.attach(place, path, UProbeScope::OneProcess(pid)));
-            match link {
-                Some(Ok(link)) => links.push((hook.name, link)),
-                Some(Err(error)) => done = Err(describe(&error)),
-                None => {}
-            }
-        }
-        done
-    }
-
-    /// Takes the hooks out of single processes that are gone.
-    pub fn detach_ended(&mut self, is_gone: impl Fn(u32) -> bool) {
-        let mut ended = Vec::new();
-        for binary in self.binaries.values_mut() {
-            let gone: Vec<u32> = binary.of_processes.keys().copied().filter(|pid| is_gone(*pid)).collect();
-            ended.extend(gone.into_iter().filter_map(|pid| binary.of_processes.remove(&pid)).flatten());
-        }
-        self.detach(ended);
+        program.attach(place, path, UProbeScope::AllProcesses).map_err(|error| describe(&error))
     }
 
     /// Takes the hooks out of the program of an nginx that ended, unless another one runs it.
@@ -224,7 +176,7 @@ impl Kernel {
             self.binaries.iter_mut().filter_map(|(key, binary)| ended(binary).then_some(*key)).collect();
         for key in gone {
             let Some(binary) = self.binaries.remove(&key) else { continue };
-            self.detach(binary.links.into_iter().chain(binary.of_processes.into_values().flatten()).collect());
+            self.detach(binary.links);
         }
     }
 

@@ -1,7 +1,5 @@
 //! nginx's own functions: attaching to them, and where each nginx keeps what they are asked for.
 
-use std::path::Path;
-
 use super::Followers;
 use crate::live::{
     ebpf::{Attachment, State, calibrate::calibrate, layout::Build, symbols::Binary},
@@ -36,24 +34,7 @@ impl Followers {
                 master.pid
             ));
         }
-        // Where nginx is chosen by --pid, others that run the same program are not to pay for it.
-        let chosen: Vec<u32> = master.workers.iter().copied().chain([master.pid]).collect();
-        let only = (!self.scope.pids.is_empty()).then_some(chosen.as_slice());
-        kernel.attach_nginx(master.pid, only).unwrap_or_else(|error| off(error.to_string()))
-    }
-
-    /// The new workers of an nginx that was chosen by its number.
-    pub(super) fn attach_to_workers(&mut self, master: &Master, found: &Found) {
-        if self.scope.pids.is_empty() {
-            return;
-        }
-        let attachments = self.attach(master, found);
-        if let Some(followed) = self.followed.get_mut(&master.pid) {
-            followed.attachments = attachments;
-        }
-        if let Some(kernel) = &mut self.kernel {
-            kernel.detach_ended(|pid| !Path::new(&format!("/proc/{pid}")).exists());
-        }
+        kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
     }
 
     /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
