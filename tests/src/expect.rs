@@ -49,6 +49,8 @@ pub struct Expectation {
     pub blames: Option<usize>,
     /// Pieces that must stand in the summary, the fixes or the evidence.
     pub says: Vec<String>,
+    /// Likewise, where nginx itself tells when the attempt began: what happened meanwhile.
+    pub says_meanwhile: Vec<String>,
     /// Pieces that must not stand there.
     pub silent: &'static [&'static str],
 }
@@ -98,6 +100,7 @@ impl Expectation {
             reused_may_be_null: false,
             blames: None,
             says: Vec::new(),
+            says_meanwhile: Vec::new(),
             silent: &[],
         }
     }
@@ -122,6 +125,12 @@ impl Expectation {
 
     /// What must be told beside the verdict.
     #[must_use]
+    pub fn says_meanwhile(self, pieces: &[&str]) -> Self {
+        Self { says_meanwhile: pieces.iter().map(|piece| (*piece).to_owned()).collect(), ..self }
+    }
+
+    /// The same, if these words must be told.
+    #[must_use]
     pub fn says(self, pieces: &[&str]) -> Self {
         Self { says: pieces.iter().map(|piece| (*piece).to_owned()).collect(), ..self }
     }
@@ -145,6 +154,7 @@ impl Expectation {
         self.client_may_be_null = true;
         self.reused_may_be_null = true;
         self.link = &[Link::Strong, Link::Inferred];
+        self.says_meanwhile.clear();
         self.confidence = &[Confidence::Confirmed, Confidence::Likely, Confidence::Possible];
         self
     }
@@ -157,6 +167,7 @@ impl Expectation {
         self.permitted = Some(generalisation::permitted(self.cause));
         // Of what the words tell, much is about the upstream's side.
         self.says.clear();
+        self.says_meanwhile.clear();
         self
     }
 
@@ -273,7 +284,12 @@ pub fn check(witness: &Witness, kind: Report, incident: &Incident) -> Result<()>
         .chain(verdict.fix.iter().map(String::as_str))
         .chain(incident.evidence.iter().map(|evidence| evidence.text.as_str()))
         .collect();
-    let missing: Vec<_> = expected.says.iter().filter(|piece| !told.iter().any(|text| text.contains(*piece))).collect();
+    let missing: Vec<_> = expected
+        .says
+        .iter()
+        .chain(&expected.says_meanwhile)
+        .filter(|piece| !told.iter().any(|text| text.contains(*piece)))
+        .collect();
     differ("what must be told", missing.is_empty(), &told, &missing);
     let said: Vec<_> = expected.silent.iter().filter(|piece| told.iter().any(|text| text.contains(*piece))).collect();
     differ("what must not be told", said.is_empty(), &told, &said);
