@@ -1,6 +1,7 @@
 //! A running watch: what it says of itself, and what it counts.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write as _},
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -39,6 +40,8 @@ pub(super) struct Session<'a> {
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
     pub(super) crowded_out: u64,
+    /// Losses that nobody was told of yet, by what they are.
+    pub(super) unsaid: BTreeMap<&'static str, u64>,
     pub(super) packets_dropped: u64,
     pub(super) checked: Moment,
     pub(super) progress: bool,
@@ -130,7 +133,7 @@ impl Session<'_> {
         }
     }
 
-    /// What was lost since the last look becomes coverage and a notice.
+    /// What was lost since the last look becomes coverage: often enough that nobody is judged before it is known what was lost meanwhile.
     pub(super) fn count_losses(&mut self) {
         let now = clock::now();
         let span = At::between(self.checked, now);
@@ -158,6 +161,13 @@ impl Session<'_> {
             let lost = Coverage::Lost { sensor, count, why: why.to_owned() };
             let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
             self.intake.deliver(Delivery::Arrivals(vec![arrival]));
+            *self.unsaid.entry(why).or_default() += count;
+        }
+    }
+
+    /// Says what was lost since it was said last.
+    pub(super) fn tell_losses(&mut self) {
+        for (why, count) in std::mem::take(&mut self.unsaid) {
             self.notice("lost", count, &format!("{count} {why}"));
         }
     }

@@ -1,6 +1,7 @@
 //! `probe502 watch`.
 
 use std::{
+    collections::BTreeMap,
     io::{self, IsTerminal as _, Write as _},
     sync::Arc,
     time::{Duration, Instant},
@@ -49,6 +50,9 @@ const SETTLE: Duration = Duration::from_millis(30);
 
 /// How often the progress line is renewed.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is asked what was lost: well within the time that a case waits for its late evidence.
+const LOSSES_EVERY: Duration = Duration::from_millis(50);
 
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
@@ -154,6 +158,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         tally,
         losses: Losses::default(),
         crowded_out: 0,
+        unsaid: BTreeMap::new(),
         packets_dropped: 0,
         checked: clock::now(),
         records: record.is_some(),
@@ -164,9 +169,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     memory::give_back();
     let lookups = answer_questions(intake.clone());
 
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut progress = tokio::time::interval(PROGRESS_EVERY);
+    let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
     let deadline = plan.duration.map(|duration| tokio::time::Instant::now() + duration);
     let end = loop {
         tokio::select! {
@@ -187,8 +190,9 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
                 session.look()?;
             }
             _ = look.tick() => session.look()?,
+            _ = losses.tick() => session.count_losses(),
             _ = progress.tick() => {
-                session.count_losses();
+                session.tell_losses();
                 session.report_trouble();
                 session.show_progress();
             }
@@ -217,11 +221,19 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         _ = terminate.recv() => std::process::exit(143),
     }
     session.count_losses();
+    session.tell_losses();
     session.report_trouble();
     if matches!(end, End::Ordered) {
         session.summary(started);
     }
     Ok(())
+}
+
+/// Ticks that do not catch up.
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 /// Of SIGINT, SIGTERM and SIGUSR1.
