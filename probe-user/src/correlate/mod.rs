@@ -106,8 +106,8 @@ pub struct Correlator {
     decided: VecDeque<Decided>,
     failures: VecDeque<EarlierFailure>,
     answered: Answered,
-    /// Whose attempts are being told.
-    telling: Option<Telling>,
+    /// Whose attempts each worker is telling. As many as there are workers.
+    telling: BTreeMap<Pid, Telling>,
     last_case: u64,
     put_off: Option<EventId>,
     /// What was decided before this moment was told by the run that this one takes up.
@@ -142,7 +142,7 @@ impl Correlator {
             decided: VecDeque::new(),
             failures: VecDeque::new(),
             answered: Answered::default(),
-            telling: None,
+            telling: BTreeMap::new(),
             last_case: 0,
             put_off: None,
             told_before: Moment(0),
@@ -325,7 +325,7 @@ impl Correlator {
     fn status(&mut self, event: &Event, status: &NginxStatus) {
         let identity = (status.number, status.client_requests);
         let main = status.parent.unwrap_or(status.request);
-        self.telling = Some(Telling { told: status.request, main, decided: false });
+        self.telling.insert(status.worker, Telling { told: status.request, main, decided: false });
         match status.point {
             StatusPoint::SpecialResponse => {
                 let open = self.requests.entry(main, identity, event.at.latest);
@@ -359,7 +359,7 @@ impl Correlator {
         // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
         let same = |d: &Decided| d.from_lines.is_none() && d.request.key == main && d.request.identity == identity;
         if identity.0.is_some() && identity.1.is_some() && self.decided.iter().any(same) {
-            if let Some(telling) = &mut self.telling {
+            if let Some(telling) = self.telling.get_mut(&main.worker) {
                 telling.decided = true;
             }
             return;
@@ -382,7 +382,7 @@ impl Correlator {
             request.attempts_total = status.attempts.unwrap_or(0);
         }
         request.heard.push(event.id);
-        if let Some(telling) = &mut self.telling {
+        if let Some(telling) = self.telling.get_mut(&main.worker) {
             telling.decided = true;
         }
         // The attempts follow in the next records; whether this is a case at all is decided when it closes.

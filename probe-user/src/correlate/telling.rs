@@ -1,4 +1,4 @@
-//! Whose attempts nginx is telling.
+//! Whose attempts each worker of nginx is telling.
 
 use super::{Correlator, limits::ATTEMPTS_TOLD};
 use crate::model::{
@@ -6,7 +6,7 @@ use crate::model::{
     nginx::{NginxAttempt, RequestKey},
 };
 
-/// nginx's list of attempts follows the status it belongs to, record by record.
+/// nginx's list of attempts follows the status it belongs to, record by record; another worker's records can stand between them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Telling {
     /// The request as the records name it.
@@ -20,12 +20,12 @@ pub(super) struct Telling {
 impl Correlator {
     /// Takes an entry of nginx's list.
     pub(super) fn attempt(&mut self, told_in: EventId, attempt: &NginxAttempt) {
-        let Some(Telling { told, main, decided }) = self.telling else { return };
+        let Some(&Telling { told, main, decided }) = self.telling.get(&attempt.request.worker) else { return };
         if told != attempt.request {
             return;
         }
         let target = if decided {
-            self.decided.back_mut().map(|decided| &mut decided.request).filter(|request| request.key == main)
+            self.decided.iter_mut().rev().map(|decided| &mut decided.request).find(|request| request.key == main)
         } else {
             self.requests.get_mut(main)
         };

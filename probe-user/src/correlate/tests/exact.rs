@@ -77,6 +77,24 @@ fn a_reused_tuple_is_another_flow() {
     }
 }
 
+/// Two workers decide at the same moment on two processors: the records of one stand between those of the other.
+#[test]
+fn each_worker_tells_its_own_attempts() {
+    let mut world = World::new();
+    let mine = |worker| RequestKey { worker: Pid(worker), pointer: 1 };
+    let said = [(mine(812), 41, "127.0.0.1:8000"), (mine(813), 42, "127.0.0.1:8001")];
+    for (request, number, _) in said {
+        world.say_status(StatusPoint::SendHeader, request, number, 502, 1);
+    }
+    for (request, _, peer) in said {
+        world.say_attempt(request, (0, 1), (peer, 502, Some(1)));
+    }
+    let cases = world.cases();
+    let told: Vec<_> = cases.iter().map(|case| (case.origin, case.attempts[0].upstream.clone())).collect();
+    let upstream = |text| Some(Address::Ip(address(text)));
+    assert_eq!(told, [(Origin::Upstream, upstream("127.0.0.1:8000")), (Origin::Upstream, upstream("127.0.0.1:8001"))]);
+}
+
 /// The hook of the response header sees with gaps: what it does see is not another request.
 #[test]
 fn a_header_after_the_special_response_that_decided_is_the_same_answer() {

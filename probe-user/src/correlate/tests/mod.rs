@@ -197,10 +197,19 @@ impl World {
         status: u16,
         attempts: &[(&str, u16, Option<u64>)],
     ) {
+        let total = u32::try_from(attempts.len()).unwrap();
+        self.say_status(point, key(request), number, status, total);
+        for (index, attempt) in (0..).zip(attempts) {
+            self.say_attempt(key(request), (index, total), *attempt);
+        }
+    }
+
+    /// A status without its list of attempts.
+    fn say_status(&mut self, point: StatusPoint, request: RequestKey, number: u64, status: u16, attempts: u32) {
         let said = NginxStatus {
             point,
-            worker: WORKER,
-            request: key(request),
+            worker: request.worker,
+            request,
             parent: None,
             number: Some(number),
             client_requests: Some(1),
@@ -210,24 +219,31 @@ impl World {
             request_line: Some("GET /cart?x=1 HTTP/1.1".into()),
             host: Some("shop.example".into()),
             client: Some(address("10.0.0.7:51234")),
-            attempts: Some(u32::try_from(attempts.len()).unwrap()),
+            attempts: Some(attempts),
         };
         self.tell(Source::Kernel, Body::Nginx(NginxEvent::Status(Box::new(said))));
-        for (index, (peer, status, header_ms)) in attempts.iter().enumerate() {
-            let attempt = NginxAttempt {
-                request: key(request),
-                index: u32::try_from(index).unwrap(),
-                total: u32::try_from(attempts.len()).unwrap(),
-                peer: (!peer.is_empty()).then(|| (*peer).to_owned()),
-                status: (*status != 0).then_some(*status),
-                connect_ms: *header_ms,
-                header_ms: *header_ms,
-                response_ms: Some(1),
-                bytes_sent: self.sent,
-                bytes_received: 0,
-            };
-            self.tell(Source::Kernel, Body::Nginx(NginxEvent::Attempt(attempt)));
-        }
+    }
+
+    /// An entry of the list.
+    fn say_attempt(
+        &mut self,
+        request: RequestKey,
+        (index, total): (u32, u32),
+        (peer, status, header_ms): (&str, u16, Option<u64>),
+    ) {
+        let attempt = NginxAttempt {
+            request,
+            index,
+            total,
+            peer: (!peer.is_empty()).then(|| peer.to_owned()),
+            status: (status != 0).then_some(status),
+            connect_ms: header_ms,
+            header_ms,
+            response_ms: Some(1),
+            bytes_sent: self.sent,
+            bytes_received: 0,
+        };
+        self.tell(Source::Kernel, Body::Nginx(NginxEvent::Attempt(attempt)));
     }
 
     fn answer(&mut self, request: u64, number: u64, status: u16, attempts: &[(&str, u16, Option<u64>)]) {
