@@ -211,7 +211,7 @@ fn newest(names: &[String], prefix: &str) -> Option<String> {
     let ours = names.iter().filter(|name| {
         name.starts_with(prefix) && name.ends_with(FLAVOUR) && !name.contains("deb11") && !name.contains("-rt-")
     });
-    ours.max_by_key(|name| numbers(name)).cloned()
+    ours.max_by_key(|name| numbers(name.trim_end_matches(FLAVOUR))).cloned()
 }
 
 /// The numbers in a name, in order: `6.12.9` is older than `6.12.10`.
