@@ -3,6 +3,7 @@
 
 mod bench;
 mod command;
+mod cross;
 mod deny;
 mod fuzz;
 mod lint;
@@ -46,6 +47,9 @@ enum Task {
     Test {
         /// Run only the tests whose name contains this, and no lint
         filter: Option<String>,
+        /// And what takes long: the other architecture, the object built twice, the other kernels
+        #[arg(long, conflicts_with = "filter")]
+        all: bool,
     },
     /// Check format, clippy (host and kernel side), the rules of the design, dependencies
     Lint,
@@ -62,6 +66,8 @@ enum Task {
     /// Measure what it costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Check that everything compiles for aarch64
+    Cross,
     /// Build the kernel object in two folders and compare the bytes
     Reproduce,
     /// Try the program on other kernels, in virtual machines
@@ -75,11 +81,12 @@ fn main() -> ExitCode {
         Task::Build => program::build(&workspace).map(|_| true),
         Task::Demo => program::demo(&workspace),
         Task::LabTable { filter } => program::lab_table(&workspace, filter.as_deref()),
-        Task::Test { filter } => test::run(&workspace, filter.as_deref()),
+        Task::Test { filter, all } => test::run(&workspace, filter.as_deref(), all),
         Task::Lint => lint::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
         Task::Fuzz { target, minutes } => fuzz::run(&workspace, &fuzz::Plan { target, minutes }),
         Task::Bench(bench) => bench::run(&workspace, &bench),
+        Task::Cross => cross::run(&workspace),
         Task::Reproduce => reproduce::run(&workspace),
         Task::VmTest(plan) => vm::run(&workspace, &plan),
     });

@@ -10,13 +10,14 @@ use anyhow::{Context as _, Result};
 pub(crate) use self::outcome::Counts;
 use self::suite::{Built, Ended, Suite};
 use crate::{
-    lint,
+    cross, lint, reproduce,
     setup::{self, Host},
+    vm,
     workspace::Workspace,
 };
 
-/// Runs it all; whether everything passed. A filter picks tests by name, and leaves the lint out.
-pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
+/// Runs it all; whether everything passed. A filter picks tests by name, and leaves the lint out; `all` adds what takes long.
+pub(crate) fn run(workspace: &Workspace, filter: Option<&str>, all: bool) -> Result<bool> {
     setup::run(workspace)?;
     let mut report = Report { filtered: filter.is_some(), ..Report::default() };
     if filter.is_none() {
@@ -32,6 +33,11 @@ pub(crate) fn run(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
             }
             report.add_documentation(workspace, filter)?;
         }
+    }
+    if all {
+        report.add_check("the other architecture", || cross::run(workspace));
+        report.add_check("the object built twice", || reproduce::run(workspace));
+        report.add_check("the other kernels", || vm::run(workspace, &vm::Plan::ALL));
     }
     Ok(report.close())
 }
@@ -97,6 +103,19 @@ impl Report {
         let ended = suite::run_documentation(workspace.cargo(), filter)?;
         self.add("documentation", &ended, started);
         Ok(())
+    }
+
+    /// Counts as one test; an error is a failure of this one and keeps no other from running.
+    fn add_check(&mut self, name: &str, check: impl FnOnce() -> Result<bool>) {
+        let started = Instant::now();
+        let passed = check().unwrap_or_else(|error| {
+            self.complaints.push(format!("{name}: {error:#}"));
+            false
+        });
+        if !passed {
+            self.complaints.push(format!("{name}: failed, see above"));
+        }
+        self.line(name, Counts::of_check(passed), started);
     }
 
     fn add(&mut self, name: &str, ended: &Ended, started: Instant) {

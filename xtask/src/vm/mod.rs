@@ -26,12 +26,18 @@ pub(crate) struct Plan {
     /// These kernels (`5.10,6.1`); default: a few
     #[arg(long, value_delimiter = ',', conflicts_with = "all")]
     kernel: Vec<String>,
-    /// Every kernel there is; writes the README's table
+    /// Every kernel there is
     #[arg(long)]
     all: bool,
+    /// Write the README's table, if all is well
+    #[arg(long, requires = "all")]
+    table: bool,
 }
 
 impl Plan {
+    /// Every kernel.
+    pub(crate) const ALL: Self = Self { kernel: Vec::new(), all: true, table: false };
+
     fn kernels(&self) -> Result<Vec<Kernel>> {
         if self.kernel.is_empty() {
             return Ok(kernel::ALL.into_iter().filter(|kernel| self.all || kernel.usual).collect());
@@ -59,7 +65,7 @@ pub(crate) fn run(workspace: &Workspace, plan: &Plan) -> Result<bool> {
         all.push(told);
     }
     let table = report::render(&all);
-    if plan.all && good {
+    if plan.table && good {
         let readme = workspace.root().join("README.md");
         let text = fs::read_to_string(&readme).with_context(|| format!("reading {}", readme.display()))?;
         let text = report::replace(&text, &table)?;
