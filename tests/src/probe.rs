@@ -17,8 +17,8 @@ use crate::process::{Process, Start};
 
 /// From start to `ready`.
 const READY: Duration = Duration::from_secs(10);
-/// The same in an emulated machine, whose first process sets this variable ([`crate::vm`]).
-const READY_EMULATED: Duration = Duration::from_mins(1);
+/// Both in an emulated machine, whose first process sets this variable ([`crate::vm`]).
+const EMULATED_PATIENCE: Duration = Duration::from_mins(1);
 const EMULATED: &str = "PROBE502_EMULATED";
 /// From SIGINT to the end; what is pending is judged and written meanwhile.
 const END: Duration = Duration::from_secs(10);
@@ -32,9 +32,9 @@ pub fn binary() -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("PROBE502_BIN={}", path.display()))
 }
 
-/// How long `ready` may take here.
-fn patience() -> Duration {
-    if std::env::var_os(EMULATED).is_some() { READY_EMULATED } else { READY }
+/// How long something may take here that usually takes so long.
+fn patience(usually: Duration) -> Duration {
+    if std::env::var_os(EMULATED).is_some() { EMULATED_PATIENCE } else { usually }
 }
 
 /// What a command that ends by itself has printed.
@@ -50,7 +50,7 @@ pub struct Printed {
 
 /// Runs a command of the probe that ends by itself; one that does not is killed, which is an error.
 pub fn output(arguments: &[&str]) -> Result<Printed> {
-    output_within(arguments, END)
+    output_within(arguments, patience(END))
 }
 
 /// The same for one that may take its time.
@@ -140,7 +140,7 @@ impl Probe {
     /// Starts `watch --json` with further arguments and waits for its `ready` line.
     pub fn watch<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<Self> {
         let probe = Self::watch_without_waiting(arguments)?;
-        probe.wait_ready(patience())?;
+        probe.wait_ready(patience(READY))?;
         Ok(probe)
     }
 
@@ -155,7 +155,7 @@ impl Probe {
         let mut command = Command::new(binary()?);
         command.args(["record", "--json", "--pid", &master.to_string(), "--out"]).arg(file).args(arguments);
         let probe = Self::run(command, Start::default())?;
-        probe.wait_ready(patience())?;
+        probe.wait_ready(patience(READY))?;
         Ok(probe)
     }
 
@@ -308,7 +308,7 @@ impl Probe {
     /// Ends it with SIGINT: it must exit 0 with a summary, and every line must have kept the contract.
     pub fn stop(self) -> Result<Ended> {
         self.signal(Signal::SIGINT)?;
-        let ended = self.wait_end(END)?;
+        let ended = self.wait_end(patience(END))?;
         if !ended.status.success() {
             bail!("the probe ended with {}\nstderr:\n{}", ended.status, ended.stderr);
         }

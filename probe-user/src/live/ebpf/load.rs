@@ -387,7 +387,9 @@ fn lacking_helper(line: &str) -> Option<String> {
 }
 
 fn is_statistics(line: &str) -> bool {
-    ["processed ", "verification time ", "stack depth "].iter().any(|prefix| line.starts_with(prefix))
+    ["processed ", "insns processed ", "verification time ", "stack depth "]
+        .iter()
+        .any(|prefix| line.starts_with(prefix))
 }
 
 fn reason_name(names: &BTreeMap<u32, String>, reason: u32) -> String {
