@@ -299,12 +299,7 @@ pub(crate) mod tests {
         world.state_with(-60, Side::Upstream, TcpState::Established, TcpState::FinWait1, tcp);
         world.state(-59, Side::Nginx, TcpState::Established, TcpState::CloseWait, None);
         world.sent(TcpState::CloseWait, START + LENGTH);
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world
     }
 
