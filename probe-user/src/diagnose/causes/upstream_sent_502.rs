@@ -83,11 +83,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream_name();
     finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
     let starved = reading.starved_holder(Weight::Fits);
-    if let Some(Fact::SyscallFailed { process: Some((pid, command)), errno, .. }) =
+    if let Some(Fact::SyscallFailed { call, process: Some((pid, command)), errno }) =
         starved.first().map(|call| &call.fact)
     {
+        let what = if *call == "open" { "open no file" } else { "make no socket" };
         finding.say(format_args!(
-            " While it served this request, {command} (pid {pid}) could make no socket ({errno}): it is out of file descriptors."
+            " While it served this request, {command} (pid {pid}) could {what} ({errno}): it is out of file descriptors."
         ));
         finding.fix.push(format!(
             "Raise the limit of open files of {command}, and see what it holds: `ls -l /proc/{pid}/fd`."
