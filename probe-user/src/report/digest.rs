@@ -192,6 +192,7 @@ pub fn failing(incident: &Incident) -> impl Iterator<Item = &AttemptLine> {
 }
 
 /// The attempt that the verdict is about: the last; of a near miss the last that failed, or that the upstream itself answered with 502.
+#[must_use]
 pub fn judged(incident: &Incident) -> Option<&AttemptLine> {
     if incident.kind != "near_miss" {
         return incident.attempts.last();
