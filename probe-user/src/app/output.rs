@@ -237,6 +237,7 @@ impl Folder {
         let trial = path.join(format!(".probe502-{}", std::process::id()));
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
         fs::remove_file(&trial).map_err(failed)?;
+        clear_leftovers(path);
         Ok(Self { path: path.to_owned() })
     }
 
@@ -250,7 +251,7 @@ impl Folder {
         interfaces: &[Interface],
     ) -> Result<(), anyhow::Error> {
         let whole = self.path.join(&incident.id);
-        let partial = self.path.join(format!(".{}.partial", incident.id));
+        let partial = self.path.join(format!(".{}-{}{PARTIAL}", incident.id, std::process::id()));
         let written = write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
             fs::rename(&partial, &whole)?;
             Ok(())
@@ -260,6 +261,35 @@ impl Folder {
             let _ = fs::remove_dir_all(&partial);
             anyhow::anyhow!("cannot write {}: {error}", whole.display())
         })
+    }
+}
+
+/// The end of the name of an incident that is being written, after the writer's pid.
+const PARTIAL: &str = ".partial";
+
+/// What writers that were killed have left half done: of our names, by processes that are no more. Whatever else is in there stays.
+fn clear_leftovers(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let trial = name.strip_prefix(".probe502-");
+        let partial = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL)).and_then(|name| {
+            let (_incident, pid) = name.rsplit_once('-')?;
+            Some(pid)
+        });
+        let gone = |pid: &str| {
+            pid.parse::<u32>()
+                .is_ok_and(|pid| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists())
+        };
+        let path = entry.path();
+        // Nothing that cannot be removed is in anybody's way.
+        if partial.is_some_and(gone) {
+            let _ = [PACKETS, INCIDENT].map(|file| fs::remove_file(path.join(file)));
+            let _ = fs::remove_dir(&path);
+        } else if trial.is_some_and(gone) {
+            let _ = fs::remove_file(&path);
+        }
     }
 }
 
@@ -276,6 +306,10 @@ fn write(
     let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
     used.sort_unstable();
     used.dedup();
+    if used.is_empty() && !interfaces.is_empty() {
+        // A file without an interface is one that tcpdump refuses to open, though none of its packets is missing.
+        used.push(0);
+    }
     let mut kept = Vec::new();
     let described: Vec<pcapng::Interface> = used
         .iter()
