@@ -54,6 +54,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is asked what was lost: well within the time that a case waits for its late evidence.
 const LOSSES_EVERY: Duration = Duration::from_millis(50);
 
+/// A case waits for its late evidence (a fifth of a second and more): it need not be known sooner what was lost, nanoseconds.
+const LOSSES_WANTED_NS: u64 = 150_000_000;
+
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
 
@@ -157,6 +160,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         counts,
         tally,
         losses: Losses::default(),
+        counted: intake.mark(LOSSES_WANTED_NS),
         crowded_out: 0,
         unsaid: BTreeMap::new(),
         packets_dropped: 0,
@@ -215,11 +219,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
             thinking.join()
         }
     });
-    tokio::select! {
-        _ = finish => {}
-        _ = interrupt.recv() => std::process::exit(130),
-        _ = terminate.recv() => std::process::exit(143),
-    }
+    settle(&mut session, finish, [interrupt, terminate], losses).await;
     session.count_losses();
     session.tell_losses();
     session.report_trouble();
@@ -227,6 +227,23 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         session.summary(started);
     }
     Ok(())
+}
+
+/// Waits until the last failure is judged, and goes on counting what is lost until then.
+async fn settle(
+    session: &mut Session<'_>,
+    mut finish: tokio::task::JoinHandle<std::thread::Result<u64>>,
+    [mut interrupt, mut terminate]: [Signal; 2],
+    mut losses: tokio::time::Interval,
+) {
+    loop {
+        tokio::select! {
+            _ = &mut finish => return,
+            _ = interrupt.recv() => std::process::exit(130),
+            _ = terminate.recv() => std::process::exit(143),
+            _ = losses.tick() => session.count_losses(),
+        }
+    }
 }
 
 /// Ticks that do not catch up.

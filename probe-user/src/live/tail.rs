@@ -85,6 +85,11 @@ impl fmt::Display for Place {
     }
 }
 
+/// Device and inode of the regular file that is there.
+pub(crate) fn identity(place: &Place) -> Option<(u64, u64)> {
+    Followed::open(place, false).ok().map(|file| file.identity)
+}
+
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -135,6 +140,10 @@ pub struct Statistics {
     pub rotations: u64,
     /// Times the file became shorter: what was written in between may be lost.
     pub truncations: u64,
+    /// Between which readings it became shorter last.
+    pub cut_off: Option<(Moment, Moment)>,
+    /// Device and inode of the file that is followed now.
+    pub file: Option<(u64, u64)>,
     /// Why nothing can be read now; `None` while a file is followed.
     pub trouble: Option<String>,
 }
@@ -240,6 +249,8 @@ impl Reader {
             // Without the watch the nap finds everything, later.
             let _ = inotify.add_watch(&file.own_path(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF);
         }
+        let identity = file.as_ref().map(|file| file.identity);
+        self.shared.update(|statistics| statistics.file = identity);
         self.current = file;
     }
 
@@ -301,7 +312,10 @@ fn read(file: &mut Followed, sink: &mut Sink, shared: &Shared) {
         statistics.cut += cut_lines;
         match outcome {
             Ok(Growth::Longer) => {}
-            Ok(Growth::Truncated) => statistics.truncations += 1,
+            Ok(Growth::Truncated { since }) => {
+                statistics.truncations += 1;
+                statistics.cut_off = Some((since, now()));
+            }
             Err(error) => statistics.trouble = Some(error.to_string()),
         }
     });
