@@ -226,19 +226,47 @@ fn senders(case: &Case) -> BTreeMap<PacketRef, String> {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    owner: Option<Owner>,
+}
+
+/// User and group that files are given to.
+pub type Owner = (u32, u32);
+
+/// Whoever called sudo: what root writes for somebody is somebody's.
+#[must_use]
+pub fn owner_by_sudo() -> Option<Owner> {
+    let variable = |name: &str| std::env::var(name).ok()?.parse().ok();
+    Some((variable("SUDO_UID")?, variable("SUDO_GID")?))
+}
+
+/// Gives what was made just now to its owner. Where that is not allowed, it stays whose it is.
+fn give(path: &Path, owner: Option<Owner>) {
+    if let Some((user, group)) = owner {
+        let _ = std::os::unix::fs::lchown(path, Some(user), Some(group));
+    }
 }
 
 impl Folder {
     /// Makes it if it is not there, and finds out now whether it can be written to.
-    pub fn open(path: &Path) -> Result<Self, anyhow::Error> {
+    pub fn open(path: &Path, owner: Option<Owner>) -> Result<Self, anyhow::Error> {
         let failed =
             |error: io::Error| anyhow::anyhow!("cannot write to {}: {error}; choose another --out", path.display());
+        let is_new = !path.exists();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        if is_new {
+            give(path, owner);
+        }
         let trial = path.join(format!(".probe502-{}", std::process::id()));
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
         fs::remove_file(&trial).map_err(failed)?;
         clear_leftovers(path);
-        Ok(Self { path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), owner })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Leaves an incident: under another name until it is whole.
@@ -253,6 +281,9 @@ impl Folder {
         let whole = self.path.join(&incident.id);
         let partial = self.path.join(format!(".{}-{}{PARTIAL}", incident.id, std::process::id()));
         let written = write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
+            for made in [partial.join(PACKETS), partial.join(INCIDENT), partial.clone()] {
+                give(&made, self.owner);
+            }
             fs::rename(&partial, &whole)?;
             Ok(())
         });

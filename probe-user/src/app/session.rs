@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
+
 use super::{
     AppError,
     output::{self, Form, SharedTally},
@@ -19,6 +21,7 @@ use crate::{
         follow::{CaptureNews, Change, Followers},
         logs::CutOff,
         marks::Mark,
+        privilege::{self, Account},
         sources::Counts,
         thinker::{Delivery, Intake},
     },
@@ -71,6 +74,23 @@ impl Session<'_> {
                 Change::Gone(pid) => ("nginx-gone", format!("nginx {pid} is gone")),
             };
             self.notice(what, 1, &text);
+        }
+        Ok(())
+    }
+
+    /// Gives up every right, for good.
+    pub(super) fn retire(&mut self, account: Account) -> Result<(), AppError> {
+        let followers = &mut self.followers;
+        let readable = || followers.kernel().is_none_or(|kernel| kernel.losses().is_ok());
+        let all = privilege::retire(account, readable)
+            .context("cannot give up the rights that are not needed any more")
+            .map_err(AppError::host)?;
+        if !all {
+            self.notice(
+                "rights-kept",
+                1,
+                "this kernel reads maps of kernel programs only for those who may load them: CAP_BPF is kept",
+            );
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::{
 
 use super::{
     clock,
+    marks::Mark,
     nginx::Found,
     sources::Counts,
     tail::{self, Place, Tail},
@@ -27,6 +28,9 @@ use crate::{
     pipeline::Arrival,
     redact::Level,
 };
+
+/// What is judged by the logs waits for its lines for longer than this, nanoseconds: a reader that is late holds the stream up only then.
+const LINES_WANTED_NS: u64 = 250_000_000;
 
 /// A log that is followed.
 #[derive(Debug)]
@@ -94,13 +98,14 @@ pub(super) type Known = (bool, Arc<Log>);
 /// cannot tell the final status.
 pub(super) fn follow(found: &Found, access: bool, known: &[Known], intake: &Intake, counts: &Arc<Counts>) -> Tails {
     let mut tails = Tails::default();
+    let mark = || intake.mark(LINES_WANTED_NS);
     for (place, _) in &found.error_logs {
-        tails.follow(Sensor::ErrorLog, None, place, known, || error_sink(intake.clone(), Arc::clone(counts)));
+        tails.follow(Sensor::ErrorLog, None, place, known, || error_sink(intake.clone(), Arc::clone(counts)), mark);
     }
     for (place, format) in found.access_logs.iter().filter(|_| access) {
         let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
         let sink = || access_sink(Arc::clone(&format), intake.clone(), Arc::clone(counts));
-        tails.follow(Sensor::AccessLog, Some(Arc::clone(&format)), place, known, sink);
+        tails.follow(Sensor::AccessLog, Some(Arc::clone(&format)), place, known, sink, mark);
     }
     tails
 }
@@ -113,6 +118,7 @@ impl Tails {
         place: &Place,
         known: &[Known],
         sink: impl FnOnce() -> tail::Sink,
+        mark: impl FnOnce() -> Mark,
     ) {
         let is_it = |log: &Log, same| log.is(sensor, format.as_deref(), place, same);
         if self.logs.iter().any(|log| is_it(log, true)) {
@@ -122,7 +128,7 @@ impl Tails {
             self.logs.push(Arc::clone(log));
             return;
         }
-        match Tail::start(place.clone(), sink()) {
+        match Tail::start_marked(place.clone(), sink(), Some(mark())) {
             Ok(tail) => self.logs.push(Arc::new(Log { sensor, format, tail, told: AtomicU64::new(0) })),
             Err(error) => self.problems.push(error.to_string()),
         }

@@ -18,6 +18,7 @@ use super::{
     ebpf::{Attachment, Ring, State},
     logs::Tails,
     nginx::Found,
+    privilege::{self, Work},
     scope::{Depth, Scope},
     thinker::{Delivery, Intake, Records},
 };
@@ -96,6 +97,7 @@ fn read_ring(
     processes: &Notify,
     stop: &AtomicBool,
 ) {
+    privilege::confine(Work::Reads);
     let mark = intake.mark(0);
     loop {
         let began = clock::now();
@@ -244,7 +246,11 @@ pub(super) fn sensors<'a>(
     } else {
         (Sensor::Configuration, Sight::Degraded, Some(unread.join("; ")))
     });
-    list.push((Sensor::Host, Sight::On, None));
+    list.push(if scope.follows {
+        (Sensor::Host, Sight::On, None)
+    } else {
+        (Sensor::Host, Sight::Off, Some("the rights to look were given up (--no-follow)".to_owned()))
+    });
     list.push(if scope.only_nginx {
         (
             Sensor::UpstreamSide,

@@ -35,6 +35,10 @@ use nix::{
 use thiserror::Error;
 
 use self::file::{Followed, Growth};
+use super::{
+    marks::Mark,
+    privilege::{self, Work},
+};
 use crate::model::time::Moment;
 
 /// How long nothing can go unnoticed without inotify, milliseconds.
@@ -173,6 +177,11 @@ impl Tail {
     /// Begins at the end of the file as it is now; a file that appears later is read from its beginning. When this returns, no
     /// line written afterwards is missed.
     pub fn start(place: Place, sink: Sink) -> Result<Self, TailError> {
+        Self::start_marked(place, sink, None)
+    }
+
+    /// The same, and the mark says how far it has been read.
+    pub fn start_marked(place: Place, sink: Sink, mark: Option<Mark>) -> Result<Self, TailError> {
         let started = |why: io::Error| TailError::Start { path: place.to_string(), why };
         let current = match Followed::open(&place, true) {
             Ok(file) => Some(file),
@@ -190,9 +199,16 @@ impl Tail {
             inotify,
             shared: Arc::clone(&shared),
             sink,
+            mark,
         };
         reader.follow(current);
-        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || reader.run()).map_err(started)?;
+        let thread = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || {
+                privilege::confine(Work::Reopens);
+                reader.run();
+            })
+            .map_err(started)?;
         Ok(Self { place, shared, thread: Some(thread) })
     }
 
@@ -230,13 +246,18 @@ struct Reader {
     inotify: Option<Inotify>,
     shared: Arc<Shared>,
     sink: Sink,
+    mark: Option<Mark>,
 }
 
 impl Reader {
     fn run(mut self) {
         loop {
             let stopping = self.shared.stop.load(Ordering::Relaxed);
+            let began = now();
             self.look();
+            if let Some(mark) = &self.mark {
+                mark.set(began);
+            }
             if stopping {
                 return;
             }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     sync::{
         Arc,
@@ -17,6 +18,7 @@ use super::{
     capture::batch::Batch,
     clock,
     marks::{Mark, Marks, Pace},
+    privilege::{self, Work},
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
@@ -197,7 +199,7 @@ impl Intake {
     }
 }
 
-/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
+/// Starts the thread, which writes in this folder and nowhere else; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
@@ -205,6 +207,7 @@ pub fn start(
     counts: Arc<Counts>,
     recorder: Option<Recorder>,
     redactor: Arc<Redactor>,
+    folder: Option<PathBuf>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
@@ -227,7 +230,10 @@ pub fn start(
         said,
         recorder,
     };
-    let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
+    let handle = thread::Builder::new().name("thinker".into()).spawn(move || {
+        privilege::confine(Work::Writes(folder.as_deref()));
+        thinker.run(&receiver)
+    })?;
     Ok((Intake { sender, underway, redactor, marks }, handle))
 }
 

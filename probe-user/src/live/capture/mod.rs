@@ -28,7 +28,10 @@ use pcap::Active;
 use thiserror::Error;
 
 use self::batch::{Batch, Head};
-use super::clock;
+use super::{
+    clock,
+    privilege::{self, Work},
+};
 
 pub use crate::bundle::packets::CapturedPacket;
 use crate::model::{
@@ -177,6 +180,7 @@ impl Capture {
             .spawn(move || match open(&thread_options) {
                 Ok(reader) => {
                     let _ = opened_sender.send(Ok(reader.link));
+                    privilege::confine(Work::Reads);
                     reader.run(&thread_options, &thread_shared, sink);
                 }
                 Err(error) => {
