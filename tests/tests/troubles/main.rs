@@ -2,6 +2,7 @@
 //! interfaces and namespaces that go away, a probe that is stopped, short of memory or killed. What was lost is said, what was explained
 //! stays explained, and what fails afterwards is explained and true.
 
+mod hostile;
 mod killed;
 mod logs;
 mod network;
