@@ -133,7 +133,12 @@ struct Told<'a> {
 
 impl Audience for Told<'_> {
     fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError> {
-        let folder = self.plan.out.as_ref().map(|path| Folder::open(path).map_err(AppError::usage)).transpose()?;
+        let folder = self
+            .plan
+            .out
+            .as_ref()
+            .map(|path| Folder::open(path, output::owner_by_sudo()).map_err(AppError::usage))
+            .transpose()?;
         // What was taken out when it was recorded is gone.
         let whole = self.plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
         let (interfaces, tally) = (Interfaces::clone(interfaces), SharedTally::clone(&self.tally));

@@ -136,6 +136,12 @@ pub struct Watch {
     /// Only nginx's own namespace and processes, as if upstreams ran on another host
     #[arg(long)]
     pub only_nginx: bool,
+    /// Watch only the nginx that run now, and give up every right after attaching (see SECURITY.md)
+    #[arg(long, conflicts_with = "wait")]
+    pub no_follow: bool,
+    /// The user to become then (default: whoever called sudo, else nobody)
+    #[arg(long, value_name = "USER", requires = "no_follow")]
+    pub user: Option<String>,
     /// Do not load the kernel programs: logs and packets only
     #[arg(long, hide = true)]
     pub no_ebpf: bool,

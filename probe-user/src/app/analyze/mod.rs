@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     AppError,
-    output::Folder,
+    output::{Folder, owner_by_sudo},
     replay::{self, Replay},
 };
 use crate::{
@@ -151,7 +151,7 @@ impl<'a> Session<'a> {
             plan,
             output: Output::new(plan.output.json, plan.redaction == Level::None),
             clients: Clients::new(plan.redaction)?,
-            folder: plan.out.as_deref().map(Folder::open).transpose()?,
+            folder: plan.out.as_deref().map(|path| Folder::open(path, owner_by_sudo())).transpose()?,
             analysis: Analysis::new(options),
             pipeline,
             tally: json::Summary::default(),
