@@ -277,6 +277,7 @@ impl Thinker {
                 self.release(Moment(u64::MAX));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
+                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.record();
                 if let Some(recorder) = &mut self.recorder {
                     recorder.end(told);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 /// No guest needs so long; one that does hangs.
-const LONGEST: Duration = Duration::from_secs(300);
+const LONGEST: Duration = Duration::from_mins(5);
 
 /// Boots the kernel and gives what came over the serial line, which is also left in `log`. A machine that does not end by itself is
 /// ended; what it said until then is what there is.
