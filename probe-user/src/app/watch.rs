@@ -133,7 +133,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let clock = clock::wall();
     let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally))
         .with_whole_uris(plan.redaction == Level::None);
-    let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
+    let settings = Settings { limits: Limits::live(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
@@ -211,7 +211,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
             if let Some(reader) = reader {
                 reader.finish();
             }
-            intake.deliver(Delivery::End);
+            intake.deliver(Delivery::End(clock::now()));
             thinking.join()
         }
     });
