@@ -58,6 +58,7 @@ struct Said {
 
 /// An entry of nginx's list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all of them are only compared")]
 struct Tried {
     peer: Option<String>,
     status: Option<u16>,
@@ -82,6 +83,7 @@ struct Seen {
 
 /// What was seen of its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all of them are only compared")]
 struct Life {
     from_start: bool,
     accepted_by: Option<Pid>,
@@ -165,7 +167,7 @@ impl Correlator {
         let ends = self.folding.ends(self.notable.ends());
         let request = &decided.request;
         let said = match &decided.from_lines {
-            Some(group) => group.lines.iter().map(|line| self.line_said(line)).collect(),
+            Some(group) => group.lines.iter().map(Said::of_line).collect(),
             None => request.complaints.iter().map(|(event, log, c)| self.log_said(log, c, event.at.latest)).collect(),
         };
         Signature {
@@ -182,10 +184,6 @@ impl Correlator {
             ends,
             losses: self.losses_told,
         }
-    }
-
-    fn line_said(&self, line: &lines::Line) -> Said {
-        Said { peer: lines::peer_of(&line.line), ..Said::of(&line.complaint) }
     }
 
     fn log_said(&self, log: &NginxLog, complaint: &Complaint, at: Moment) -> Said {
@@ -215,6 +213,10 @@ impl Correlator {
 }
 
 impl Said {
+    fn of_line(line: &lines::Line) -> Self {
+        Self { peer: lines::peer_of(&line.line), ..Self::of(&line.complaint) }
+    }
+
     fn of(complaint: &Complaint) -> Self {
         let Complaint { message, phase, errno, .. } = complaint;
         Self { message: *message, phase: *phase, errno: *errno, peer: None, format: None, reused: None, socket: None }
