@@ -257,7 +257,7 @@ proptest! {
         flows in 1usize..32,
         step in 20u64..2_000,
     ) {
-        let limits = Limits { flows, events_per_flow: 16, requests: 4, notable: 8, failures: 4 };
+        let limits = Limits { flows, events_per_flow: 16, requests: 4, notable: 8, failures: 4, explained: 4 };
         let mut pipeline = Pipeline::new(Settings { limits, ..settings() });
         let mut most = 0;
         deliver(&mut pipeline, &crowd(seed, &ends), Delivery { seed, step: step * 1_000_000, cut: false }, |pipeline, _| {

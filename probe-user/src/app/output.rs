@@ -16,7 +16,7 @@ use crate::{
         tape::Interfaces,
     },
     model::{
-        case::{Case, CaseKind},
+        case::{Case, CaseKind, Folded},
         event::Body,
         packet::{PacketBody, PacketRef},
         time::WallClock,
@@ -42,7 +42,9 @@ pub struct Tally {
     pub incidents: u64,
     /// Near misses.
     pub near_misses: u64,
-    /// Of each cause.
+    /// Those of both that were counted only, because they are like one that was explained.
+    pub folded: u64,
+    /// Of each cause: of those that were explained.
     pub by_cause: BTreeMap<&'static str, u64>,
     /// What could not be written, once.
     pub trouble: Vec<String>,
@@ -113,6 +115,10 @@ impl crate::live::thinker::Sink for Printer {
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
         self.print(judged, packets)
     }
+
+    fn folded(&mut self, folded: &Folded) -> io::Result<()> {
+        self.print_folded(folded)
+    }
 }
 
 impl Printer {
@@ -141,6 +147,25 @@ impl Printer {
             print(&json::line(&incident))
         } else {
             print(&text::incident(case, verdict, self.clock, Style { whole_uris: self.whole_uris, ..self.form.style }))
+        }
+    }
+}
+
+impl Printer {
+    /// Says how many failures were like a case, and were not explained one by one.
+    pub fn print_folded(&mut self, folded: &Folded) -> io::Result<()> {
+        with(&self.tally, |tally| {
+            match folded.kind {
+                CaseKind::Incident => tally.incidents += folded.count,
+                CaseKind::NearMiss => tally.near_misses += folded.count,
+            }
+            tally.folded += folded.count;
+        });
+        let text = text::folded(folded);
+        if self.form.json {
+            print(&json::line(&json::Folded { what: "folded", count: folded.count, text, like: folded.like.0.clone() }))
+        } else {
+            print(&text)
         }
     }
 }

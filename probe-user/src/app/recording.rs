@@ -17,6 +17,7 @@ use crate::{
         recorder::{FileLimits, Recorder},
     },
     model::time::WallClock,
+    pipeline::Limits,
     report::json,
 };
 
@@ -60,6 +61,7 @@ fn manifest(plan: &Record, bounds: Bounds, clock: WallClock, kernel: Option<&Ker
     let names = kernel.map(names).unwrap_or_default();
     let attachments = kernel.map(Kernel::attachments).unwrap_or_default();
     Manifest {
+        explained: Some(Limits::live().explained),
         tool: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_owned()).unwrap_or_default(),
         started: json::rfc3339(clock, clock::now()).unwrap_or_default(),

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     bundle::{manifest::Manifest, packets::PacketStore, reader, tape::Interfaces},
     cli::plan::Analyze,
+    model::case::Folded,
     pipeline::Judged,
     redact::Level,
     report::json,
@@ -30,6 +31,8 @@ pub trait Audience {
     fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError>;
     /// A case was judged. An error: nobody listens any more.
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()>;
+    /// Failures were counted that are like a case. An error: nobody listens any more.
+    fn folded(&mut self, folded: &Folded) -> io::Result<()>;
     /// Something else to be known.
     fn remark(&mut self, what: &str, count: u64, text: &str);
 }
@@ -108,6 +111,7 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
         let summary = json::Summary {
             incidents: tally.incidents,
             near_misses: tally.near_misses,
+            folded: tally.folded,
             by_cause: tally.by_cause,
             duration_s: (began.elapsed().as_secs_f64() * 1_000.0).round() / 1_000.0,
             ..json::Summary::default()
@@ -149,6 +153,10 @@ impl Audience for Told<'_> {
 
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
         self.printer.as_mut().map_or(Ok(()), |printer| printer.print(judged, packets))
+    }
+
+    fn folded(&mut self, folded: &Folded) -> io::Result<()> {
+        self.printer.as_mut().map_or(Ok(()), |printer| printer.print_folded(folded))
     }
 
     fn remark(&mut self, what: &str, count: u64, text: &str) {

@@ -279,6 +279,7 @@ impl Session<'_> {
             let summary = json::Summary {
                 incidents: tally.incidents,
                 near_misses: tally.near_misses,
+                folded: tally.folded,
                 by_cause: tally.by_cause,
                 events_lost: self.events_lost(),
                 packets_dropped: self.packets_dropped,
@@ -287,9 +288,13 @@ impl Session<'_> {
             let _ = output::print(&json::line(&summary));
         } else if !self.plan.output.quiet {
             let causes: Vec<String> = tally.by_cause.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+            let folded = match tally.folded {
+                0 => String::new(),
+                count => format!(" ({count} of them counted only: they are like others)"),
+            };
             let _ = writeln!(
                 io::stderr(),
-                "probe502: {} incidents, {} near misses in {seconds:.1} s{}{}; {} records and {} packets lost",
+                "probe502: {} incidents, {} near misses{folded} in {seconds:.1} s{}{}; {} records and {} packets lost",
                 tally.incidents,
                 tally.near_misses,
                 if causes.is_empty() { "" } else { ": " },

@@ -169,7 +169,7 @@ async fn watch(
     let clock = clock::wall();
     let place = folder.as_ref().map(|folder| folder.path().to_owned());
     let printer = printer(plan, form, clock, folder, &interfaces, &tally);
-    let settings = Settings { limits: Limits::default(), clock, statuses: plan.statuses.clone() };
+    let settings = Settings { limits: Limits::live(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
@@ -250,7 +250,7 @@ async fn watch(
             if let Some(reader) = reader {
                 reader.finish();
             }
-            intake.deliver(Delivery::End);
+            intake.deliver(Delivery::End(clock::now()));
             thinking.join()
         }
     });

@@ -30,7 +30,7 @@ use crate::{
         packet,
     },
     model::{
-        case::CaseKind,
+        case::{CaseKind, Folded},
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
         packet::{PacketEvent, PacketRef},
@@ -43,6 +43,11 @@ use crate::{
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,
 /// the capture holds packets back for at most 20 ms, log lines come through inotify. Twice that, and room for the scheduler.
 const LAG_NS: u64 = 80_000_000;
+
+/// So much of the stream is thought about before what comes of it is printed.
+const STEP_NS: u64 = 20_000_000;
+/// What is older than this is thought about at once: nothing happened then, or it was long ago that anybody could still wait for it.
+const CATCHES_UP_NS: u64 = 10_000_000_000;
 
 /// How often the thread thinks when nothing arrives.
 const TURN: Duration = Duration::from_millis(10);
@@ -115,8 +120,8 @@ pub enum Delivery {
     Line(Box<(Arrival, Raw)>),
     /// Packets of a capture.
     Packets(Batch),
-    /// No more will come.
-    End,
+    /// No more will come; it was said then, when everything that had happened had been delivered but for the usual lag.
+    End(Moment),
 }
 
 impl Delivery {
@@ -127,7 +132,7 @@ impl Delivery {
             Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
             Self::Packets(batch) => batch.weight(),
             Self::Line(_) => size_of::<(Arrival, Raw)>() + 1024,
-            Self::End => 0,
+            Self::End(_) => 0,
         }
     }
 }
@@ -149,6 +154,8 @@ pub enum Said {
 pub trait Sink: Send {
     /// Takes a judged case; the packets are there for it to pick from. An error means that nobody reads any more.
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> std::io::Result<()>;
+    /// Takes the count of failures that are like a case it has taken.
+    fn folded(&mut self, folded: &Folded) -> std::io::Result<()>;
 }
 
 /// The way in. Clones share it.
@@ -261,20 +268,22 @@ impl Thinker {
             let mut next = match deliveries.recv_timeout(TURN) {
                 Ok(delivery) => Some(delivery),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End),
+                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
             let read = self.marks.earliest();
-            let mut ended = false;
+            let mut ended = None;
             let mut budget = WAITING;
             while let Some(delivery) = next {
-                ended |= self.take(delivery);
+                ended = self.take(delivery);
                 budget -= 1;
-                next = if ended || budget == 0 { None } else { deliveries.try_recv().ok() };
+                next = if ended.is_some() || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
-            if ended {
+            if let Some(ended) = ended {
                 self.release(Moment(u64::MAX));
+                // Who was behind has not judged anybody yet of whom everything is known by now.
+                self.think(ended.minus_ns(LAG_NS));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
                 tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
@@ -288,13 +297,25 @@ impl Thinker {
             }
             let until = self.pace.until(now.minus_ns(LAG_NS), read, now);
             self.release(until);
-            self.pipeline.advance(until);
-            self.record();
-            self.speak();
+            self.think(until);
         }
     }
 
-    fn take(&mut self, delivery: Delivery) -> bool {
+    /// Thinks up to here, in steps: after a pause a whole second's cases would wait for the last of them to be printed.
+    fn think(&mut self, until: Moment) {
+        loop {
+            let next = until.min(self.pipeline.told().max(until.minus_ns(CATCHES_UP_NS)).plus_ns(STEP_NS));
+            self.pipeline.advance(next);
+            self.record();
+            self.speak();
+            if next >= until {
+                return;
+            }
+        }
+    }
+
+    /// Returns when the end was said.
+    fn take(&mut self, delivery: Delivery) -> Option<Moment> {
         self.underway.fetch_sub(delivery.weight(), Ordering::Relaxed);
         match delivery {
             Delivery::Arrivals(arrivals) => {
@@ -313,9 +334,9 @@ impl Thinker {
                 push(&mut self.pipeline, self.recorder.as_mut(), arrival, || Some(raw));
             }
             Delivery::Packets(batch) => self.sieve.packets(batch),
-            Delivery::End => return true,
+            Delivery::End(said) => return Some(said),
         }
-        false
+        None
     }
 
     /// Nothing is let go unless nginx itself says which connections failed, and how every request ended.
@@ -384,6 +405,11 @@ impl Thinker {
                 Err(_) => {
                     let _ = self.said.send(Said::OutputGone);
                 }
+            }
+        }
+        while let Some(folded) = self.pipeline.poll_folded() {
+            if self.sink.folded(&folded).is_err() {
+                let _ = self.said.send(Said::OutputGone);
             }
         }
     }

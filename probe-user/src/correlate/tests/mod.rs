@@ -3,6 +3,7 @@
 
 mod ends;
 mod exact;
+mod folding;
 mod lines;
 mod logged;
 
@@ -76,11 +77,11 @@ fn key(pointer: u64) -> RequestKey {
 
 impl World {
     fn new() -> Self {
-        let settings = Settings {
-            limits: Limits::default(),
-            clock: WallClock { offset_ns: 0 },
-            statuses: vec![500, 502, 503, 504],
-        };
+        Self::limited(Limits::default())
+    }
+
+    fn limited(limits: Limits) -> Self {
+        let settings = Settings { limits, clock: WallClock { offset_ns: 0 }, statuses: vec![500, 502, 503, 504] };
         let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0, sent: 0 };
         for sensor in Sensor::ALL {
             world
