@@ -114,6 +114,8 @@ pub struct Settings {
     pub only_trouble: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, openat, open.
     pub syscall_numbers: [u32; 6],
+    /// Always zero: guards what must be in a program and must never run.
+    pub never: u32,
 }
 
 impl Settings {
@@ -129,6 +131,7 @@ impl Settings {
         own_tgid: 0,
         only_trouble: 0,
         syscall_numbers: [0; 6],
+        never: 0,
     };
 }
 

@@ -5,6 +5,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::fault::{Fault, Party};
 use crate::lab::Lab;
-use crate::probe::{Printed, output_within};
+use crate::probe::{Printed, binary, output_within};
 use crate::site::Site;
 use crate::table;
 use crate::view;
@@ -35,6 +38,10 @@ const FAULTS: [&str; 7] = [
     "harmless-answers",
 ];
 
+/// What SECURITY.md lists, as setpriv(1) wants it.
+const CAPABILITIES: &str = "+bpf,+perfmon,+sys_admin,+sys_resource,+ipc_lock,+syslog,+net_raw,+net_admin,+sys_ptrace,\
+    +dac_read_search,+dac_override,+fowner,+chown,+setuid,+setgid,+setpcap,+sys_chroot,+net_bind_service,+kill";
+
 /// A way in which the same kernel shows less.
 struct Setting {
     name: &'static str,
@@ -42,24 +49,46 @@ struct Setting {
     restore: fn() -> Result<()>,
 }
 
-const SETTINGS: [Setting; 3] = [
-    Setting { name: "whole", arrange: || Ok(()), restore: || Ok(()) },
+const WHOLE: Setting = Setting { name: "whole", arrange: nothing, restore: nothing };
+
+const LESS: [Setting; 2] = [
     Setting { name: "no tracefs", arrange: without_tracefs, restore: with_tracefs },
     Setting { name: "no BTF", arrange: without_types, restore: with_types },
 ];
 
-/// Looks at everything and tells it. What goes wrong is told too; the caller only needs the lines.
-pub fn run() {
-    tell(&json!({ "is": "kernel", "release": release() }));
-    for setting in &SETTINGS {
-        let done = (setting.arrange)().and_then(|()| examine(setting.name));
-        // A setting that stays arranged would spoil the next one.
-        let restored = (setting.restore)();
-        for error in [done, restored].into_iter().filter_map(Result::err) {
-            tell(&json!({ "is": "failure", "setting": setting.name, "error": format!("{error:#}") }));
+/// The one that needs another program to be run, and so another process of this one.
+const NOT_ROOT: &str = "not root";
+
+/// Looks at everything and tells it. With an argument it looks in that setting at once. What goes wrong is told too; the caller only
+/// needs the lines.
+pub fn run(setting: Option<&str>) {
+    if let Some(setting) = setting {
+        return try_out(setting, &WHOLE);
+    }
+    tell(&json!({ "is": "kernel", "release": read("/proc/sys/kernel/osrelease") }));
+    let parameters = read("/proc/cmdline");
+    // With the kernel locked down, that alone is looked at.
+    if let Some(lockdown) = parameters.split(' ').find(|parameter| parameter.starts_with("lockdown=")) {
+        try_out(lockdown, &WHOLE);
+    } else {
+        try_out(WHOLE.name, &WHOLE);
+        for setting in &LESS {
+            try_out(setting.name, setting);
+        }
+        if let Err(error) = without_root() {
+            fail(NOT_ROOT, &error);
         }
     }
     tell(&json!({ "is": "end" }));
+}
+
+fn try_out(name: &str, setting: &Setting) {
+    let done = (setting.arrange)().and_then(|()| examine(name));
+    // A setting that stays arranged would spoil the next one.
+    let restored = (setting.restore)();
+    for error in [done, restored].into_iter().filter_map(Result::err) {
+        fail(name, &error);
+    }
 }
 
 /// One line for the reader outside.
@@ -68,8 +97,12 @@ fn tell(what: &Value) {
     let _ = writeln!(std::io::stdout(), "{MARK}{what}");
 }
 
-fn release() -> String {
-    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+fn fail(setting: &str, error: &anyhow::Error) {
+    tell(&json!({ "is": "failure", "setting": setting, "error": format!("{error:#}") }));
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
 /// `doctor`, then every fault.
@@ -99,6 +132,10 @@ fn doctor() -> Result<Value> {
 const TRACEFS: &str = "/sys/kernel/tracing";
 const TYPES: &str = "/sys/kernel/btf";
 
+fn nothing() -> Result<()> {
+    Ok(())
+}
+
 fn without_tracefs() -> Result<()> {
     umount2(TRACEFS, MntFlags::empty()).context("unmount tracefs")
 }
@@ -113,4 +150,21 @@ fn without_types() -> Result<()> {
 
 fn with_types() -> Result<()> {
     umount2(TYPES, MntFlags::empty()).context("show the kernel's types")
+}
+
+/// The probe as nobody, with the capabilities that are documented.
+fn without_root() -> Result<()> {
+    let wrapper = Path::new("/tmp/probe502-as-nobody");
+    let probe = binary()?;
+    let text = format!(
+        "#!/bin/sh\nexec /usr/bin/setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps {CAPABILITIES} \
+         --ambient-caps {CAPABILITIES} {} \"$@\"\n",
+        probe.display()
+    );
+    fs::write(wrapper, text).context("write the program that gives up root")?;
+    fs::set_permissions(wrapper, PermissionsExt::from_mode(0o755)).context("make it a program")?;
+    let mut again = Command::new(std::env::current_exe().context("find the running program")?);
+    let status = again.arg(NOT_ROOT).env("PROBE502_BIN", wrapper).stdin(Stdio::null()).status()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
 }

@@ -7,6 +7,7 @@ mod deny;
 mod fuzz;
 mod lint;
 mod program;
+mod reproduce;
 mod setup;
 mod test;
 mod tidy;
@@ -61,6 +62,8 @@ enum Task {
     /// Measure what it costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the kernel object in two folders and compare the bytes
+    Reproduce,
     /// Try the program on other kernels, in virtual machines
     VmTest(vm::Plan),
 }
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&workspace),
         Task::Fuzz { target, minutes } => fuzz::run(&workspace, &fuzz::Plan { target, minutes }),
         Task::Bench(bench) => bench::run(&workspace, &bench),
+        Task::Reproduce => reproduce::run(&workspace),
         Task::VmTest(plan) => vm::run(&workspace, &plan),
     });
     match done {

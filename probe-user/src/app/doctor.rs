@@ -40,13 +40,19 @@ pub fn run(hide_btf: bool, output: Output) -> Result<(), AppError> {
 }
 
 fn root() -> Finding {
-    let is_root = nix::unistd::geteuid().is_root();
+    let lacking = privilege::lacking();
+    let enough = lacking.is_empty();
+    let why = match (enough, nix::unistd::geteuid().is_root()) {
+        (true, true) => "running as root".to_owned(),
+        (true, false) => "not running as root, with the capabilities that are needed".to_owned(),
+        (false, _) => format!("not running as root, and without {}", lacking.join(", ")),
+    };
     Finding {
         name: "root".into(),
-        state: if is_root { State::On } else { State::Off },
-        why: if is_root { "running as root".into() } else { "not running as root".into() },
-        lost: if is_root { String::new() } else { "everything: watch does not start".into() },
-        remedy: if is_root { "" } else { "run it with sudo" },
+        state: if enough { State::On } else { State::Off },
+        why,
+        lost: if enough { String::new() } else { "everything: watch does not start".into() },
+        remedy: if enough { "" } else { "run it with sudo" },
     }
 }
 

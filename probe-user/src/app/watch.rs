@@ -67,9 +67,11 @@ const RING_BYTES: u32 = 4 << 20;
 /// Runs it.
 pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     log_to_stderr(plan);
-    if !nix::unistd::geteuid().is_root() {
+    let lacking = live::privilege::lacking();
+    if !lacking.is_empty() {
         return Err(AppError::host(anyhow::anyhow!(
-            "watching nginx needs root (eBPF, packet capture, other users' processes); run it with sudo"
+            "watching nginx needs root (eBPF, packet capture, other users' processes), or {}; run it with sudo",
+            lacking.join(", ")
         )));
     }
     live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;

@@ -59,6 +59,28 @@ pub fn expect_to_retire() {
     RETIRES.store(true, Ordering::Relaxed);
 }
 
+/// Of those, what somebody else than root must have been given, or there is nothing to watch with.
+const NEEDED: [Capability; 7] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    // uprobes, and tracepoints where `perf_event_paranoid` is above 2 (Debian's is 3).
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// What is lacking for watching, by name; nothing for root, whatever root has been left: what it then cannot do is told as a gap.
+#[must_use]
+pub fn lacking() -> Vec<String> {
+    if nix::unistd::geteuid().is_root() {
+        return Vec::new();
+    }
+    let has = caps::read(None, CapSet::Effective).unwrap_or_default();
+    NEEDED.iter().filter(|needed| !has.contains(needed)).map(ToString::to_string).collect()
+}
+
 /// Gives up what is never used, the way back to it, and core dumps, which would hold what strangers sent.
 pub fn reduce() -> io::Result<()> {
     let other = |error: caps::errors::CapsError| io::Error::other(error.to_string());

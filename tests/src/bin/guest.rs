@@ -8,6 +8,6 @@ fn main() -> anyhow::Result<()> {
     if Path::new(&called).file_name().is_some_and(|name| name == "upstream") {
         return probe_tests::server::serve(arguments);
     }
-    probe_tests::vm::run();
+    probe_tests::vm::run(arguments.next().as_deref());
     Ok(())
 }

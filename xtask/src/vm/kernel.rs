@@ -21,6 +21,8 @@ pub(crate) struct Kernel {
     prefix: &'static str,
     /// Part of the set that runs when none is named.
     pub(crate) usual: bool,
+    /// Tried out with lockdown too.
+    pub(crate) locked_down: bool,
 }
 
 /// A part of Debian's archive.
@@ -55,14 +57,44 @@ const FLAVOUR: &str = "-cloud-amd64";
 
 /// From the oldest that is supported to the newest that Debian has, one for each that changed something here.
 pub(crate) const ALL: [Kernel; 7] = [
-    Kernel { name: "5.10", suite: Suite::BullseyeSecurity, prefix: "linux-image-5.10.0-", usual: false },
-    Kernel { name: "6.1", suite: Suite::Bookworm, prefix: "linux-image-6.1.0-", usual: true },
-    Kernel { name: "6.12", suite: Suite::BookwormBackports, prefix: "linux-image-6.12.", usual: true },
-    Kernel { name: "6.16", suite: Suite::TrixieBackports, prefix: "linux-image-6.16.", usual: false },
-    Kernel { name: "6.18", suite: Suite::TrixieBackports, prefix: "linux-image-6.18.", usual: false },
+    Kernel {
+        name: "5.10",
+        suite: Suite::BullseyeSecurity,
+        prefix: "linux-image-5.10.0-",
+        usual: false,
+        locked_down: true,
+    },
+    Kernel { name: "6.1", suite: Suite::Bookworm, prefix: "linux-image-6.1.0-", usual: true, locked_down: false },
+    Kernel {
+        name: "6.12",
+        suite: Suite::BookwormBackports,
+        prefix: "linux-image-6.12.",
+        usual: true,
+        locked_down: false,
+    },
+    Kernel {
+        name: "6.16",
+        suite: Suite::TrixieBackports,
+        prefix: "linux-image-6.16.",
+        usual: false,
+        locked_down: false,
+    },
+    Kernel {
+        name: "6.18",
+        suite: Suite::TrixieBackports,
+        prefix: "linux-image-6.18.",
+        usual: false,
+        locked_down: false,
+    },
     // From 6.19 on the package of that name is empty but for what it depends on.
-    Kernel { name: "7.0", suite: Suite::TrixieBackports, prefix: "linux-binary-7.0.", usual: false },
-    Kernel { name: "7.2", suite: Suite::TrixieBackports, prefix: "linux-binary-7.2.", usual: false },
+    Kernel {
+        name: "7.0",
+        suite: Suite::TrixieBackports,
+        prefix: "linux-binary-7.0.",
+        usual: false,
+        locked_down: false,
+    },
+    Kernel { name: "7.2", suite: Suite::TrixieBackports, prefix: "linux-binary-7.2.", usual: false, locked_down: true },
 ];
 
 /// The kernels of these names, in the order of [`ALL`].
@@ -179,7 +211,7 @@ fn newest(names: &[String], prefix: &str) -> Option<String> {
     let ours = names.iter().filter(|name| {
         name.starts_with(prefix) && name.ends_with(FLAVOUR) && !name.contains("deb11") && !name.contains("-rt-")
     });
-    ours.max_by_key(|name| numbers(name)).cloned()
+    ours.max_by_key(|name| numbers(name.trim_end_matches(FLAVOUR))).cloned()
 }
 
 /// The numbers in a name, in order: `6.12.9` is older than `6.12.10`.

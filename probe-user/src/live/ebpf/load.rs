@@ -362,12 +362,28 @@ pub(super) fn describe(error: &ProgramError) -> String {
             let line = log.lines().rev().find(|line| !line.trim().is_empty() && !is_statistics(line));
             line.map_or_else(
                 || format!("the kernel refused the program: {io_error}"),
-                |line| format!("the kernel's verifier refused the program ({io_error}): {}", line.trim()),
+                |line| {
+                    lacking_helper(line.trim()).unwrap_or_else(|| {
+                        format!("the kernel's verifier refused the program ({io_error}): {}", line.trim())
+                    })
+                },
             )
         }
         ProgramError::SyscallError(error) => format!("{}: {}", error.call, error.io_error),
         other => other.to_string().lines().next().unwrap_or_default().to_owned(),
     }
+}
+
+/// What it means when the kernel knows no such function for programs, in words; `None` if the line says something else.
+fn lacking_helper(line: &str) -> Option<String> {
+    let foreign = ["invalid func ", "unknown func ", "program of this type cannot use helper "];
+    let function = foreign.iter().find_map(|words| line.strip_prefix(words))?;
+    // Every kernel with a ring has these, but not when it is locked down.
+    // https://elixir.bootlin.com/linux/v6.12/source/kernel/trace/bpf_trace.c (`security_locked_down`)
+    if function.starts_with("bpf_probe_read") {
+        return Some("this kernel lets no program read its memory (lockdown=confidentiality)".to_owned());
+    }
+    Some(format!("this kernel has no function {function} for programs"))
 }
 
 fn is_statistics(line: &str) -> bool {

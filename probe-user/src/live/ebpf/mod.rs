@@ -8,6 +8,9 @@ pub mod attach;
 pub mod btf;
 pub mod calibrate;
 pub mod cost;
+#[cfg(test)]
+#[path = "kernels_tests.rs"]
+mod kernels;
 pub mod layout;
 pub mod load;
 pub mod offsets;
