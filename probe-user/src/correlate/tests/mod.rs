@@ -5,6 +5,7 @@ mod ends;
 mod exact;
 mod lines;
 mod logged;
+mod reuse;
 
 use std::net::SocketAddr;
 
