@@ -43,4 +43,5 @@ pub mod table;
 pub mod trial;
 pub mod upstream;
 pub mod view;
+pub mod vm;
 pub mod worlds;

@@ -11,6 +11,7 @@ mod setup;
 mod test;
 mod tidy;
 mod version;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Task {
     /// Measure what it costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Try the program on other kernels, in virtual machines
+    VmTest(vm::Plan),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&workspace),
         Task::Fuzz { target, minutes } => fuzz::run(&workspace, &fuzz::Plan { target, minutes }),
         Task::Bench(bench) => bench::run(&workspace, &bench),
+        Task::VmTest(plan) => vm::run(&workspace, &plan),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use crate::{
     cli::plan::Output,
     live::{
         capture::interfaces,
-        ebpf::{Attachment, Depth, Kernel, LoadOptions, State},
+        ebpf::{Attachment, Depth, Kernel, LoadOptions, State, Tier},
         nginx,
         privilege::{self, Account, Fence},
     },
@@ -71,6 +71,14 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         lost: String::new(),
         remedy: "",
     }];
+    let tier = kernel.tier();
+    findings.push(Finding {
+        name: "tier".into(),
+        state: if tier == Tier::A { State::On } else { State::Degraded },
+        why: tier.text().into(),
+        lost: tier.lost().into(),
+        remedy: if tier == Tier::A { "" } else { "a newer kernel (6.11 has all of it)" },
+    });
     findings.push(match kernel.btf_problem() {
         None => Finding {
             name: "BTF".into(),

@@ -278,9 +278,22 @@ impl Folder {
         packets: &PacketStore,
         interfaces: &[Interface],
     ) -> Result<(), anyhow::Error> {
-        let whole = self.path.join(&incident.id);
-        let partial = self.path.join(format!(".{}-{}{PARTIAL}", incident.id, std::process::id()));
-        let written = write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
+        self.whole(&incident.id, |partial| write(partial, incident, frames, comments, packets, interfaces))
+    }
+
+    /// Leaves an incident whose packets are in a capture already: its evidence points there.
+    pub fn leave_alone(&self, incident: &Incident) -> Result<(), anyhow::Error> {
+        self.whole(&incident.id, |partial| {
+            fs::DirBuilder::new().mode(0o700).create(partial)?;
+            create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes())
+        })
+    }
+
+    /// Gives a folder its name when everything is in it.
+    fn whole(&self, id: &str, fill: impl FnOnce(&Path) -> Result<(), anyhow::Error>) -> Result<(), anyhow::Error> {
+        let whole = self.path.join(id);
+        let partial = self.path.join(format!(".{id}-{}{PARTIAL}", std::process::id()));
+        let written = fill(&partial).and_then(|()| {
             for made in [partial.join(PACKETS), partial.join(INCIDENT), partial.clone()] {
                 give(&made, self.owner);
             }

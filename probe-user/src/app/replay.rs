@@ -92,6 +92,10 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
     let began = Instant::now();
     let tally = SharedTally::default();
     let form = Form::choose(plan.json);
+    if plan.redaction == Level::None {
+        let text = "NOT REDACTED (--no-redact): what the recording still has of URIs, headers and bodies is printed and left as it is.";
+        remark(plan, "not-redacted", 1, text);
+    }
     for input in &plan.inputs {
         let mut told = Told { plan, form, tally: SharedTally::clone(&tally), printer: None };
         play(&input.display().to_string(), open(input)?, plan.redaction, &mut told)?;

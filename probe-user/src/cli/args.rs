@@ -219,7 +219,7 @@ pub struct Analyze {
     /// Also print every HTTP/1 request with its status
     #[arg(long)]
     pub exchanges: bool,
-    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident of a recording
+    /// Also leave DIR/<id>/incident.json for each incident, and of a recording DIR/<id>/packets.pcapng (evidence from a capture points into the capture)
     #[arg(short, long = "out", value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Exit with status 1 if there was an incident

@@ -41,7 +41,7 @@ pub use host::Question;
 
 use crate::model::{
     case::{Case, CaseKind, EarlierFailure, Origin},
-    complaint::Phase,
+    complaint::{Complaint, Phase},
     coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
     net::Address,
@@ -335,8 +335,12 @@ impl Correlator {
                     open.special = Some((event.clone(), status.clone()));
                     open.redirected = false;
                 }
-                if status.parent.is_none() && self.sight(Sensor::NginxStatuses) != Sight::On {
-                    self.final_status(event, status, main, identity);
+                if self.sight(Sensor::NginxStatuses) != Sight::On {
+                    if status.parent.is_none() {
+                        self.final_status(event, status, main, identity);
+                    } else {
+                        self.piece_missing(event, main, identity);
+                    }
                 }
             }
             StatusPoint::Redirect => {
@@ -345,8 +349,20 @@ impl Correlator {
                 open.redirected = true;
             }
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
-            StatusPoint::SendHeader => {}
+            StatusPoint::SendHeader => self.piece_missing(event, main, identity),
         }
+    }
+
+    /// A subrequest is over that had trouble. If the client's answer had begun by then, no status will follow that could decide it.
+    fn piece_missing(&mut self, event: &Event, main: RequestKey, identity: (Option<u64>, Option<u64>)) {
+        let Some(open) = self.requests.get_mut(main) else { return };
+        let begun = |(_, log, _): &(Event, NginxLog, Complaint)| log.parent.and(log.status);
+        let Some(status) = open.complaints.iter().rev().find_map(begun) else { return };
+        let Some(request) = self.requests.take(main, identity) else { return };
+        if let Some(telling) = self.telling.get_mut(&main.worker) {
+            telling.decided = true;
+        }
+        self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, Some(status), None);
     }
 
     fn final_status(

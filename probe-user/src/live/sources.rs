@@ -187,7 +187,10 @@ pub(super) fn sensors<'a>(
         (Sensor::Retransmits, &["tcp_retransmit_skb"]),
         (Sensor::SocketErrors, &["inet_sk_error_report"]),
         (Sensor::Drops, &["kfree_skb"]),
-        (Sensor::Syscalls, &["sys_exit_connect", "sys_exit_accept", "sys_exit_accept4", "sys_exit_socket"]),
+        (
+            Sensor::Syscalls,
+            &["sys_exit_connect", "sys_exit_accept", "sys_exit_accept4", "sys_exit_socket", "sys_exit_openat"],
+        ),
         (Sensor::Processes, &["sched_process_fork", "sched_process_exec", "sched_process_exit"]),
         (Sensor::Signals, &["signal_generate"]),
         (Sensor::OomKills, &["mark_victim"]),

@@ -161,6 +161,13 @@ impl World {
         closed
     }
 
+    /// The connection of nginx's request 41 is refused, and nginx complains.
+    fn refuse(&mut self) {
+        let closed = self.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        self.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
+    }
+
     /// nginx complains: message, errno, action.
     fn log(
         &mut self,

@@ -229,3 +229,14 @@ fn reasons_without_a_name_are_shown_as_numbers() {
     assert_eq!(reason_name(&names, 0x3_0001), "reason 0x30001");
     assert_eq!(reason_name(&names, NO_REASON), "not given");
 }
+
+#[test]
+fn a_kernel_without_a_ring_is_refused_in_one_sentence() {
+    let failure = || EbpfError::UnexpectedPinningType { name: 7 };
+    let text = refusal(failure(), Some(false)).to_string();
+    assert!(text.contains("no BPF ring buffer") && text.contains("5.8") && !text.contains('\n'), "{text}");
+    for known in [Some(true), None] {
+        let text = refusal(failure(), known).to_string();
+        assert!(text.contains("root") && !text.contains("ring buffer"), "{text}");
+    }
+}

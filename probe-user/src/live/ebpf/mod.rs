@@ -14,10 +14,12 @@ pub mod offsets;
 mod records;
 pub mod ring;
 pub mod symbols;
+pub mod tier;
 mod tracefs;
 mod watch;
 
 pub use attach::{Attachment, Depth, State};
 pub use load::{Kernel, LoadError, LoadOptions};
 pub use ring::Ring;
+pub use tier::Tier;
 pub use watch::{Losses, NginxError};

@@ -25,6 +25,10 @@ const UNSPECIFIED: &str = "SKB_DROP_REASON_NOT_SPECIFIED";
 /// The running kernel, as far as the programs depend on it.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// Whether there is type information at all.
+    pub types: bool,
+    /// Whether sockets tell their errors (`inet_sk_error_report`, 5.14); only looked up in type information.
+    pub error_reports: bool,
     /// Member offsets.
     pub offsets: Offsets,
     /// Members that this kernel does not have, by their names there.
@@ -87,7 +91,8 @@ impl Facts {
             reset_reasons = names(btf, "sk_rst_reason", "SK_RST_REASON_");
             settings.drop_reasons = interesting(btf);
         }
-        Self { offsets, missing, settings, records, drop_reasons, reset_reasons }
+        let error_reports = btf.is_some_and(|btf| btf.tracepoint_arguments("inet_sk_error_report").is_some());
+        Self { types: btf.is_some(), error_reports, offsets, missing, settings, records, drop_reasons, reset_reasons }
     }
 }
 
@@ -157,8 +162,13 @@ fn register(_name: &str) -> Option<u32> {
 }
 
 /// In the order of [`Settings::syscall_numbers`].
-fn syscall_numbers() -> [u32; 5] {
-    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_close];
+fn syscall_numbers() -> [u32; 6] {
+    // Newer architectures have no `open`.
+    #[cfg(target_arch = "x86_64")]
+    let open = libc::SYS_open;
+    #[cfg(not(target_arch = "x86_64"))]
+    let open = -1;
+    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_openat, open];
     numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 
