@@ -18,7 +18,7 @@ use crate::process::{Process, Start};
 /// From start to `ready`.
 const READY: Duration = Duration::from_secs(10);
 /// The same in an emulated machine, whose first process sets this variable ([`crate::vm`]).
-const READY_EMULATED: Duration = Duration::from_secs(60);
+const READY_EMULATED: Duration = Duration::from_mins(1);
 const EMULATED: &str = "PROBE502_EMULATED";
 /// From SIGINT to the end; what is pending is judged and written meanwhile.
 const END: Duration = Duration::from_secs(10);

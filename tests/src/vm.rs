@@ -22,7 +22,7 @@ use crate::view;
 pub const MARK: &str = "@@ ";
 
 /// An emulated machine is slow, and loads forty programs one after another.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Refused, reset, closed early, masked by a retry; and what must not be reported at all.
 const FAULTS: [&str; 7] = [

@@ -37,7 +37,7 @@ fn garbage_at_full_speed() -> Result<()> {
 
 fn soak(lasts: Duration, seed: u64) -> Result<()> {
     let lab = Lab::new()?;
-    let site = Site::start_with(&lab, "site", &faults()?, |plan| strangers::configure(plan))?;
+    let site = Site::start_with(&lab, "site", &faults()?, strangers::configure)?;
     let probe = Probe::watch_nginx(site.nginx().master(), &[])?;
     let before = all_is_well(&site, &probe, 0)?;
     let strangers = Strangers::start(&lab, site.address(), seed)?;
