@@ -85,13 +85,17 @@ impl Session<'_> {
         let all = privilege::retire(account, readable)
             .context("cannot give up the rights that are not needed any more")
             .map_err(AppError::host)?;
-        if !all {
-            self.notice(
-                "rights-kept",
-                1,
-                "this kernel reads maps of kernel programs only for those who may load them: CAP_BPF is kept",
-            );
-        }
+        let (user, _) = account.numbers();
+        let kept = if all {
+            "without any capability"
+        } else {
+            "with CAP_BPF alone (this kernel reads maps of kernel programs only for those who may load them)"
+        };
+        let text = format!(
+            "goes on as user {user} {kept}: an nginx that starts later, upstreams and logs that a reload adds, and who listens on this \
+             host are not looked at (--no-follow)"
+        );
+        self.notice("rights-given-up", 1, &text);
         Ok(())
     }
 

@@ -210,3 +210,33 @@ fn line_time(unix_ns: Option<i128>, resolution_ns: u64, arrived: Moment) -> At {
         by_reading
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// The wall clock's time of a moment that lies so many seconds before the reading.
+    fn stated(arrived: Moment, before: i128) -> i128 {
+        clock::wall().unix_ns(arrived) - before * i128::from(SECOND)
+    }
+
+    #[test]
+    fn a_line_was_written_within_what_it_says_and_before_it_was_read() {
+        let arrived = clock::now();
+        let at = line_time(Some(stated(arrived, 0)), SECOND, arrived);
+        assert!(at.latest <= arrived && at.earliest >= arrived.minus_ns(SECOND), "{at:?}");
+    }
+
+    #[test]
+    fn a_clock_that_was_stepped_leaves_only_the_reading() {
+        let arrived = clock::now();
+        let by_reading = At::between(arrived.minus_ns(100_000_000), arrived);
+        // Back by NTP, forwards by NTP, another zone in a container, no time at all.
+        let steps = [30, -30, 3_600, -7_200].map(|before| Some(stated(arrived, before)));
+        for unix in steps.into_iter().chain([None]) {
+            assert_eq!(line_time(unix, SECOND, arrived), by_reading, "{unix:?}");
+        }
+    }
+}

@@ -9,9 +9,9 @@ use std::sync::{
 
 use crate::model::time::Moment;
 
-/// How long the stream waits for a source that does not move, nanoseconds of the thinking thread's own turns. What comes after that comes
-/// late, and is counted so.
-const PATIENCE_NS: u64 = 1_000_000_000;
+/// How long the stream waits for a source that does not move at all, nanoseconds of the thinking thread's own turns: with the stream's lag
+/// and the wait for late evidence a line still comes within a second. What comes after that comes late, and is counted so.
+const PATIENCE_NS: u64 = 300_000_000;
 
 /// How far one source has been read.
 #[derive(Debug)]
@@ -107,10 +107,10 @@ mod tests {
         let (wanted, now) = (Moment(5 * second), Moment(5 * second + 80));
         assert_eq!(pace.until(wanted, Moment(20), now), Moment(20));
         // It moves: the patience begins anew.
-        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(second)), Moment(second));
-        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(2 * second)), Moment(second));
+        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(PATIENCE_NS)), Moment(second));
+        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(2 * PATIENCE_NS)), Moment(second));
         // It does not.
-        let later = now.plus_ns(2 * second + 1);
+        let later = now.plus_ns(2 * PATIENCE_NS + 1);
         assert_eq!(pace.until(wanted, Moment(second), later), wanted);
         assert_eq!(pace.until(wanted, wanted, later), wanted);
     }

@@ -17,6 +17,9 @@ use probe_tests::trial::WITHIN;
 
 use crate::scene::{KINDS, all_is_well, check_summary, faults, notices};
 
+/// How often a log is rotated.
+const ROTATIONS: usize = 3;
+
 /// From the log alone, as far as nginx's own word goes.
 fn by_the_log(mut witness: Witness) -> Witness {
     witness.expected = witness.expected.at_light().without_uprobes();
@@ -29,7 +32,7 @@ fn rotate(rotate: impl Fn(&Site<'_>, usize) -> Result<()>) -> Result<Vec<probe_t
     let site = Site::start(&lab, &faults()?)?;
     let probe = Probe::watch_nginx(site.nginx().master(), &["--no-uprobes"])?;
     let mut count = 0;
-    for round in 0..6 {
+    for round in 0..ROTATIONS {
         for kind in &KINDS[..2] {
             let witness = by_the_log(kind.provoke(&site, count)?);
             let incident = probe.check_all(&[witness], WITHIN)?.remove(0);
@@ -69,7 +72,7 @@ fn rotation_by_copytruncate() -> Result<()> {
         std::thread::sleep(Duration::from_millis(150));
         Ok(())
     })?;
-    ensure!(told.len() == 6, "said {} times of 6: {told:?}", told.len());
+    ensure!(told.len() == ROTATIONS, "said {} times of {ROTATIONS}: {told:?}", told.len());
     for notice in &told {
         ensure!(notice.text.contains("error.log") && notice.text.contains("may be lost"), "{notice:?}");
     }
@@ -94,7 +97,7 @@ fn log_on_a_full_disk() -> Result<()> {
     let size = fs::metadata(&log)?.len();
     // Long enough that even what is left of a page of the log's own is used up.
     let mut count = before;
-    for round in 0..12 {
+    for round in 0..8 {
         for kind in &KINDS {
             let witness = kind.provoke(&site, count)?;
             probe.check_all(&[witness], WITHIN).with_context(|| format!("round {round}"))?;

@@ -70,7 +70,7 @@ fn reload_storm_without_nginxs_functions() -> Result<()> {
     let (mut witnesses, _) = meanwhile(
         Duration::from_millis(200),
         || send(master, Signal::SIGHUP),
-        || fail_for(&site, lasts(5), Duration::from_millis(60)),
+        || fail_for(&site, lasts(3), Duration::from_millis(60)),
     )?;
     for witness in &mut witnesses {
         witness.expected = witness.expected.clone().at_light().without_uprobes();
@@ -94,7 +94,7 @@ fn worker_crash_loop() -> Result<()> {
         Ok(())
     };
     let (witnesses, crashes) =
-        meanwhile(Duration::from_millis(100), crash, || fail_for(&site, lasts(5), Duration::from_millis(30)))?;
+        meanwhile(Duration::from_millis(100), crash, || fail_for(&site, lasts(3), Duration::from_millis(30)))?;
     ensure!(crashes > 20, "{crashes} crashes are no loop");
     probe.check_all(&witnesses, WITHIN)?;
     let after = all_is_well(&site, &probe, witnesses.len())?;

@@ -103,7 +103,7 @@ fn memory_limit_on_the_probe() -> Result<()> {
     let traffic =
         Traffic { target: site.address(), uri: "/ok".into(), rate: 1_000, connections: 10, requests_each: Some(5) };
     let load = Load::start(lab.client(), &traffic)?;
-    let witnesses = fail_for(&site, Duration::from_secs(4), Duration::from_millis(50))?;
+    let witnesses = fail_for(&site, Duration::from_secs(3), Duration::from_millis(50))?;
     load.stop()?;
     probe.check_all(&witnesses, Duration::from_secs(3))?;
     let ended = probe.stop()?;

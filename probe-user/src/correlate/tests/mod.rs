@@ -6,6 +6,7 @@ mod exact;
 mod folding;
 mod lines;
 mod logged;
+mod reuse;
 
 use std::net::SocketAddr;
 
