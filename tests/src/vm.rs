@@ -49,7 +49,7 @@ struct Setting {
     restore: fn() -> Result<()>,
 }
 
-const WHOLE: Setting = Setting { name: "whole", arrange: nothing, restore: nothing };
+const WHOLE: Setting = Setting { name: "whole", arrange: || Ok(()), restore: || Ok(()) };
 
 const LESS: [Setting; 2] = [
     Setting { name: "no tracefs", arrange: without_tracefs, restore: with_tracefs },
@@ -131,10 +131,6 @@ fn doctor() -> Result<Value> {
 
 const TRACEFS: &str = "/sys/kernel/tracing";
 const TYPES: &str = "/sys/kernel/btf";
-
-fn nothing() -> Result<()> {
-    Ok(())
-}
 
 fn without_tracefs() -> Result<()> {
     umount2(TRACEFS, MntFlags::empty()).context("unmount tracefs")
