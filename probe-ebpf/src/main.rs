@@ -126,6 +126,16 @@ fn sys_exit_socket(context: TracePointContext) -> Option<()> {
     syscalls::socket(&syscalls::Exit::of_tracepoint(&context)?)
 }
 
+#[tracepoint(category = "syscalls", name = "sys_exit_open")]
+fn sys_exit_open(context: TracePointContext) -> Option<()> {
+    syscalls::open_of(&context)
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_openat")]
+fn sys_exit_openat(context: TracePointContext) -> Option<()> {
+    syscalls::open_of(&context)
+}
+
 #[raw_tracepoint(tracepoint = "sys_exit")]
 fn sys_exit(context: RawTracePointContext) -> Option<()> {
     syscalls::any(&context)

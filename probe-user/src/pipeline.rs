@@ -9,7 +9,12 @@ use crate::{
     correlate::Correlator,
     diagnose,
     merge::Merge,
-    model::{case::Case, event::EventId, time::Moment, verdict::Verdict},
+    model::{
+        case::{Case, Folded},
+        event::EventId,
+        time::Moment,
+        verdict::Verdict,
+    },
 };
 pub use crate::{
     correlate::{
@@ -47,6 +52,7 @@ pub struct Pipeline {
     confine: Confine,
     correlator: Correlator,
     judged: VecDeque<Judged>,
+    folded: VecDeque<Folded>,
     /// The latest moment up to which time was told.
     told: Moment,
     /// For a recorder: what got its place since it last asked.
@@ -62,6 +68,7 @@ impl Pipeline {
             confine: Confine::default(),
             correlator: Correlator::new(settings),
             judged: VecDeque::new(),
+            folded: VecDeque::new(),
             told: Moment(0),
             placed: None,
         }
@@ -160,11 +167,19 @@ impl Pipeline {
             }
             self.judged.push_back(Judged { case, verdict });
         }
+        while let Some(folded) = self.correlator.poll_folded() {
+            self.folded.push_back(folded);
+        }
     }
 
     /// The next judged case.
     pub fn poll_case(&mut self) -> Option<Judged> {
         self.judged.pop_front()
+    }
+
+    /// The next failures that were counted only: there were more of them than can be explained one by one, and they are like a case that was.
+    pub fn poll_folded(&mut self) -> Option<Folded> {
+        self.folded.pop_front()
     }
 
     /// The next thing to look up on the host; its answer is to be pushed.

@@ -38,6 +38,7 @@ pub mod process;
 pub mod recording;
 pub mod server;
 pub mod site;
+pub mod strangers;
 pub mod table;
 pub mod trial;
 pub mod upstream;

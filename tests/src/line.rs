@@ -285,10 +285,13 @@ pub struct Notice {
 /// `summary`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Summary {
-    /// Incidents printed.
+    /// Incidents, printed or counted only.
     pub incidents: u64,
-    /// Near misses printed.
+    /// Near misses, likewise.
     pub near_misses: u64,
+    /// Those of both that were counted only.
+    #[serde(default)]
+    pub folded: u64,
     /// Both, by cause.
     pub by_cause: BTreeMap<String, u64>,
     /// Kernel records lost.

@@ -3,6 +3,7 @@
 
 use anyhow::{Result, ensure};
 use probe_tests::bench::contender::{Contender, HOOKS};
+use probe_tests::bench::promptness;
 use probe_tests::bench::stage::Load;
 use probe_tests::bench::wrk::CONNECTIONS;
 use probe_tests::bench::{self, Plan};
@@ -32,5 +33,13 @@ fn hooks_are_priced_alone() -> Result<()> {
     let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive] };
     let table = bench::run(&plan, |_| ())?;
     ensure!(table.rows.iter().all(|row| row.rounds == 1 && row.rate.is_some()), "{table}");
+    Ok(())
+}
+
+#[test]
+fn promptness_is_measured() -> Result<()> {
+    let promptness = promptness::measure(200)?;
+    ensure!(promptness.ready_ms > 0.0 && promptness.ready_bytes.is_some(), "{promptness:?}");
+    ensure!(promptness.line_ms.is_sorted() && promptness.line_ms[0] > 0.0, "{promptness:?}");
     Ok(())
 }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     bundle::{manifest::Manifest, packets::PacketStore, reader, tape::Interfaces},
     cli::plan::Analyze,
+    model::case::Folded,
     pipeline::Judged,
     redact::Level,
     report::json,
@@ -30,6 +31,8 @@ pub trait Audience {
     fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError>;
     /// A case was judged. An error: nobody listens any more.
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()>;
+    /// Failures were counted that are like a case. An error: nobody listens any more.
+    fn folded(&mut self, folded: &Folded) -> io::Result<()>;
     /// Something else to be known.
     fn remark(&mut self, what: &str, count: u64, text: &str);
 }
@@ -92,6 +95,10 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
     let began = Instant::now();
     let tally = SharedTally::default();
     let form = Form::choose(plan.json);
+    if plan.redaction == Level::None {
+        let text = "NOT REDACTED (--no-redact): what the recording still has of URIs, headers and bodies is printed and left as it is.";
+        remark(plan, "not-redacted", 1, text);
+    }
     for input in &plan.inputs {
         let mut told = Told { plan, form, tally: SharedTally::clone(&tally), printer: None };
         play(&input.display().to_string(), open(input)?, plan.redaction, &mut told)?;
@@ -104,6 +111,7 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
         let summary = json::Summary {
             incidents: tally.incidents,
             near_misses: tally.near_misses,
+            folded: tally.folded,
             by_cause: tally.by_cause,
             duration_s: (began.elapsed().as_secs_f64() * 1_000.0).round() / 1_000.0,
             ..json::Summary::default()
@@ -129,7 +137,12 @@ struct Told<'a> {
 
 impl Audience for Told<'_> {
     fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError> {
-        let folder = self.plan.out.as_ref().map(|path| Folder::open(path).map_err(AppError::usage)).transpose()?;
+        let folder = self
+            .plan
+            .out
+            .as_ref()
+            .map(|path| Folder::open(path, output::owner_by_sudo()).map_err(AppError::usage))
+            .transpose()?;
         // What was taken out when it was recorded is gone.
         let whole = self.plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
         let (interfaces, tally) = (Interfaces::clone(interfaces), SharedTally::clone(&self.tally));
@@ -140,6 +153,10 @@ impl Audience for Told<'_> {
 
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> io::Result<()> {
         self.printer.as_mut().map_or(Ok(()), |printer| printer.print(judged, packets))
+    }
+
+    fn folded(&mut self, folded: &Folded) -> io::Result<()> {
+        self.printer.as_mut().map_or(Ok(()), |printer| printer.print_folded(folded))
     }
 
     fn remark(&mut self, what: &str, count: u64, text: &str) {

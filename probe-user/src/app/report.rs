@@ -16,12 +16,12 @@ use super::{
 use crate::{
     bundle::{manifest::Manifest, packets::PacketStore, tape::Interfaces},
     cli::plan::{Report, ReportFormat},
-    model::time::WallClock,
+    model::{case::Folded, time::WallClock},
     pipeline::Judged,
     redact::Level,
     report::{
         collection::{Collection, Notice, Ready, Source},
-        html, markdown,
+        html, markdown, text,
     },
 };
 
@@ -123,6 +123,11 @@ impl Audience for Heard<'_> {
         incident.packets_at = (!frames.is_empty())
             .then(|| format!("DIR/{}/{PACKETS}, which `probe502 analyze {name} -o DIR` leaves", incident.id));
         self.collection.add(incident);
+        Ok(())
+    }
+
+    fn folded(&mut self, folded: &Folded) -> io::Result<()> {
+        self.remark("folded", folded.count, &text::folded(folded));
         Ok(())
     }
 

@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
+
 use super::{
     AppError,
     output::{self, Form, SharedTally},
@@ -16,7 +18,10 @@ use crate::{
     live::{
         clock,
         ebpf::Losses,
-        follow::{Change, Followers},
+        follow::{CaptureNews, Change, Followers},
+        logs::CutOff,
+        marks::Mark,
+        privilege::{self, Account},
         sources::Counts,
         thinker::{Delivery, Intake},
     },
@@ -39,9 +44,11 @@ pub(super) struct Session<'a> {
     pub(super) counts: Arc<Counts>,
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
+    /// Up to when it was asked what was lost.
+    pub(super) counted: Mark,
     pub(super) crowded_out: u64,
     /// Losses that nobody was told of yet, by what they are.
-    pub(super) unsaid: BTreeMap<&'static str, u64>,
+    pub(super) unsaid: BTreeMap<&'static str, (u64, At)>,
     pub(super) packets_dropped: u64,
     pub(super) checked: Moment,
     pub(super) progress: bool,
@@ -68,6 +75,27 @@ impl Session<'_> {
             };
             self.notice(what, 1, &text);
         }
+        Ok(())
+    }
+
+    /// Gives up every right, for good.
+    pub(super) fn retire(&mut self, account: Account) -> Result<(), AppError> {
+        let followers = &mut self.followers;
+        let readable = || followers.kernel().is_none_or(|kernel| kernel.losses().is_ok());
+        let all = privilege::retire(account, readable)
+            .context("cannot give up the rights that are not needed any more")
+            .map_err(AppError::host)?;
+        let (user, _) = account.numbers();
+        let kept = if all {
+            "without any capability"
+        } else {
+            "with CAP_BPF alone (this kernel reads maps of kernel programs only for those who may load them)"
+        };
+        let text = format!(
+            "goes on as user {user} {kept}: an nginx that starts later, upstreams and logs that a reload adds, and who listens on this \
+             host are not looked at (--no-follow)"
+        );
+        self.notice("rights-given-up", 1, &text);
         Ok(())
     }
 
@@ -161,14 +189,47 @@ impl Session<'_> {
             let lost = Coverage::Lost { sensor, count, why: why.to_owned() };
             let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
             self.intake.deliver(Delivery::Arrivals(vec![arrival]));
-            *self.unsaid.entry(why).or_default() += count;
+            self.unsaid
+                .entry(why)
+                .and_modify(|(sum, when)| {
+                    *sum += count;
+                    when.latest = span.latest;
+                })
+                .or_insert((count, span));
+        }
+        self.look_after_sources();
+        self.counted.set(now);
+    }
+
+    /// Captures whose interface went away, logs that were cut off.
+    fn look_after_sources(&mut self) {
+        for CutOff { sensor, path, span } in self.followers.cut_off_logs() {
+            let lost = Coverage::Lost { sensor: Some(sensor), count: 1, why: "the log was cut off".to_owned() };
+            let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
+            self.intake.deliver(Delivery::Arrivals(vec![arrival]));
+            let text = format!("{path} was cut off: lines written to it {} may be lost", spoken(span));
+            self.notice("log-truncated", 1, &text);
+        }
+        for news in self.followers.look_after_captures() {
+            match news {
+                CaptureNews::Ended { interface, why } => {
+                    let text = format!("packets on {interface} are not captured any more: {why}");
+                    self.notice("capture-ended", 1, &text);
+                }
+                CaptureNews::Resumed { interfaces, missed } => {
+                    let missed = missed.map(|span| format!("; what passed {} was not seen", spoken(span)));
+                    let text =
+                        format!("packets are captured on {}{}", interfaces.join(", "), missed.unwrap_or_default());
+                    self.notice("capture-resumed", 1, &text);
+                }
+            }
         }
     }
 
     /// Says what was lost since it was said last.
     pub(super) fn tell_losses(&mut self) {
-        for (why, count) in std::mem::take(&mut self.unsaid) {
-            self.notice("lost", count, &format!("{count} {why}"));
+        for (why, (count, span)) in std::mem::take(&mut self.unsaid) {
+            self.notice("lost", count, &format!("{count} {why}, {}", spoken(span)));
         }
     }
 
@@ -222,6 +283,7 @@ impl Session<'_> {
             let summary = json::Summary {
                 incidents: tally.incidents,
                 near_misses: tally.near_misses,
+                folded: tally.folded,
                 by_cause: tally.by_cause,
                 events_lost: self.events_lost(),
                 packets_dropped: self.packets_dropped,
@@ -230,9 +292,13 @@ impl Session<'_> {
             let _ = output::print(&json::line(&summary));
         } else if !self.plan.output.quiet {
             let causes: Vec<String> = tally.by_cause.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+            let folded = match tally.folded {
+                0 => String::new(),
+                count => format!(" ({count} of them counted only: they are like others)"),
+            };
             let _ = writeln!(
                 io::stderr(),
-                "probe502: {} incidents, {} near misses in {seconds:.1} s{}{}; {} records and {} packets lost",
+                "probe502: {} incidents, {} near misses{folded} in {seconds:.1} s{}{}; {} records and {} packets lost",
                 tally.incidents,
                 tally.near_misses,
                 if causes.is_empty() { "" } else { ": " },
@@ -242,4 +308,11 @@ impl Session<'_> {
             );
         }
     }
+}
+
+/// From when to when.
+fn spoken(span: At) -> String {
+    let clock = clock::wall();
+    let time = |moment| json::rfc3339(clock, moment).unwrap_or_else(|| "a time unknown".to_owned());
+    format!("from {} to {}", time(span.earliest), time(span.latest))
 }

@@ -32,6 +32,8 @@ pub struct Manifest {
     pub depth: String,
     /// Sensors at the beginning: name, `on`, `off` or `degraded`, and why.
     pub sensors: Vec<(String, String, Option<String>)>,
+    /// Failures of one second that were explained whatever they were like; none: all of them.
+    pub explained: Option<u64>,
     /// What was blanked before it was kept: `default`, `all` or `none`.
     pub redaction: String,
     /// What the kernel calls its reasons for dropping a packet.

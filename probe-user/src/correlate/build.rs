@@ -69,7 +69,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
             Link::Exact
         });
     let request = request(decided);
-    let stored = correlator.answered.of(&request, decided.status).filter(|_| list.is_empty());
+    let stored = if list.is_empty() { correlator.answered.of(&request, decided.status) } else { None };
     Case {
         id,
         kind: decided.kind,

@@ -1,7 +1,7 @@
 //! When a case is put together: its wait is over, and nobody is about to end.
 
 use super::{
-    Correlator, attempts,
+    Correlator, attempts, identity_of,
     limits::{ASKED_BEFORE_NS, END_DELAY_NS},
     lines,
 };
@@ -16,9 +16,23 @@ impl Correlator {
             if !due || self.awaits_an_end() {
                 return None;
             }
-            let decided = self.decided.pop_front()?;
-            if let Some(case) = self.close(decided) {
-                return Some(case);
+            let mut decided = self.decided.pop_front()?;
+            if decided.from_lines.is_none()
+                && let Some(identity) = identity_of(decided.request.key, decided.request.identity)
+            {
+                match self.deciding.get_mut(&identity) {
+                    Some(count) if *count > 1 => *count -= 1,
+                    _ => drop(self.deciding.remove(&identity)),
+                }
+            }
+            let case = self.close(&mut decided);
+            for (event, log, _) in &decided.request.complaints {
+                if let Some(socket) = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref()) {
+                    self.flows.settle(socket, event.at.latest);
+                }
+            }
+            if case.is_some() {
+                return case;
             }
         }
     }

@@ -10,7 +10,9 @@ use crate::model::{
 impl Correlator {
     /// The cause found for an attempt of a case: blackouts are blamed on it.
     pub fn judged(&mut self, case: &CaseId, peer: &str, cause: &'static str) {
-        for failure in self.failures.iter_mut().filter(|f| f.case == *case && f.peer == peer) {
+        // It is the case that was put together last: what is remembered of it is the newest.
+        let of_it = self.failures.iter_mut().rev().take_while(|failure| failure.case == *case);
+        for failure in of_it.filter(|failure| failure.peer == peer) {
             failure.cause = Some(cause);
         }
     }

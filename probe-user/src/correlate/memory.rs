@@ -95,10 +95,11 @@ impl Correlator {
         events.extend(self.notable.events().map(|event| event.id));
         events.extend(self.host.events());
         events.extend(self.unix.events());
-        for (at, key, _, fd, id) in &self.connections {
-            let following = (key.worker, *fd, *at)..=(key.worker, *fd, at.plus_ns(CONNECTED_WITHIN_NS));
+        for (key, made) in self.connections.all() {
+            let following =
+                (key.worker, made.fd, made.at)..=(key.worker, made.fd, made.at.plus_ns(CONNECTED_WITHIN_NS));
             if connects.range(following).next().is_some() {
-                events.insert(*id);
+                events.insert(made.told_in);
             }
         }
         let mut complained = Vec::new();

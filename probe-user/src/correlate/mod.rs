@@ -5,9 +5,11 @@
 mod answered;
 pub mod attempts;
 mod build;
+mod connections;
 mod due;
 mod failures;
 pub mod flows;
+mod folding;
 mod host;
 pub mod limits;
 pub mod lines;
@@ -17,6 +19,7 @@ mod questions;
 pub mod requests;
 mod sensors;
 mod served;
+mod status;
 mod telling;
 mod tuple;
 mod unheard;
@@ -27,7 +30,9 @@ mod written;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use answered::Answered;
+use connections::{Connections, Made};
 use flows::Flows;
+use folding::Folding;
 use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
 use lines::Lines;
 use notable::Notable;
@@ -40,12 +45,12 @@ use written::Written;
 pub use host::Question;
 
 use crate::model::{
-    case::{Case, CaseKind, EarlierFailure, Origin},
+    case::{Case, CaseKind, EarlierFailure, Folded, Origin},
     complaint::Phase,
     coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
     net::Address,
-    nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
+    nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
     time::{At, Moment, WallClock},
@@ -94,8 +99,7 @@ pub struct Correlator {
     wires: Wires,
     notable: Notable,
     unix: UnixConnections,
-    /// Descriptors that became upstream connections: when, for which request and client connection, and where it was told.
-    connections: VecDeque<(Moment, RequestKey, u64, i32, EventId)>,
+    connections: Connections,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
@@ -103,7 +107,12 @@ pub struct Correlator {
     host: host::Host,
     sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
+    /// How often something was told to be lost.
+    losses_told: u64,
     decided: VecDeque<Decided>,
+    /// Those of them that nginx itself told of, where it tells them apart.
+    deciding: BTreeMap<(RequestKey, u64, u64), u32>,
+    folding: Folding,
     failures: VecDeque<EarlierFailure>,
     answered: Answered,
     /// Whose attempts each worker is telling. As many as there are workers.
@@ -133,13 +142,16 @@ impl Correlator {
             wires: Wires::default(),
             notable: Notable::new(limits),
             unix: UnixConnections::default(),
-            connections: VecDeque::new(),
+            connections: Connections::default(),
             speaking: BTreeSet::new(),
             written: Written::default(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
             losses: VecDeque::new(),
+            losses_told: 0,
             decided: VecDeque::new(),
+            deciding: BTreeMap::new(),
+            folding: Folding::default(),
             failures: VecDeque::new(),
             answered: Answered::default(),
             telling: BTreeMap::new(),
@@ -213,6 +225,7 @@ impl Correlator {
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
         if second > self.swept {
             self.swept = second;
+            self.folding.tell(second);
             self.requests.forget(second);
             self.notable.forget(second);
             self.lines.forget(second);
@@ -239,6 +252,14 @@ impl Correlator {
         self.wires.hurry();
         self.decide_wires();
         self.finished = true;
+    }
+
+    /// The next failures that were counted, and not put together one by one.
+    pub fn poll_folded(&mut self) -> Option<Folded> {
+        if self.finished && self.decided.is_empty() {
+            self.folding.tell(Moment(u64::MAX));
+        }
+        self.folding.poll()
     }
 
     /// The next thing somebody should look up on the host; its answer comes back as an event.
@@ -281,10 +302,8 @@ impl Correlator {
             }
             NginxEvent::Attempt(attempt) => self.attempt(event.id, attempt),
             NginxEvent::Connection { request: Some(key), number, fd, .. } => {
-                if self.connections.len() >= limits::CONNECTIONS {
-                    self.connections.pop_front();
-                }
-                self.connections.push_back((event.at.latest, *key, *number, *fd, event.id));
+                let made = Made { at: event.at.latest, number: *number, fd: *fd, told_in: event.id };
+                self.connections.keep(*key, made);
             }
             NginxEvent::Connection { .. } => {}
         }
@@ -322,80 +341,6 @@ impl Correlator {
         }
     }
 
-    fn status(&mut self, event: &Event, status: &NginxStatus) {
-        let identity = (status.number, status.client_requests);
-        let main = status.parent.unwrap_or(status.request);
-        self.telling.insert(status.worker, Telling { told: status.request, main, decided: false });
-        match status.point {
-            StatusPoint::SpecialResponse => {
-                let open = self.requests.entry(main, identity, event.at.latest);
-                open.heard.push(event.id);
-                open.subrequest |= status.parent.is_some();
-                if status.parent.is_none() {
-                    open.special = Some((event.clone(), status.clone()));
-                    open.redirected = false;
-                }
-                if status.parent.is_none() && self.sight(Sensor::NginxStatuses) != Sight::On {
-                    self.final_status(event, status, main, identity);
-                }
-            }
-            StatusPoint::Redirect => {
-                let open = self.requests.entry(main, identity, event.at.latest);
-                open.heard.push(event.id);
-                open.redirected = true;
-            }
-            StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
-            StatusPoint::SendHeader => {}
-        }
-    }
-
-    fn final_status(
-        &mut self,
-        event: &Event,
-        status: &NginxStatus,
-        main: RequestKey,
-        identity: (Option<u64>, Option<u64>),
-    ) {
-        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
-        let same = |d: &Decided| d.from_lines.is_none() && d.request.key == main && d.request.identity == identity;
-        if identity.0.is_some() && identity.1.is_some() && self.decided.iter().any(same) {
-            if let Some(telling) = self.telling.get_mut(&main.worker) {
-                telling.decided = true;
-            }
-            return;
-        }
-        let mut request = if let Some(request) = self.requests.take(main, identity) {
-            request
-        } else {
-            // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
-            self.requests.entry(main, identity, event.at.latest);
-            match self.requests.take(main, identity) {
-                Some(request) => request,
-                None => return,
-            }
-        };
-        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
-        let by_subrequest = request.subrequest && status.attempts == Some(0);
-        if status.attempts.is_some() && !by_subrequest {
-            request.attempts.clear();
-            request.attempts_known = true;
-            request.attempts_total = status.attempts.unwrap_or(0);
-        }
-        request.heard.push(event.id);
-        if let Some(telling) = self.telling.get_mut(&main.worker) {
-            telling.decided = true;
-        }
-        // The attempts follow in the next records; whether this is a case at all is decided when it closes.
-        self.decide(
-            event.clone(),
-            request,
-            CaseKind::Incident,
-            Origin::Unknown,
-            Some(status.status),
-            Some(status.clone()),
-        );
-    }
-
     fn decide(
         &mut self,
         by: Event,
@@ -413,6 +358,9 @@ impl Correlator {
         let mut statuses: Vec<NginxStatus> = said.into_iter().collect();
         statuses.extend(request.special.iter().map(|(_, status)| status.clone()));
         let close_at = self.now.max(at.latest).plus_ns(CLOSE_DELAY_NS);
+        if let Some(identity) = identity_of(request.key, request.identity) {
+            *self.deciding.entry(identity).or_default() += 1;
+        }
         self.decided.push_back(Decided {
             kind,
             origin,
@@ -428,12 +376,15 @@ impl Correlator {
         });
     }
 
-    fn close(&mut self, mut decided: Decided) -> Option<Case> {
+    fn close(&mut self, decided: &mut Decided) -> Option<Case> {
         if decided.from_lines.is_none() && !decided.statuses.is_empty() {
             let status = decided.status.unwrap_or(0);
             // What does not begin like HTTP is relayed as it is: the client gets no status then.
             decided.status = decided.status.filter(|status| *status >= 100);
             (decided.kind, decided.origin) = requests::decide(&decided.request, status, &self.settings.statuses)?;
+        }
+        if self.folds(decided) {
+            return None;
         }
         let lines: Vec<Option<ErrorLine>> = decided
             .request
@@ -447,21 +398,21 @@ impl Correlator {
             }
         }
         let (key, number) = (decided.request.key, decided.request.identity.0);
-        let mine = |(at, k, n, ..): &&(Moment, RequestKey, u64, i32, EventId)| {
-            *k == key && number.is_none_or(|number| number == *n) && *at <= decided.at.latest
-        };
-        decided.request.connections =
-            self.connections.iter().filter(mine).map(|(at, _, _, fd, _)| (*at, *fd)).collect();
+        decided.request.connections = self.connections.of(key, number, decided.at.latest);
         decided.line = lines.into_iter().flatten().next();
         if decided.at.latest < self.told_before {
             return None;
         }
-        self.last_case += 1;
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
-        let case = build::case(self, id, &decided);
+        let case = build::case(self, id, decided);
         self.remember(&case);
         Some(case)
     }
+}
+
+/// What tells a request of nginx from every other while the worker lives.
+fn identity_of(key: RequestKey, identity: (Option<u64>, Option<u64>)) -> Option<(RequestKey, u64, u64)> {
+    Some((key, identity.0?, identity.1?))
 }
 
 #[cfg(test)]

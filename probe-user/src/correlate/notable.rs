@@ -13,7 +13,12 @@ use crate::model::{
 /// Remembers them for a while.
 #[derive(Debug, Default)]
 pub struct Notable {
-    events: VecDeque<Event>,
+    /// Of processes.
+    processes: Kept,
+    /// Failed system calls: in a storm, one for each failure. They do not crowd out the rest.
+    calls: Kept,
+    /// Processes that serve upstreams and ended, or were sent a signal, so far; and whoever the kernel killed for memory.
+    ends: u64,
     limits: Limits,
 }
 
@@ -21,11 +26,18 @@ impl Notable {
     /// With these bounds.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { events: VecDeque::new(), limits }
+        Self { limits, ..Self::default() }
     }
 
     /// Keeps the event if it is of that kind.
     pub fn handle(&mut self, event: &Event) {
+        if let Body::Process(process) = &event.body {
+            self.ends += u64::from(match process {
+                ProcessEvent::Exited { role, .. } | ProcessEvent::Signalled { role, .. } => *role == Role::Upstream,
+                ProcessEvent::OomVictim { .. } => true,
+                ProcessEvent::Executed { .. } | ProcessEvent::Held { .. } | ProcessEvent::Forked { .. } => false,
+            });
+        }
         let keep = match &event.body {
             Body::Process(process) => !matches!(process, ProcessEvent::Forked { .. }),
             Body::Syscall(call) => match &call.call {
@@ -34,35 +46,38 @@ impl Notable {
                     result.is_err() && socket.as_ref().is_none_or(|s| s.remote.is_none())
                 }
                 Syscall::Accept { result, .. } => result.is_err(),
-                Syscall::Socket { .. } => true,
+                Syscall::Socket { .. } | Syscall::Open { .. } => true,
             },
             _ => false,
         };
         if keep {
-            if self.events.len() >= self.limits.notable {
-                self.events.pop_front();
-            }
-            self.events.push_back(event.clone());
+            let kept = if matches!(event.body, Body::Process(_)) { &mut self.processes } else { &mut self.calls };
+            kept.push(event, self.limits.notable);
         }
     }
 
     /// Every event kept.
     pub fn events(&self) -> impl Iterator<Item = &Event> {
-        self.events.iter()
+        self.processes.since(Moment(0)).chain(self.calls.since(Moment(0)))
+    }
+
+    /// How many processes came to an end, or were asked to, that may have served an upstream.
+    #[must_use]
+    pub const fn ends(&self) -> u64 {
+        self.ends
     }
 
     /// Forgets what is too old.
     pub fn forget(&mut self, now: Moment) {
-        while self.events.front().is_some_and(|event| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS) {
-            self.events.pop_front();
-        }
+        self.processes.forget(now);
+        self.calls.forget(now);
     }
 
     /// Processes that were sent a signal to end since then, and have not ended.
     #[must_use]
     pub fn asked_to_end(&self, since: Moment) -> BTreeSet<Pid> {
         let mut asked = BTreeSet::new();
-        for event in self.events.iter().filter(|event| event.at.latest >= since) {
+        for event in self.processes.since(since).filter(|event| event.at.latest >= since) {
             match &event.body {
                 // SIGINT, SIGQUIT, SIGABRT, SIGTERM; SIGKILL has no handler.
                 Body::Process(ProcessEvent::Signalled { target, signal: 2 | 3 | 6 | 15, .. }) => {
@@ -95,12 +110,43 @@ impl Notable {
             },
             Body::Syscall(call) => match &call.call {
                 Syscall::Accept { .. } => true,
-                // A server that cannot make a socket cannot ask what it needs for its answer.
-                Syscall::Socket { .. } => Some(call.pid) == worker || holders.contains(&call.pid),
+                // A server that can make no socket and open no file cannot get what it needs for its answer.
+                Syscall::Socket { .. } | Syscall::Open { .. } => {
+                    Some(call.pid) == worker || holders.contains(&call.pid)
+                }
                 Syscall::Connect { .. } => Some(call.pid) == worker,
             },
             _ => false,
         };
-        self.events.iter().filter(in_time).filter(concerns).cloned().collect()
+        let of_processes = self.processes.since(from).filter(in_time).filter(concerns);
+        let calls = self.calls.since(from).filter(in_time).filter(concerns);
+        let mut found: Vec<Event> = of_processes.chain(calls).cloned().collect();
+        found.sort_by_key(|event| event.id);
+        found
+    }
+}
+
+/// Events in the order of the stream, each with the latest moment so far: that one never goes back, and a late event is found all the same.
+#[derive(Debug, Default)]
+struct Kept(VecDeque<(Moment, Event)>);
+
+impl Kept {
+    fn push(&mut self, event: &Event, most: usize) {
+        if self.0.len() >= most {
+            self.0.pop_front();
+        }
+        let reached = self.0.back().map_or(event.at.latest, |(reached, _)| event.at.latest.max(*reached));
+        self.0.push_back((reached, event.clone()));
+    }
+
+    fn forget(&mut self, now: Moment) {
+        while self.0.front().is_some_and(|(_, event)| now.since_ns(event.at.latest) > NOTABLE_LINGER_NS) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Every event that may have happened at or after a moment, and perhaps some from before.
+    fn since(&self, since: Moment) -> impl Iterator<Item = &Event> {
+        self.0.range(self.0.partition_point(|(reached, _)| *reached < since)..).map(|(_, event)| event)
     }
 }

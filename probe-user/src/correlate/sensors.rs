@@ -16,6 +16,7 @@ impl Correlator {
                 self.flows.hear_states(self.sight(Sensor::SocketStates) != Sight::Degraded);
             }
             Coverage::Lost { sensor, count, why } => {
+                self.losses_told += 1;
                 self.losses.push_back((at, *sensor, *count, why.clone()));
             }
         }

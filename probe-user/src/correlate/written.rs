@@ -1,6 +1,6 @@
 //! Lines of the error log about requests that nginx itself tells about: they have the whole text of a message.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::limits::WRITTEN_LINES;
 use crate::model::{
@@ -12,18 +12,27 @@ use crate::model::{
 
 /// The newest lines.
 #[derive(Debug, Default)]
-pub(super) struct Written(VecDeque<(At, ErrorLine, EventId)>);
+pub(super) struct Written {
+    /// The client connections they are of, oldest first.
+    order: VecDeque<u64>,
+    of: BTreeMap<u64, VecDeque<(At, ErrorLine, EventId)>>,
+}
 
 impl Written {
     /// Keeps a line of a request.
     pub(super) fn keep(&mut self, event: &Event, line: &ErrorLine) {
-        if line.number.is_none() {
-            return;
+        let Some(number) = line.number else { return };
+        if self.order.len() >= WRITTEN_LINES
+            && let Some(oldest) = self.order.pop_front()
+            && let Some(lines) = self.of.get_mut(&oldest)
+        {
+            lines.pop_front();
+            if lines.is_empty() {
+                self.of.remove(&oldest);
+            }
         }
-        if self.0.len() >= WRITTEN_LINES {
-            self.0.pop_front();
-        }
-        self.0.push_back((event.at, line.clone(), event.id));
+        self.order.push_back(number);
+        self.of.entry(number).or_default().push_back((event.at, line.clone(), event.id));
     }
 
     /// The line that this complaint became: of the same client connection, with the same errno and meaning, within a second (nginx's log
@@ -31,16 +40,35 @@ impl Written {
     pub(super) fn of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
         let window = At::between(event.at.earliest.minus_ns(1_000_000_000), event.at.latest.plus_ns(1_000_000_000));
         let fits = |(at, line, _): &&(At, ErrorLine, EventId)| {
-            line.number == log.number
-                && line.errno == log.errno
+            line.errno == log.errno
                 && at.overlaps(&window)
                 && Message::classify(&line.message) == Some(complaint.message)
         };
-        self.0.iter().rev().find(fits).map(|(_, line, _)| line)
+        self.of.get(&log.number?)?.iter().rev().find(fits).map(|(_, line, _)| line)
     }
 
     /// Lines written in one of these times.
     pub(super) fn within(&self, times: &[At]) -> impl Iterator<Item = EventId> {
-        self.0.iter().filter(|(at, ..)| times.iter().any(|time| time.overlaps(at))).map(|(.., id)| *id)
+        let spans = joined(times);
+        let inside = move |at: &At| {
+            // The last span that begins before the line was certainly written, if it reaches it.
+            let after = spans.partition_point(|span| span.earliest <= at.latest);
+            after.checked_sub(1).and_then(|place| spans.get(place)).is_some_and(|span| span.overlaps(at))
+        };
+        self.of.values().flatten().filter(move |(at, ..)| inside(at)).map(|(.., id)| *id)
     }
+}
+
+/// The same times, in order, without those that others cover.
+fn joined(times: &[At]) -> Vec<At> {
+    let mut times = times.to_vec();
+    times.sort_by_key(|time| time.earliest);
+    let mut spans: Vec<At> = Vec::new();
+    for time in times {
+        match spans.last_mut().filter(|span| span.overlaps(&time)) {
+            Some(span) => span.latest = span.latest.max(time.latest),
+            None => spans.push(time),
+        }
+    }
+    spans
 }

@@ -6,6 +6,8 @@ pub mod clock;
 pub mod ebpf;
 pub mod follow;
 pub mod host;
+pub mod logs;
+pub mod marks;
 pub mod memory;
 pub mod namespaces;
 pub mod nginx;

@@ -33,6 +33,11 @@ const SAMPLE_NS: u64 = 1_000_000_000;
 /// Serving processes remembered before those that are due again are forgotten.
 const SAMPLED: usize = 1_024;
 
+/// Workers that spoke of failures, remembered before those that did so long ago are forgotten.
+const SPEAKERS: usize = 1_024;
+/// So long after its word nothing lies here that was there when a worker spoke, as far as time alone decides.
+const SPOKE_NS: u64 = 10_000_000_000;
+
 type Fast<K, V> = HashMap<K, V, BuildHasherDefault<FxHasher>>;
 
 /// Names a connection by both of its ends, whichever of them speaks.
@@ -85,8 +90,9 @@ struct Fate {
     /// Sides seen opening, and sides seen closing without an error: the connecting one and the accepting one.
     opened: Sides,
     closed: Sides,
-    /// The worker that connected.
+    /// The worker that connected, and when: as the count of records.
     worker: u32,
+    connected: u64,
     /// Something is to be told of it.
     spoken_of: bool,
     /// Some of it has gone on, so the rest must.
@@ -181,6 +187,10 @@ pub(super) struct Sieve {
     from: usize,
     fates: Fast<Key, Fate>,
     sampled: Fast<u32, u64>,
+    /// Records taken so far.
+    taken: u64,
+    /// When each worker of nginx spoke of a failure last: as the count of records, and by the clock.
+    spoke: Fast<u32, (u64, u64)>,
     let_go: u64,
     /// Nothing is let go.
     open: bool,
@@ -199,6 +209,7 @@ impl Sieve {
             self.hold(0, None, record);
             return;
         };
+        self.taken += 1;
         let key = self.note(header, record);
         self.hold(header.time_ns, key, record);
     }
@@ -240,8 +251,8 @@ impl Sieve {
                 let (call, _) = Connect::ref_from_prefix(record).ok()?;
                 let key = Key::of(&call.socket.local, &call.socket.remote)?;
                 let fate = self.fates.entry(key).or_default();
-                fate.worker = header.tgid;
-                fate.spoken_of |= call.result != 0 && call.result != IN_PROGRESS;
+                fate.spoken_of |= was_spoken_of(&self.spoke, fate) || (call.result != 0 && call.result != IN_PROGRESS);
+                (fate.worker, fate.connected) = (header.tgid, self.taken);
                 Some(key)
             }
             Kind::Accept => {
@@ -275,12 +286,14 @@ impl Sieve {
                 self.speak_of(Key::of(&log.socket.local, &log.socket.remote));
                 None
             }
-            // A failure that nginx passes on is not logged, and the record does not say which connection it came by.
+            // A failure that nginx passes on is not logged, and the record does not say which connection it came by: it may be any that the
+            // worker has made by now.
             Kind::NginxSpecialResponse | Kind::NginxSendHeader | Kind::NginxRedirect | Kind::NginxAttempt => {
-                self.fates
-                    .values_mut()
-                    .filter(|fate| fate.worker == header.tgid)
-                    .for_each(|fate| fate.spoken_of = true);
+                self.spoke.insert(header.tgid, (self.taken, header.time_ns));
+                if self.spoke.len() > SPEAKERS {
+                    // Whatever was made before a worker's word of that age has left.
+                    self.spoke.retain(|_, (_, at)| header.time_ns.saturating_sub(*at) < SPOKE_NS);
+                }
                 None
             }
             _ => None,
@@ -337,7 +350,7 @@ impl Sieve {
     /// One thing less of this connection lies here; whether it is let go.
     fn leaves(&mut self, key: Key) -> bool {
         let Some(fate) = self.fates.get_mut(&key) else { return false };
-        let well = !self.open && fate.is_over_and_well();
+        let well = !self.open && fate.is_over_and_well() && !was_spoken_of(&self.spoke, fate);
         fate.went_on |= !well;
         fate.held -= 1;
         if fate.held == 0 {
@@ -351,6 +364,11 @@ impl Sieve {
     pub(super) const fn let_go(&self) -> u64 {
         self.let_go
     }
+}
+
+/// Whether the worker that connected has spoken of a failure since.
+fn was_spoken_of(spoke: &Fast<u32, (u64, u64)>, fate: &Fate) -> bool {
+    fate.worker != 0 && spoke.get(&fate.worker).is_some_and(|(at, _)| *at > fate.connected)
 }
 
 #[cfg(test)]

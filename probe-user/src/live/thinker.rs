@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     sync::{
         Arc,
@@ -16,6 +17,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     capture::batch::Batch,
     clock,
+    marks::{Mark, Marks, Pace},
+    privilege::{self, Work},
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
@@ -27,7 +30,7 @@ use crate::{
         packet,
     },
     model::{
-        case::CaseKind,
+        case::{CaseKind, Folded},
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
         packet::{PacketEvent, PacketRef},
@@ -40,6 +43,11 @@ use crate::{
 /// How far the stream stays behind the clock, so that the slowest source still finds its place: the ring is read at least every 20 ms,
 /// the capture holds packets back for at most 20 ms, log lines come through inotify. Twice that, and room for the scheduler.
 const LAG_NS: u64 = 80_000_000;
+
+/// So much of the stream is thought about before what comes of it is printed.
+const STEP_NS: u64 = 20_000_000;
+/// What is older than this is thought about at once: nothing happened then, or it was long ago that anybody could still wait for it.
+const CATCHES_UP_NS: u64 = 10_000_000_000;
 
 /// How often the thread thinks when nothing arrives.
 const TURN: Duration = Duration::from_millis(10);
@@ -112,8 +120,8 @@ pub enum Delivery {
     Line(Box<(Arrival, Raw)>),
     /// Packets of a capture.
     Packets(Batch),
-    /// No more will come.
-    End,
+    /// No more will come; it was said then, when everything that had happened had been delivered but for the usual lag.
+    End(Moment),
 }
 
 impl Delivery {
@@ -124,7 +132,7 @@ impl Delivery {
             Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
             Self::Packets(batch) => batch.weight(),
             Self::Line(_) => size_of::<(Arrival, Raw)>() + 1024,
-            Self::End => 0,
+            Self::End(_) => 0,
         }
     }
 }
@@ -146,6 +154,8 @@ pub enum Said {
 pub trait Sink: Send {
     /// Takes a judged case; the packets are there for it to pick from. An error means that nobody reads any more.
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> std::io::Result<()>;
+    /// Takes the count of failures that are like a case it has taken.
+    fn folded(&mut self, folded: &Folded) -> std::io::Result<()>;
 }
 
 /// The way in. Clones share it.
@@ -155,9 +165,16 @@ pub struct Intake {
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
     redactor: Arc<Redactor>,
+    marks: Marks,
 }
 
 impl Intake {
+    /// For a source that says how far it has been read. What it delivers is wanted so long after it happened.
+    #[must_use]
+    pub fn mark(&self, slack_ns: u64) -> Mark {
+        self.marks.add(clock::now(), slack_ns)
+    }
+
     /// What every source asks before it reads what it has read.
     #[must_use]
     pub fn redactor(&self) -> &Redactor {
@@ -189,7 +206,7 @@ impl Intake {
     }
 }
 
-/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
+/// Starts the thread, which writes in this folder and nowhere else; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
@@ -197,9 +214,11 @@ pub fn start(
     counts: Arc<Counts>,
     recorder: Option<Recorder>,
     redactor: Arc<Redactor>,
+    folder: Option<PathBuf>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
+    let marks = Marks::default();
     let mut pipeline = Pipeline::new(settings);
     if recorder.is_some() {
         pipeline.keep_places();
@@ -212,12 +231,17 @@ pub fn start(
         sights: BTreeMap::new(),
         counts,
         underway: Arc::clone(&underway),
+        marks: marks.clone(),
+        pace: Pace::default(),
         sink,
         said,
         recorder,
     };
-    let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway, redactor }, handle))
+    let handle = thread::Builder::new().name("thinker".into()).spawn(move || {
+        privilege::confine(Work::Writes(folder.as_deref()));
+        thinker.run(&receiver)
+    })?;
+    Ok((Intake { sender, underway, redactor, marks }, handle))
 }
 
 struct Thinker {
@@ -229,6 +253,8 @@ struct Thinker {
     sights: BTreeMap<Sensor, Sight>,
     counts: Arc<Counts>,
     underway: Arc<AtomicUsize>,
+    marks: Marks,
+    pace: Pace,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
     recorder: Option<Recorder>,
@@ -242,19 +268,22 @@ impl Thinker {
             let mut next = match deliveries.recv_timeout(TURN) {
                 Ok(delivery) => Some(delivery),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End),
+                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
-            let mut ended = false;
+            let read = self.marks.earliest();
+            let mut ended = None;
             let mut budget = WAITING;
             while let Some(delivery) = next {
-                ended |= self.take(delivery);
+                ended = self.take(delivery);
                 budget -= 1;
-                next = if ended || budget == 0 { None } else { deliveries.try_recv().ok() };
+                next = if ended.is_some() || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
-            if ended {
+            if let Some(ended) = ended {
                 self.release(Moment(u64::MAX));
+                // Who was behind has not judged anybody yet of whom everything is known by now.
+                self.think(ended.minus_ns(LAG_NS));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
                 tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
@@ -262,20 +291,31 @@ impl Thinker {
                 if let Some(recorder) = &mut self.recorder {
                     recorder.end(told);
                 }
-                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
             }
-            let until = now.minus_ns(LAG_NS);
+            let until = self.pace.until(now.minus_ns(LAG_NS), read, now);
             self.release(until);
-            self.pipeline.advance(until);
-            self.record();
-            self.speak();
+            self.think(until);
         }
     }
 
-    fn take(&mut self, delivery: Delivery) -> bool {
+    /// Thinks up to here, in steps: after a pause a whole second's cases would wait for the last of them to be printed.
+    fn think(&mut self, until: Moment) {
+        loop {
+            let next = until.min(self.pipeline.told().max(until.minus_ns(CATCHES_UP_NS)).plus_ns(STEP_NS));
+            self.pipeline.advance(next);
+            self.record();
+            self.speak();
+            if next >= until {
+                return;
+            }
+        }
+    }
+
+    /// Returns when the end was said.
+    fn take(&mut self, delivery: Delivery) -> Option<Moment> {
         self.underway.fetch_sub(delivery.weight(), Ordering::Relaxed);
         match delivery {
             Delivery::Arrivals(arrivals) => {
@@ -294,9 +334,9 @@ impl Thinker {
                 push(&mut self.pipeline, self.recorder.as_mut(), arrival, || Some(raw));
             }
             Delivery::Packets(batch) => self.sieve.packets(batch),
-            Delivery::End => return true,
+            Delivery::End(said) => return Some(said),
         }
-        false
+        None
     }
 
     /// Nothing is let go unless nginx itself says which connections failed, and how every request ended.
@@ -365,6 +405,11 @@ impl Thinker {
                 Err(_) => {
                     let _ = self.said.send(Said::OutputGone);
                 }
+            }
+        }
+        while let Some(folded) = self.pipeline.poll_folded() {
+            if self.sink.folded(&folded).is_err() {
+                let _ = self.said.send(Said::OutputGone);
             }
         }
     }

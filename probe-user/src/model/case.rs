@@ -73,6 +73,21 @@ pub struct EarlierFailure {
     pub client: Option<SocketAddr>,
 }
 
+/// Failures that were counted, and not put together one by one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folded {
+    /// What they are.
+    pub kind: CaseKind,
+    /// The case they are like.
+    pub like: CaseId,
+    /// How many there were.
+    pub count: u64,
+    /// When the first of them was decided.
+    pub from: Moment,
+    /// When the last of them was decided.
+    pub to: Moment,
+}
+
 /// An earlier failure of the same request, which nginx may have put into its cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {

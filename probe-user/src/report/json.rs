@@ -100,6 +100,20 @@ pub struct Notice {
     pub text: String,
 }
 
+/// The `notice` of failures that were counted, and not explained one by one.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename = "notice")]
+pub struct Folded {
+    /// `folded`.
+    pub what: &'static str,
+    /// How many.
+    pub count: u64,
+    /// In words.
+    pub text: String,
+    /// The incident or near miss that they are like.
+    pub like: String,
+}
+
 /// `summary`: once, at the end.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(tag = "type", rename = "summary")]
@@ -108,7 +122,9 @@ pub struct Summary {
     pub incidents: u64,
     /// Near misses.
     pub near_misses: u64,
-    /// How many of each cause, near misses included.
+    /// Those of both that were counted only: in a storm, where they are like one of the same second that was explained.
+    pub folded: u64,
+    /// How many of each cause, near misses included, and without those that were counted only.
     pub by_cause: BTreeMap<&'static str, u64>,
     /// Kernel records lost.
     pub events_lost: u64,

@@ -3,7 +3,7 @@
 use super::{contested_summary, redact, timeline, wording};
 use crate::model::{
     attempt::Attempt,
-    case::{Case, CaseKind},
+    case::{Case, CaseKind, Folded},
     evidence::Weight,
     time::WallClock,
     verdict::{Confidence, Explanation, Need, Verdict},
@@ -282,6 +282,23 @@ pub(crate) fn wrap(text: &str, most: usize) -> Vec<String> {
         lines.push(line);
     }
     lines
+}
+
+/// How many failures were like a case, and not explained one by one.
+#[must_use]
+pub fn folded(folded: &Folded) -> String {
+    let Folded { kind, like, count, from, to } = folded;
+    let what = match (kind, count) {
+        (CaseKind::Incident, 1) => "more incident",
+        (CaseKind::Incident, _) => "more incidents",
+        (CaseKind::NearMiss, 1) => "more near miss",
+        (CaseKind::NearMiss, _) => "more near misses",
+    };
+    let milliseconds = to.since_ns(*from).div_ceil(1_000_000).max(1);
+    format!(
+        "{count} {what} like {} within {milliseconds} ms: counted only, there were too many to explain each",
+        like.0
+    )
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 pub mod contender;
 pub mod figures;
+pub mod promptness;
 pub mod stage;
 pub mod wrk;
 

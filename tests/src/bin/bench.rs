@@ -7,14 +7,30 @@ use anyhow::{Context, Result, bail};
 use probe_tests::bench::{
     self, Plan,
     contender::{Contender, HOOKS},
+    figures::Table,
+    promptness::{self, Promptness},
     stage::Load,
 };
+use serde::Serialize;
 
-const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] [--json FILE]";
+const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] \
+                     [--promptness yes|no|only] [--json FILE]";
+
+/// Connections that are open when the probe is started to see how soon it is ready.
+const OPEN: usize = 10_000;
+
+/// Everything that was measured.
+#[derive(Debug, Default, Serialize)]
+struct Figures {
+    #[serde(flatten)]
+    table: Option<Table>,
+    promptness: Option<Promptness>,
+}
 
 fn main() -> Result<()> {
     let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
     let mut json: Option<PathBuf> = None;
+    let (mut costs, mut prompt) = (true, true);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{argument} needs a value; {USAGE}"))?;
@@ -23,7 +39,15 @@ fn main() -> Result<()> {
             "--seconds" => plan.seconds = value.parse().context("--seconds takes a number")?,
             "--loads" => plan.loads = chosen(&value, &Load::ALL, Load::name)?,
             "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, Contender::name)?,
-            "--hooks" => plan.contenders = hooks(&value)?,
+            "--hooks" => (plan.contenders, prompt) = (hooks(&value)?, false),
+            "--promptness" => {
+                (costs, prompt) = match value.as_str() {
+                    "yes" => (true, true),
+                    "no" => (true, false),
+                    "only" => (false, true),
+                    _ => bail!("--promptness takes yes, no or only"),
+                }
+            }
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }
@@ -31,10 +55,19 @@ fn main() -> Result<()> {
     if !plan.contenders.contains(&Contender::Bare) {
         plan.contenders.insert(0, Contender::Bare);
     }
-    let table = bench::run(&plan, |text| eprintln!("{text}"))?;
-    println!("{table}");
+    let mut figures = Figures::default();
+    if costs {
+        let table = bench::run(&plan, |text| eprintln!("{text}"))?;
+        println!("{table}");
+        figures.table = Some(table);
+    }
+    if prompt {
+        let promptness = promptness::measure(OPEN)?;
+        println!("{promptness}");
+        figures.promptness = Some(promptness);
+    }
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&table).context("write the figures")?;
+        let text = serde_json::to_string_pretty(&figures).context("write the figures")?;
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())

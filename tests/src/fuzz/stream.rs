@@ -19,7 +19,7 @@ use probe502::{
 };
 
 /// Small ones, so that few bytes reach them.
-const LIMITS: Limits = Limits { flows: 32, events_per_flow: 12, requests: 8, notable: 8, failures: 8 };
+const LIMITS: Limits = Limits { flows: 32, events_per_flow: 12, requests: 8, notable: 8, failures: 8, explained: 4 };
 /// Where time begins: an hour after the host did.
 const BEGIN_NS: u64 = 3_600_000_000_000;
 /// Of a recording's host, so that error lines have a time near the events'.

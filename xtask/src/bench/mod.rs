@@ -1,4 +1,5 @@
 //! `cargo xtask bench offline`: how fast old captures are read, side by side with the tools people use for it.
+//! `cargo xtask bench hooks`: what each hook costs alone.
 //! `cargo xtask bench live`: what watching costs an nginx under load, in turns with bare runs and with other watchers.
 
 mod capture;
@@ -33,6 +34,12 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The same with one hook of the probe at a time: what each of them costs alone (root)
+    Hooks {
+        /// Passed on: --rounds N, --seconds S, --loads A,B, --json FILE; --hooks A+B chooses some by parts of their names
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 /// Kept connections, large answers: 500 MB and more.
@@ -45,6 +52,10 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     let (runs, program) = match bench {
         Bench::Offline { runs, program } => (runs, program),
         Bench::Live { arguments } => return program::bench(workspace, arguments),
+        Bench::Hooks { arguments } => {
+            let all = ["--hooks", "all"].map(str::to_owned);
+            return program::bench(workspace, &[&all, arguments.as_slice()].concat());
+        }
     };
     let program = match program {
         Some(program) => program.clone(),

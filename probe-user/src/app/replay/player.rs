@@ -123,7 +123,7 @@ impl Player<'_> {
     fn open(&mut self, opening: Opening) {
         self.close();
         let settings = Settings {
-            limits: Limits::default(),
+            limits: Limits { explained: self.manifest.explained.unwrap_or(u64::MAX), ..Limits::default() },
             clock: self.manifest.clock(),
             statuses: self.manifest.statuses.clone(),
         };
@@ -256,6 +256,9 @@ impl Player<'_> {
         while let Some(judged) = window.pipeline.poll_case() {
             self.printed.insert(judged.case.id.0.clone(), report::cause(&judged.verdict));
             self.is_heard = self.is_heard && self.audience.case(&judged, &self.packets).is_ok();
+        }
+        while let Some(folded) = window.pipeline.poll_folded() {
+            self.is_heard = self.is_heard && self.audience.folded(&folded).is_ok();
         }
     }
 

@@ -1,9 +1,9 @@
 //! Which connections need not be remembered any more.
 
-use super::Flows;
+use super::{Flows, ends::ends};
 use crate::{
     correlate::limits::{CLEAN_LINGER_NS, COMPLAINT_LINGER_NS, FLOW_LINGER_NS, QUIET_NS},
-    model::{event::Event, flow::FlowId, time::Moment},
+    model::{event::Event, flow::FlowId, socket::Socket, time::Moment},
 };
 
 impl Flows {
@@ -23,11 +23,11 @@ impl Flows {
             self.ended.pop_front();
             self.let_go(id, ended);
         }
-        while let Some((ended, id)) = self.complained_of.front().copied() {
+        while let Some((ended, id)) = self.complained_of.first().copied() {
             if now.since_ns(ended) < COMPLAINT_LINGER_NS && self.complained_of.len() <= self.limits.requests {
                 break;
             }
-            self.complained_of.pop_front();
+            self.complained_of.pop_first();
             self.remove(id);
         }
         while self.known.len() > self.limits.flows {
@@ -40,7 +40,7 @@ impl Flows {
     /// Where beginnings and ends are not all heard, the addresses may meanwhile belong to another connection: what was quiet for long is not
     /// taken for the one that this event is about.
     pub(super) fn part_from_the_quiet(&mut self, event: &Event) {
-        let Some((one, other)) = super::ends(event) else { return };
+        let Some((one, other)) = ends(event) else { return };
         for (local, upstream) in [(one, other), (other, one)] {
             let Some(id) = self.current(local, upstream, None) else { continue };
             let Some(state) = self.known.get_mut(&id) else { continue };
@@ -59,15 +59,32 @@ impl Flows {
 
     /// Its time is over, unless nginx has complained of it: then a longer one begins.
     fn let_go(&mut self, id: FlowId, ended: Moment) {
-        if self.known.get(&id).is_some_and(|state| state.complained_of) {
-            self.complained_of.push_back((ended, id));
-        } else {
+        match self.known.get_mut(&id) {
+            Some(state) if state.complained_of => {
+                state.kept_since = Some(ended);
+                self.complained_of.insert((ended, id));
+            }
+            _ => self.remove(id),
+        }
+    }
+
+    /// What nginx complained of then is settled: the connection need not be remembered for it any more.
+    pub fn settle(&mut self, socket: &Socket, at: Moment) {
+        let (Some(local), Some(upstream)) = (socket.local, socket.remote) else { return };
+        let Some(id) = self.at(local, upstream, socket.netns, at) else { return };
+        let Some(state) = self.known.get_mut(&id) else { return };
+        state.complained_of = false;
+        if let Some(since) = state.kept_since {
+            self.complained_of.remove(&(since, id));
             self.remove(id);
         }
     }
 
     fn remove(&mut self, id: FlowId) {
         let Some(state) = self.known.remove(&id) else { return };
+        if let Some(since) = state.kept_since {
+            self.complained_of.remove(&(since, id));
+        }
         if self.newest.get(&state.tuple) == Some(&id) {
             self.newest.remove(&state.tuple);
         }

@@ -1,5 +1,6 @@
 //! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
 
+mod ends;
 mod forget;
 mod memory;
 
@@ -8,6 +9,7 @@ use std::{
     net::SocketAddr,
 };
 
+use self::ends::{concerns, ended_well, ends, note_nginx_state};
 use super::{limits::Limits, tuple::Tuple};
 use crate::model::{
     event::{Body, Event, EventId},
@@ -40,6 +42,8 @@ struct State {
     ended: Option<Moment>,
     /// nginx has complained of it.
     complained_of: bool,
+    /// Only for that it is still remembered, since then.
+    kept_since: Option<Moment>,
     /// When its first event happened.
     begun: Moment,
     /// The incarnation of the same tuple before it.
@@ -69,7 +73,8 @@ pub struct Flows {
     upstreams: BTreeSet<SocketAddr>,
     ended: VecDeque<(Moment, FlowId)>,
     clean: VecDeque<(Moment, FlowId)>,
-    complained_of: VecDeque<(Moment, FlowId)>,
+    /// Those that are remembered only because nginx complained of them.
+    complained_of: BTreeSet<(Moment, FlowId)>,
     /// nginx's own complaints are heard: one about a connection comes before nginx closes it.
     nginx_complains_itself: bool,
     /// Only some changes of state are heard: a connection may have begun or ended unseen.
@@ -430,6 +435,7 @@ impl Flows {
             beyond_syn: false,
             ended: None,
             complained_of: false,
+            kept_since: None,
             begun: at,
             older,
             told_in: None,
@@ -449,49 +455,4 @@ impl Flows {
         }
         events.push(event.clone());
     }
-}
-
-/// The two ends an event is about, in any order.
-fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
-    match &event.body {
-        Body::Socket(e) => match (e.socket.local, e.socket.remote, &e.change) {
-            (Some(local), Some(remote), _) => Some((local, remote)),
-            (_, _, SocketChange::ResetSent { answered: Some(answered), .. }) => {
-                Some((answered.destination, answered.source))
-            }
-            _ => None,
-        },
-        Body::Syscall(call) => match &call.call {
-            Syscall::Accept { result: Ok(_), socket: Some(socket), .. } => Some((socket.local?, socket.remote?)),
-            _ => None,
-        },
-        Body::Drop(drop) => Some((drop.packet.source, drop.packet.destination)),
-        Body::Packet(packet) => match &packet.body {
-            PacketBody::Tcp(tcp) => Some((tcp.header.source, tcp.header.destination)),
-            PacketBody::Icmp(icmp) => Some(icmp.about),
-        },
-        _ => None,
-    }
-}
-
-fn concerns(event: &Event, address: SocketAddr) -> bool {
-    ends(event).is_some_and(|(one, other)| one == address || other == address)
-}
-
-fn note_nginx_state(state: &mut State, socket: &Socket, change: &SocketChange, at: Moment) {
-    if !matches!(change, SocketChange::State { .. }) {
-        return;
-    }
-    if socket.state != TcpState::SynSent {
-        state.beyond_syn = true;
-    }
-    // FIN_WAIT2 → CLOSE is how TIME_WAIT looks from here (the socket becomes a mini socket).
-    if socket.state == TcpState::Closed && state.ended.is_none() {
-        state.ended = Some(at);
-    }
-}
-
-/// Nothing went wrong on it: no reset, no error.
-fn ended_well(state: &State, socket: &Socket) -> bool {
-    socket.error.is_none() && state.flow.resets_received().next().is_none()
 }

@@ -3,8 +3,10 @@
 
 mod ends;
 mod exact;
+mod folding;
 mod lines;
 mod logged;
+mod reuse;
 
 use std::net::SocketAddr;
 
@@ -76,11 +78,11 @@ fn key(pointer: u64) -> RequestKey {
 
 impl World {
     fn new() -> Self {
-        let settings = Settings {
-            limits: Limits::default(),
-            clock: WallClock { offset_ns: 0 },
-            statuses: vec![500, 502, 503, 504],
-        };
+        Self::limited(Limits::default())
+    }
+
+    fn limited(limits: Limits) -> Self {
+        let settings = Settings { limits, clock: WallClock { offset_ns: 0 }, statuses: vec![500, 502, 503, 504] };
         let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0, sent: 0 };
         for sensor in Sensor::ALL {
             world
@@ -158,6 +160,13 @@ impl World {
         let closed = Socket { error: Some(Errno::ECONNREFUSED), ..asking(TcpState::Closed) };
         self.state(closed.clone(), TcpState::SynSent);
         closed
+    }
+
+    /// The connection of nginx's request 41 is refused, and nginx complains.
+    fn refuse(&mut self) {
+        let closed = self.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        self.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
     }
 
     /// nginx complains: message, errno, action.

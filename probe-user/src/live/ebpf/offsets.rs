@@ -156,8 +156,13 @@ fn register(architecture: &str, name: &str) -> Option<u32> {
 }
 
 /// In the order of [`Settings::syscall_numbers`].
-fn syscall_numbers() -> [u32; 5] {
-    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_close];
+fn syscall_numbers() -> [u32; 6] {
+    // Newer architectures have no `open`.
+    #[cfg(target_arch = "x86_64")]
+    let open = libc::SYS_open;
+    #[cfg(not(target_arch = "x86_64"))]
+    let open = -1;
+    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_openat, open];
     numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 

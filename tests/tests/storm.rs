@@ -1,0 +1,52 @@
+//! A storm: nobody listens at the upstream, and every request fails as fast as clients can ask. Every failure is counted, those that are told
+//! one by one are right, and the end comes soon.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use probe_tests::bench::stage::{Load, Stage};
+use probe_tests::bench::wrk::CONNECTIONS;
+use probe_tests::line::{Confidence, Line};
+use probe_tests::probe::{Ended, Probe};
+
+/// From the order to end to the end: a build without optimisation is ten times as slow as what is shipped.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+
+/// The counts of the notices `what`.
+fn noticed(ended: &Ended, what: &str) -> u64 {
+    let count = |line: &Result<Line, String>| match line {
+        Ok(Line::Notice(notice)) if notice.what == what => notice.count,
+        _ => None,
+    };
+    ended.lines.iter().filter_map(|arrived| count(&arrived.line)).sum()
+}
+
+#[test]
+fn every_failure_of_a_storm_is_counted_and_those_that_are_explained_are_right() -> Result<()> {
+    let stage = Stage::set_up()?;
+    let probe = Probe::watch_nginx(stage.nginx().master(), &["-q"])?;
+    let asked = stage.load(Load::Storm, 1)?;
+    ensure!(asked.failed > 0 && asked.failed == asked.requests, "every request fails: {asked:?}");
+    probe.signal(Signal::SIGINT)?;
+    let ended = probe.wait_end(ENDS_WITHIN)?;
+    let summary = ended.summary()?;
+    let mut told: u64 = 0;
+    for arrived in &ended.lines {
+        let Ok(Line::Incident(incident)) = &arrived.line else { continue };
+        told += 1;
+        // With something lost it may be less sure of itself, and may not be wrong.
+        let confirmed = incident.verdict.confidence == Confidence::Confirmed;
+        let right = confirmed && incident.verdict.cause == "upstream-refused";
+        let lost = incident.losses.events_lost + incident.losses.packets_dropped;
+        ensure!(right || (lost > 0 && !confirmed), "with {lost} lost a refused connection is {}", arrived.text);
+    }
+    let folded = noticed(&ended, "folded");
+    ensure!(told > 0 && told + folded == summary.incidents, "{told} told, {folded} folded: {summary:?}");
+    ensure!(folded == summary.folded, "{folded} folded: {summary:?}");
+    if summary.events_lost + summary.packets_dropped == 0 {
+        let counted = asked.failed..=asked.failed + CONNECTIONS;
+        ensure!(counted.contains(&summary.incidents), "{} failed: {summary:?}", asked.failed);
+    }
+    Ok(())
+}
