@@ -71,7 +71,8 @@ fn kill_at(site: &Site<'_>, moment: Duration, out: &Path, record: bool) -> Resul
     probe.signal(Signal::SIGSTOP)?;
     let attached = Attached::of(probe.pid()).ok();
     probe.signal(Signal::SIGKILL)?;
-    probe.wait_end(Duration::from_secs(3))?;
+    // Its kernel programs are let go before it is gone, for which a busy kernel takes its time.
+    probe.wait_end(Duration::from_secs(10))?;
     if let Some(attached) = attached {
         attached.wait_gone(Duration::from_secs(5))?;
     }
