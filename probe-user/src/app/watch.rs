@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _, Write as _},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use anyhow::Context as _;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
-    time::MissedTickBehavior,
+    time::{Interval, MissedTickBehavior},
 };
 
 use super::{
@@ -59,6 +60,10 @@ const LAST_WAIT: Duration = Duration::from_millis(320);
 
 /// Size of the ring, bytes: read every 15 ms, it holds what 100,000 connections a second leave in that time. Mapped twice, it counts twice.
 const RING_BYTES: u32 = 4 << 20;
+
+/// Incidents of one second that leave their files, whatever they are like: each of the two files is made to last, which takes a disk some
+/// milliseconds.
+const LEFT: u64 = 100;
 
 /// Runs it.
 pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
@@ -133,7 +138,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let clock = clock::wall();
     let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally))
         .with_whole_uris(plan.redaction == Level::None);
-    let settings = Settings { limits: Limits::live(), clock, statuses: plan.statuses.clone() };
+    let settings = Settings { limits: limits(plan), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
@@ -203,20 +208,8 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     session.tell_own_cost_at_the_end(started);
     // In order: nothing more is captured, what was captured is read, thought through and written, and only then are we gone. A second
     // signal does not wait for that.
-    let finish = tokio::task::spawn_blocking({
-        let intake = intake.clone();
-        move || {
-            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
-            std::thread::sleep(LAST_WAIT);
-            if let Some(reader) = reader {
-                reader.finish();
-            }
-            intake.deliver(Delivery::End(clock::now()));
-            thinking.join()
-        }
-    });
     tokio::select! {
-        _ = finish => {}
+        () = finish(&mut session, &mut losses, reader, intake, thinking) => {}
         _ = interrupt.recv() => std::process::exit(130),
         _ = terminate.recv() => std::process::exit(143),
     }
@@ -229,8 +222,38 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     Ok(())
 }
 
+/// Lets the last failures have their late evidence, reads and thinks through what is left, and returns when all of it is written.
+async fn finish(
+    session: &mut Session<'_>,
+    losses: &mut Interval,
+    reader: Option<RingReader>,
+    intake: Intake,
+    thinking: JoinHandle<u64>,
+) {
+    // As every case does, they wait: nobody is judged on half of it, nor before it is known what was lost meanwhile.
+    let waited = tokio::time::Instant::now() + LAST_WAIT;
+    while tokio::time::Instant::now() < waited {
+        losses.tick().await;
+        session.count_losses();
+    }
+    let read = tokio::task::spawn_blocking(|| reader.map(RingReader::finish));
+    let _ = read.await;
+    session.count_losses();
+    let thought = tokio::task::spawn_blocking(move || {
+        intake.deliver(Delivery::End(clock::now()));
+        thinking.join()
+    });
+    let _ = thought.await;
+}
+
+/// What is remembered, and how much of a storm is explained.
+fn limits(plan: &Watch) -> Limits {
+    let live = Limits::live();
+    if plan.out.is_some() { Limits { explained: LEFT, ..live } } else { live }
+}
+
 /// Ticks that do not catch up.
-fn every(period: Duration) -> tokio::time::Interval {
+fn every(period: Duration) -> Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

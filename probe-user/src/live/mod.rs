@@ -5,6 +5,7 @@ pub mod check;
 pub mod clock;
 pub mod ebpf;
 pub mod follow;
+pub mod heard;
 pub mod host;
 pub mod memory;
 pub mod namespaces;

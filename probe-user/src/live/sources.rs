@@ -41,6 +41,9 @@ use crate::{
 /// Records read before they are delivered together.
 const BATCH: usize = 256;
 
+/// Records of several processors stand in the ring in the order of their beginnings, and each has its time from a little later.
+const DISORDER_NS: u64 = 5_000_000;
+
 /// How long the ring's reader sleeps at most: the kernel side wakes it only when much waits.
 const RING_NAP: Duration = Duration::from_millis(15);
 
@@ -102,12 +105,15 @@ fn read_ring(
 ) {
     loop {
         let stopping = stop.load(Ordering::Relaxed);
+        let begun = clock::now();
         let mut batch = Records::new(Arc::clone(names));
+        let mut last = None;
         while batch.len() < BATCH {
             let more = ring.next(|record| {
                 if concerns_nginx(record, names) {
                     processes.notify_one();
                 }
+                last = Header::ref_from_prefix(record).ok().map(|(header, _)| Moment(header.time_ns)).or(last);
                 batch.push(record, intake.redactor());
             });
             if more.is_none() {
@@ -120,8 +126,12 @@ fn read_ring(
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
         if read == BATCH {
+            if let Some(last) = last {
+                intake.heard().ring(last.minus_ns(DISORDER_NS).min(begun));
+            }
             continue;
         }
+        intake.heard().ring(begun);
         if stopping {
             return;
         }

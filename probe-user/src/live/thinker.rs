@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     capture::batch::Batch,
     clock,
+    heard::{Heard, Patience},
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
@@ -56,7 +57,7 @@ const WAITING: usize = 65_536;
 const UNDERWAY: usize = 96 << 20;
 
 /// Memory for packets kept for incidents to come. At a filter that lets a few packets of a connection through, seconds of thousands of them.
-const PACKET_BYTES: usize = 12 << 20;
+const PACKET_BYTES: usize = 8 << 20;
 
 /// Records of the kernel's ring, as they came.
 #[derive(Debug)]
@@ -162,6 +163,7 @@ pub struct Intake {
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
     redactor: Arc<Redactor>,
+    heard: Arc<Heard>,
 }
 
 impl Intake {
@@ -169,6 +171,12 @@ impl Intake {
     #[must_use]
     pub fn redactor(&self) -> &Redactor {
         &self.redactor
+    }
+
+    /// Where sources say how far they have come.
+    #[must_use]
+    pub fn heard(&self) -> &Heard {
+        &self.heard
     }
 
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
@@ -207,6 +215,7 @@ pub fn start(
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
+    let heard = Arc::new(Heard::default());
     let mut pipeline = Pipeline::new(settings);
     if recorder.is_some() {
         pipeline.keep_places();
@@ -219,12 +228,14 @@ pub fn start(
         sights: BTreeMap::new(),
         counts,
         underway: Arc::clone(&underway),
+        heard: Arc::clone(&heard),
+        patience: Patience::default(),
         sink,
         said,
         recorder,
     };
     let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway, redactor }, handle))
+    Ok((Intake { sender, underway, redactor, heard }, handle))
 }
 
 struct Thinker {
@@ -236,6 +247,8 @@ struct Thinker {
     sights: BTreeMap<Sensor, Sight>,
     counts: Arc<Counts>,
     underway: Arc<AtomicUsize>,
+    heard: Arc<Heard>,
+    patience: Patience,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
     recorder: Option<Recorder>,
@@ -253,6 +266,7 @@ impl Thinker {
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
+            let heard = self.heard.until();
             let mut ended = None;
             let mut budget = WAITING;
             while let Some(delivery) = next {
@@ -261,9 +275,9 @@ impl Thinker {
                 next = if ended.is_some() || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
             if let Some(ended) = ended {
-                self.release(Moment(u64::MAX));
                 // Who was behind has not judged anybody yet of whom everything is known by now.
                 self.think(ended.minus_ns(LAG_NS));
+                self.release(Moment(u64::MAX));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
                 self.record();
@@ -275,8 +289,7 @@ impl Thinker {
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
             }
-            let until = now.minus_ns(LAG_NS);
-            self.release(until);
+            let until = self.patience.until(now, now.minus_ns(LAG_NS), heard);
             self.think(until);
         }
     }
@@ -285,6 +298,7 @@ impl Thinker {
     fn think(&mut self, until: Moment) {
         loop {
             let next = until.min(self.pipeline.told().max(until.minus_ns(CATCHES_UP_NS)).plus_ns(STEP_NS));
+            self.release(next);
             self.pipeline.advance(next);
             self.record();
             self.speak();
