@@ -81,7 +81,19 @@ fn build(workspace: &Path, target_dir: &Path, compiler: &OsStr, search: &OsStr) 
     architecture.push(variable("CARGO_CFG_TARGET_ARCH")?);
     architecture.push("\"");
     // Debug information of every crate, `core` too: BTF is made from it, and a callee without BTF is refused by the kernel.
-    let flags = [architecture.as_os_str(), OsStr::new("-Cdebuginfo=2"), OsStr::new("-Clink-arg=--btf")];
+    let mut flags = vec![architecture, "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
+    // It names source files. Under these names they are the same wherever the object is built.
+    let workspace_path = fs::canonicalize(workspace)?;
+    let places = [(Some(workspace_path), "/probe502"), (cargo_home(), "/cargo"), (sysroot(compiler), "/rust")];
+    for (place, name) in places {
+        if let Some(place) = place {
+            let mut flag = OsString::from("--remap-path-prefix=");
+            flag.push(place);
+            flag.push("=");
+            flag.push(name);
+            flags.push(flag);
+        }
+    }
 
     let mut cargo = Command::new(variable("CARGO")?);
     cargo
@@ -141,17 +153,24 @@ fn compiler() -> Result<OsString, Box<dyn Error>> {
 }
 
 fn has_core_source(compiler: &OsStr) -> bool {
-    let Ok(output) = Command::new(compiler).args(["--print", "sysroot"]).output() else { return false };
-    let sysroot = String::from_utf8_lossy(&output.stdout);
-    output.status.success() && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+    sysroot(compiler).is_some_and(|root| root.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists())
+}
+
+/// Where a compiler keeps its libraries and their sources.
+fn sysroot(compiler: &OsStr) -> Option<PathBuf> {
+    let output = Command::new(compiler).args(["--print", "sysroot"]).output().ok()?;
+    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// Where cargo keeps the sources of dependencies.
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")))
 }
 
 /// `PATH`, with cargo's own directory added: `cargo install` puts bpf-linker there even if the shell does not look there.
 fn search_path() -> Result<OsString, Box<dyn Error>> {
-    let cargo_home =
-        env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let listed = env::var_os("PATH").unwrap_or_default();
-    Ok(env::join_paths(env::split_paths(&listed).chain(cargo_home.map(|home| home.join("bin"))))?)
+    Ok(env::join_paths(env::split_paths(&listed).chain(cargo_home().map(|home| home.join("bin"))))?)
 }
 
 /// Whether the first file changed after the second; not, if either cannot be asked.

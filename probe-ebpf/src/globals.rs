@@ -112,8 +112,10 @@ pub struct Settings {
     pub own_tgid: u32,
     /// Of connections only what goes wrong with them is told: depth light.
     pub only_trouble: u32,
-    /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, close.
-    pub syscall_numbers: [u32; 5],
+    /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, openat, open.
+    pub syscall_numbers: [u32; 6],
+    /// Always zero: guards what must be in a program and must never run.
+    pub never: u32,
 }
 
 impl Settings {
@@ -128,7 +130,8 @@ impl Settings {
         statuses: [0; 8],
         own_tgid: 0,
         only_trouble: 0,
-        syscall_numbers: [0; 5],
+        syscall_numbers: [0; 6],
+        never: 0,
     };
 }
 

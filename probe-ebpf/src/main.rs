@@ -1,6 +1,6 @@
 //! The kernel programs' entry points.
 //!
-//! One line each: which hook, and which function of [`kernel`] answers it. The names are the ABI of
+//! One line each (and one more for uprobes): which hook, and which function of [`kernel`] answers it. The names are the ABI of
 //! [`probe_abi::names::program`]; the loader's table says which of two programs for the same tracepoint is tried first.
 #![no_std]
 #![no_main]
@@ -19,7 +19,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, raw_tracepoint, tracepoint, uprobe},
     programs::{BtfTracePointContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
-use kernel::{drops, nginx, process, records, syscalls, tcp};
+use kernel::{drops, nginx, process, records, stack, syscalls, tcp};
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(context: BtfTracePointContext) -> Option<()> {
@@ -126,6 +126,16 @@ fn sys_exit_socket(context: TracePointContext) -> Option<()> {
     syscalls::socket(&syscalls::Exit::of_tracepoint(&context)?)
 }
 
+#[tracepoint(category = "syscalls", name = "sys_exit_open")]
+fn sys_exit_open(context: TracePointContext) -> Option<()> {
+    syscalls::open_of(&context)
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_openat")]
+fn sys_exit_openat(context: TracePointContext) -> Option<()> {
+    syscalls::open_of(&context)
+}
+
 #[raw_tracepoint(tracepoint = "sys_exit")]
 fn sys_exit(context: RawTracePointContext) -> Option<()> {
     syscalls::any(&context)
@@ -133,31 +143,37 @@ fn sys_exit(context: RawTracePointContext) -> Option<()> {
 
 #[uprobe]
 fn ngx_log_error_core(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::log(&context)
 }
 
 #[uprobe]
 fn ngx_http_special_response_handler(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::special_response(&context)
 }
 
 #[uprobe]
 fn ngx_http_send_header(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::send_header(&context)
 }
 
 #[uprobe]
 fn ngx_http_internal_redirect(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::redirect(&context)
 }
 
 #[uprobe]
 fn ngx_http_named_location(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::redirect(&context)
 }
 
 #[uprobe]
 fn ngx_get_connection(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
     nginx::connection(&context)
 }
 

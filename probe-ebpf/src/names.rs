@@ -53,6 +53,8 @@ pub mod program {
         "sys_exit_accept",
         "sys_exit_accept4",
         "sys_exit_socket",
+        "sys_exit_open",
+        "sys_exit_openat",
         "sys_exit",
         "ngx_log_error_core",
         "ngx_http_special_response_handler",

@@ -112,7 +112,8 @@ pub struct Log {
     pub client_fd: i32,
     /// Length of `peer`.
     pub peer_length: u32,
-    /// The response's status so far (`headers_out.status`): what the client has got once the header is sent. 0 if none yet.
+    /// The status of the client's answer so far (`headers_out.status` of the main request): what it has got once the header is sent. 0
+    /// if none yet.
     pub status: u32,
     /// Zero.
     pub reserved: u32,

@@ -63,6 +63,8 @@ kinds! {
     Accept = 17,
     /// [`crate::syscall::SocketCall`]: `socket()`.
     SocketCall = 18,
+    /// [`crate::syscall::OpenCall`].
+    OpenCall = 19,
     /// [`crate::process::Fork`].
     Fork = 32,
     /// [`crate::process::Exec`].
@@ -115,6 +117,7 @@ mod tests {
             size_of::<syscall::Connect>(),
             size_of::<syscall::Accept>(),
             size_of::<syscall::SocketCall>(),
+            size_of::<syscall::OpenCall>(),
             size_of::<process::Fork>(),
             size_of::<process::Exec>(),
             size_of::<process::Exit>(),

@@ -56,3 +56,15 @@ pub struct SocketCall {
     /// The address family.
     pub family: i32,
 }
+
+/// `open()` or `openat()` failed for want of a descriptor.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OpenCall {
+    /// Tgid and tid are the caller's.
+    pub header: Header,
+    /// A negative errno: `-EMFILE` or `-ENFILE`.
+    pub result: i32,
+    /// Zero.
+    pub reserved: u32,
+}

@@ -215,6 +215,7 @@ fn print(kernel: &Kernel, kind: Kind, header: &Header, bytes: &[u8]) {
                 show_socket(&record.socket)
             )
         }),
+        Kind::OpenCall => read(bytes, |record: &syscall::OpenCall| format!("open = {}", record.result)),
         Kind::SocketCall => {
             read(bytes, |record: &syscall::SocketCall| format!("family {} = {}", record.family, record.result))
         }

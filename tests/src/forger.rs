@@ -157,7 +157,7 @@ fn reset(from: SocketAddrV4, to: SocketAddrV4, id: u16, ttl: u8, sequence: u32) 
 }
 
 /// TCP's checksum over the pseudo-header and a segment whose own checksum is still 0 (RFC 9293, section 3.1).
-fn checksum(packet: &[u8]) -> u16 {
+pub(crate) fn checksum(packet: &[u8]) -> u16 {
     let words = packet.get(12..).unwrap_or_default().chunks(2);
     let sum: u32 = words
         .map(|word| u32::from(word.first().copied().unwrap_or(0)) << 8 | u32::from(word.get(1).copied().unwrap_or(0)))

@@ -17,6 +17,9 @@ use crate::process::{Process, Start};
 
 /// From start to `ready`.
 const READY: Duration = Duration::from_secs(10);
+/// The same in an emulated machine, whose first process sets this variable ([`crate::vm`]).
+const READY_EMULATED: Duration = Duration::from_mins(1);
+const EMULATED: &str = "PROBE502_EMULATED";
 /// From SIGINT to the end; what is pending is judged and written meanwhile.
 const END: Duration = Duration::from_secs(10);
 
@@ -27,6 +30,11 @@ pub fn binary() -> Result<PathBuf> {
     )?;
     let path = PathBuf::from(path);
     path.canonicalize().with_context(|| format!("PROBE502_BIN={}", path.display()))
+}
+
+/// How long `ready` may take here.
+fn patience() -> Duration {
+    if std::env::var_os(EMULATED).is_some() { READY_EMULATED } else { READY }
 }
 
 /// What a command that ends by itself has printed.
@@ -132,7 +140,7 @@ impl Probe {
     /// Starts `watch --json` with further arguments and waits for its `ready` line.
     pub fn watch<S: Into<OsString>>(arguments: impl IntoIterator<Item = S>) -> Result<Self> {
         let probe = Self::watch_without_waiting(arguments)?;
-        probe.wait_ready(READY)?;
+        probe.wait_ready(patience())?;
         Ok(probe)
     }
 
@@ -147,7 +155,7 @@ impl Probe {
         let mut command = Command::new(binary()?);
         command.args(["record", "--json", "--pid", &master.to_string(), "--out"]).arg(file).args(arguments);
         let probe = Self::run(command, Start::default())?;
-        probe.wait_ready(READY)?;
+        probe.wait_ready(patience())?;
         Ok(probe)
     }
 

@@ -14,7 +14,8 @@ use probe_tests::{
     fault::Fault,
     lab::Lab,
     load::Traffic,
-    probe::{Probe, output},
+    probe::{Probe, binary, output},
+    process::Start,
     recording::Recording,
     site::Site,
     trial::WITHIN,
@@ -80,7 +81,12 @@ fn leave_traces(arguments: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let more = ["-vv", "--depth", "deep"].iter().chain(arguments).copied().collect::<Vec<_>>();
     let master = site.nginx().master();
     let recorder = Probe::record_nginx(master, recording.file(), &more)?;
-    let watcher = Probe::watch_nginx(master, &[more.as_slice(), &["--out", path(&out)?]].concat())?;
+    // Even what only a developer asks for.
+    let mut command = Command::new(binary()?);
+    command.env("PROBE502_LOG", "trace").args(["watch", "--json", "--pid", &master.to_string(), "--out", path(&out)?]);
+    command.args(&more);
+    let watcher = Probe::run(command, Start::default())?;
+    watcher.wait_ready(Duration::from_secs(10))?;
     tell_secrets(&site, "/premature-close/pay")?;
     for probe in [&recorder, &watcher] {
         probe.wait_incident(Duration::from_secs(5), |_, incident| incident.status == Some(502))?;
@@ -99,6 +105,19 @@ fn leave_traces(arguments: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     for (name, ended) in [("record", &recorded), ("watch", &watched)] {
         let lines: Vec<&str> = ended.lines.iter().map(|arrived| arrived.text.as_str()).collect();
         traces.push((format!("what {name} prints"), format!("{}\n{}", lines.join("\n"), ended.stderr).into_bytes()));
+    }
+    for (input, format, name) in [
+        (recording.file(), "html", "recording.html"),
+        (recording.file(), "markdown", "recording.md"),
+        (out.as_path(), "html", "folder.html"),
+    ] {
+        let page = folder.path().join(name);
+        let report = ["report", path(input)?, "--format", format, "--out", path(&page)?];
+        let made = output(&[&report[..], arguments_of_analyze(arguments)].concat())?;
+        ensure!(made.status.success(), "{}", made.stderr);
+        let text = fs::read(&page)?;
+        ensure!(holds(&text, "premature-close"), "{name} does not tell of the failure");
+        traces.push((format!("the report {name}"), text));
     }
     for folder in [&out, &again] {
         let files = files(folder)?;

@@ -12,10 +12,12 @@ fn every_fault_that_can_share_a_site() -> Result<()> {
     Ok(())
 }
 
-/// What no upstream's connection is to blame for: the access log tells it, with `$upstream_status` and `$upstream_cache_status`.
+/// What no upstream's connection is to blame for: the access log tells it, with `$upstream_status` and `$upstream_cache_status`. But for
+/// the 502 that a retry hid: no error line goes with it, and access lines of good answers are not looked into.
 #[test]
 fn answers_of_others() -> Result<()> {
-    Trial::WITHOUT_UPROBES.hold(&Lab::new()?, &Fault::of_origin())?;
+    let told = Fault::of_origin().into_iter().filter(|fault| fault.name != "masked-502").collect::<Vec<_>>();
+    Trial::WITHOUT_UPROBES.hold(&Lab::new()?, &told)?;
     Ok(())
 }
 

@@ -7,10 +7,12 @@ mod deny;
 mod fuzz;
 mod lint;
 mod program;
+mod reproduce;
 mod setup;
 mod test;
 mod tidy;
 mod version;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -60,6 +62,10 @@ enum Task {
     /// Measure what it costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build the kernel object in two folders and compare the bytes
+    Reproduce,
+    /// Try the program on other kernels, in virtual machines
+    VmTest(vm::Plan),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +80,8 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&workspace),
         Task::Fuzz { target, minutes } => fuzz::run(&workspace, &fuzz::Plan { target, minutes }),
         Task::Bench(bench) => bench::run(&workspace, &bench),
+        Task::Reproduce => reproduce::run(&workspace),
+        Task::VmTest(plan) => vm::run(&workspace, &plan),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,

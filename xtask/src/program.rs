@@ -47,6 +47,16 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<bool>
     command::succeeds(bench.env("PROBE502_BIN", built.join("probe502")))
 }
 
+/// Builds the program and the lab's program for virtual machines; the directory they are in. Emulated processors are too slow for what
+/// is not optimised at all; a release would build every dependency anew.
+pub(crate) fn for_machines(workspace: &Workspace) -> Result<PathBuf> {
+    println!("vm-test: building probe502 and the lab");
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--locked", "--workspace", "--bins", "--config=profile.dev.opt-level=1"]);
+    command::run(&mut cargo)?;
+    Ok(workspace.target_dir()?.join("debug"))
+}
+
 fn release(workspace: &Workspace, what: &[&str]) -> Result<()> {
     command::run(workspace.cargo().args(["build", "--locked", "--release"]).args(what))
 }

@@ -49,6 +49,14 @@ impl Workspace {
         }
         cargo
     }
+
+    /// The compiler that belongs to [`Workspace::cargo`].
+    pub(crate) fn rustc(&self) -> Command {
+        let beside = env::var_os("CARGO").map(|cargo| Path::new(&cargo).with_file_name("rustc"));
+        let mut rustc = Command::new(beside.filter(|rustc| rustc.exists()).unwrap_or_else(|| "rustc".into()));
+        rustc.current_dir(&self.root).env("PATH", search_path());
+        rustc
+    }
 }
 
 /// `PATH` with the places added where a program may be although the shell does not look there: cargo's own directory,

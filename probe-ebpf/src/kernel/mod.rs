@@ -12,6 +12,7 @@ pub(crate) mod records;
 pub(crate) mod request;
 pub(crate) mod skb;
 pub(crate) mod socket;
+pub(crate) mod stack;
 pub(crate) mod syscalls;
 pub(crate) mod target;
 pub(crate) mod tcp;

@@ -77,7 +77,8 @@ fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> 
     record.request = request.address;
     record.main_request = request.main(layout);
     record.client_requests = identity.client_requests;
-    record.status = read::user_member::<u64>(request.address, layout.request_status).unwrap_or(0) as u32;
+    // The client's answer is the main request's.
+    record.status = read::user_member::<u64>(record.main_request, layout.request_status).unwrap_or(0) as u32;
     let client =
         Client { descriptor: &mut record.client_fd, address: &mut record.client, socket: &mut record.client_socket }
             .fill(layout, request.connection);
@@ -130,17 +131,25 @@ pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     let own: u64 = read::user_member(address, layout.request_status).unwrap_or(0);
     let status = if error == 0 { own } else { error } as u32;
     let remembered = armed(tgid, address);
-    if remembered.is_none() && !is_wanted(status) {
+    let told = is_wanted(status) || (remembered.is_none() && main == address && tried_again(layout, address));
+    if remembered.is_none() && !told {
         return Some(());
     }
     let request = Request::at(layout, address)?;
     if main == address {
         disarm(tgid, address);
     }
-    if is_wanted(status) || remembered.is_some_and(|identity| identity == request.identity(layout)) {
+    if told || remembered.is_some_and(|identity| identity == request.identity(layout)) {
         tell(Kind::NginxSendHeader, layout, &request, status);
     }
     Some(())
+}
+
+/// More than one server was asked: what the first answered (`proxy_next_upstream http_502`) nginx does not log.
+#[inline(always)]
+fn tried_again(layout: &Layout, address: u64) -> bool {
+    let array = read::user_member::<u64>(address, layout.request_upstream_states).unwrap_or(0);
+    array != 0 && read::user::<[u64; 2]>(array).is_some_and(|[_, count]| count > 1)
 }
 
 /// `ngx_http_internal_redirect(r, …)`, `ngx_http_named_location(r, …)`: of requests that had trouble before.

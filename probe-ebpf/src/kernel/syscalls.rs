@@ -10,7 +10,7 @@ use probe_abi::{
     losses::counter,
     process::{Watched, role},
     socket::state,
-    syscall::{Accept, Connect, PATH, SocketCall},
+    syscall::{Accept, Connect, OpenCall, PATH, SocketCall},
 };
 
 use super::{
@@ -29,6 +29,9 @@ const IN_PROGRESS: i64 = -115;
 /// `-EAGAIN`: nobody is waiting to be accepted.
 const AGAIN: i64 = -11;
 
+/// `-EMFILE`, `-ENFILE`: out of descriptors, the process or the host.
+const OUT_OF_FILES: [i64; 2] = [-24, -23];
+
 /// A system call about to return.
 pub(crate) struct Exit {
     /// `struct pt_regs *` as it was at the call; the result is not in it yet.
@@ -43,8 +46,7 @@ impl Exit {
     /// From a tracepoint of one call; its record is common fields, the call's number, then the result.
     #[inline(always)]
     pub(crate) fn of_tracepoint(context: &TracePointContext) -> Option<Self> {
-        // SAFETY: `struct syscall_trace_exit` has been laid out so since 2.6.33.
-        let result = unsafe { context.read_at::<i64>(16) }.ok()?;
+        let result = result_of(context)?;
         // SAFETY: the current task is alive, and so are its saved registers.
         let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
         Some(Self { registers, result, tgid: target::current() })
@@ -66,6 +68,13 @@ impl Exit {
     }
 }
 
+/// What the call of a tracepoint returns.
+#[inline(always)]
+fn result_of(context: &TracePointContext) -> Option<i64> {
+    // SAFETY: `struct syscall_trace_exit` has been laid out so since 2.6.33.
+    unsafe { context.read_at(16) }.ok()
+}
+
 /// Raw `sys_exit(regs, result)`, for every call of every process: what is not watched leaves at once.
 #[inline(always)]
 pub(crate) fn any(context: &RawTracePointContext) -> Option<()> {
@@ -78,6 +87,8 @@ pub(crate) fn any(context: &RawTracePointContext) -> Option<()> {
         accept(&exit)
     } else if number == u64::from(setting!(syscall_numbers[3])) {
         socket(&exit)
+    } else if number == u64::from(setting!(syscall_numbers[4])) || number == u64::from(setting!(syscall_numbers[5])) {
+        open(exit.result)
     } else {
         None
     }
@@ -210,5 +221,20 @@ pub(crate) fn socket(exit: &Exit) -> Option<()> {
         record.result = exit.result as i32;
         record.family = family;
     });
+    Some(())
+}
+
+/// `open()`, `openat()`: only for want of descriptors. Programs open files all the time: nothing but the result is looked at first.
+#[inline(always)]
+pub(crate) fn open_of(context: &TracePointContext) -> Option<()> {
+    open(result_of(context)?)
+}
+
+#[inline(always)]
+fn open(result: i64) -> Option<()> {
+    if !OUT_OF_FILES.contains(&result) || target::watched(target::current()).is_none() {
+        return Some(());
+    }
+    emit::record(Kind::OpenCall, |record: &mut OpenCall| record.result = result as i32);
     Some(())
 }

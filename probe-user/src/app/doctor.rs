@@ -7,8 +7,9 @@ use crate::{
     cli::plan::Output,
     live::{
         capture::interfaces,
-        ebpf::{Attachment, Depth, Kernel, LoadOptions, State},
+        ebpf::{Attachment, Depth, Kernel, LoadOptions, State, Tier},
         nginx,
+        privilege::{self, Account, Fence},
     },
     report::redact,
 };
@@ -31,6 +32,7 @@ pub fn run(hide_btf: bool, output: Output) -> Result<(), AppError> {
     findings.extend(kernel(hide_btf));
     findings.push(packets());
     findings.extend(nginx_here());
+    findings.extend(fences());
     let text = if output.json { as_json(&findings) } else { as_text(&findings) };
     // A reader that goes away early has read enough.
     let _ = write!(std::io::stdout(), "{text}");
@@ -38,13 +40,19 @@ pub fn run(hide_btf: bool, output: Output) -> Result<(), AppError> {
 }
 
 fn root() -> Finding {
-    let is_root = nix::unistd::geteuid().is_root();
+    let lacking = privilege::lacking();
+    let enough = lacking.is_empty();
+    let why = match (enough, nix::unistd::geteuid().is_root()) {
+        (true, true) => "running as root".to_owned(),
+        (true, false) => "not running as root, with the capabilities that are needed".to_owned(),
+        (false, _) => format!("not running as root, and without {}", lacking.join(", ")),
+    };
     Finding {
         name: "root".into(),
-        state: if is_root { State::On } else { State::Off },
-        why: if is_root { "running as root".into() } else { "not running as root".into() },
-        lost: if is_root { String::new() } else { "everything: watch does not start".into() },
-        remedy: if is_root { "" } else { "run it with sudo" },
+        state: if enough { State::On } else { State::Off },
+        why,
+        lost: if enough { String::new() } else { "everything: watch does not start".into() },
+        remedy: if enough { "" } else { "run it with sudo" },
     }
 }
 
@@ -69,6 +77,14 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         lost: String::new(),
         remedy: "",
     }];
+    let tier = kernel.tier();
+    findings.push(Finding {
+        name: "tier".into(),
+        state: if tier == Tier::A { State::On } else { State::Degraded },
+        why: tier.text().into(),
+        lost: tier.lost().into(),
+        remedy: if tier == Tier::A { "" } else { "a newer kernel (6.11 has all of it)" },
+    });
     findings.push(match kernel.btf_problem() {
         None => Finding {
             name: "BTF".into(),
@@ -160,6 +176,52 @@ fn packets() -> Finding {
             remedy: "needs root or CAP_NET_RAW",
         },
     }
+}
+
+/// What the program does with the rights it has.
+fn fences() -> Vec<Finding> {
+    let finding = |name: &str, fence: &Fence, whole: &str, remedy: &'static str| {
+        let (state, why) = match fence {
+            Fence::Whole => (State::On, whole.to_owned()),
+            Fence::Part(why) => (State::Degraded, why.clone()),
+            Fence::None(why) => (State::Off, why.clone()),
+        };
+        let lost = if state == State::Off { "a fence against mistakes; nothing that watch sees" } else { "" };
+        let remedy = if state == State::Off { remedy } else { "" };
+        Finding { name: name.to_owned(), state, why, lost: lost.to_owned(), remedy }
+    };
+    let user = match Account::find(None) {
+        Ok(account) => format!("user {} with --no-follow", account.numbers().0),
+        Err(error) => format!("{error}: name one with --user for --no-follow"),
+    };
+    let stays = format!(
+        "stays root while it follows nginx (its namespaces, files and functions are looked at again whenever it changes); {user}"
+    );
+    let mut findings = vec![finding("account", &Fence::Whole, &stays, "")];
+    match privilege::try_out() {
+        Ok(fences) => findings.extend([
+            finding(
+                "thread capabilities",
+                &fences.capabilities,
+                "threads that read packets, records and logs, and the one that thinks, give up what they do not need",
+                "",
+            ),
+            finding(
+                "Landlock",
+                &fences.files,
+                "threads that write reach no file but those below the output folder",
+                "Linux 5.13 with landlock in lsm= of the kernel's command line",
+            ),
+            finding(
+                "seccomp",
+                &fences.calls,
+                "these threads start no program and load nothing into the kernel",
+                "a kernel with CONFIG_SECCOMP_FILTER",
+            ),
+        ]),
+        Err(error) => findings.push(finding("fences", &Fence::None(error.to_string()), "", "")),
+    }
+    findings
 }
 
 fn nginx_here() -> Vec<Finding> {

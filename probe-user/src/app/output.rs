@@ -251,18 +251,47 @@ fn senders(case: &Case) -> BTreeMap<PacketRef, String> {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    owner: Option<Owner>,
+}
+
+/// User and group that files are given to.
+pub type Owner = (u32, u32);
+
+/// Whoever called sudo: what root writes for somebody is somebody's.
+#[must_use]
+pub fn owner_by_sudo() -> Option<Owner> {
+    let variable = |name: &str| std::env::var(name).ok()?.parse().ok();
+    Some((variable("SUDO_UID")?, variable("SUDO_GID")?))
+}
+
+/// Gives what was made just now to its owner. Where that is not allowed, it stays whose it is.
+fn give(path: &Path, owner: Option<Owner>) {
+    if let Some((user, group)) = owner {
+        let _ = std::os::unix::fs::lchown(path, Some(user), Some(group));
+    }
 }
 
 impl Folder {
     /// Makes it if it is not there, and finds out now whether it can be written to.
-    pub fn open(path: &Path) -> Result<Self, anyhow::Error> {
+    pub fn open(path: &Path, owner: Option<Owner>) -> Result<Self, anyhow::Error> {
         let failed =
             |error: io::Error| anyhow::anyhow!("cannot write to {}: {error}; choose another --out", path.display());
+        let is_new = !path.exists();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+        if is_new {
+            give(path, owner);
+        }
         let trial = path.join(format!(".probe502-{}", std::process::id()));
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
         fs::remove_file(&trial).map_err(failed)?;
-        Ok(Self { path: path.to_owned() })
+        clear_leftovers(path);
+        Ok(Self { path: path.to_owned(), owner })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Leaves an incident: under another name until it is whole.
@@ -274,9 +303,25 @@ impl Folder {
         packets: &PacketStore,
         interfaces: &[Interface],
     ) -> Result<(), anyhow::Error> {
-        let whole = self.path.join(&incident.id);
-        let partial = self.path.join(format!(".{}.partial", incident.id));
-        let written = write(&partial, incident, frames, comments, packets, interfaces).and_then(|()| {
+        self.whole(&incident.id, |partial| write(partial, incident, frames, comments, packets, interfaces))
+    }
+
+    /// Leaves an incident whose packets are in a capture already: its evidence points there.
+    pub fn leave_alone(&self, incident: &Incident) -> Result<(), anyhow::Error> {
+        self.whole(&incident.id, |partial| {
+            fs::DirBuilder::new().mode(0o700).create(partial)?;
+            create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes())
+        })
+    }
+
+    /// Gives a folder its name when everything is in it.
+    fn whole(&self, id: &str, fill: impl FnOnce(&Path) -> Result<(), anyhow::Error>) -> Result<(), anyhow::Error> {
+        let whole = self.path.join(id);
+        let partial = self.path.join(format!(".{id}-{}{PARTIAL}", std::process::id()));
+        let written = fill(&partial).and_then(|()| {
+            for made in [partial.join(PACKETS), partial.join(INCIDENT), partial.clone()] {
+                give(&made, self.owner);
+            }
             fs::rename(&partial, &whole)?;
             Ok(())
         });
@@ -285,6 +330,35 @@ impl Folder {
             let _ = fs::remove_dir_all(&partial);
             anyhow::anyhow!("cannot write {}: {error}", whole.display())
         })
+    }
+}
+
+/// The end of the name of an incident that is being written, after the writer's pid.
+const PARTIAL: &str = ".partial";
+
+/// What writers that were killed have left half done: of our names, by processes that are no more. Whatever else is in there stays.
+fn clear_leftovers(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let trial = name.strip_prefix(".probe502-");
+        let partial = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL)).and_then(|name| {
+            let (_incident, pid) = name.rsplit_once('-')?;
+            Some(pid)
+        });
+        let gone = |pid: &str| {
+            pid.parse::<u32>()
+                .is_ok_and(|pid| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists())
+        };
+        let path = entry.path();
+        // Nothing that cannot be removed is in anybody's way.
+        if partial.is_some_and(gone) {
+            let _ = [PACKETS, INCIDENT].map(|file| fs::remove_file(path.join(file)));
+            let _ = fs::remove_dir(&path);
+        } else if trial.is_some_and(gone) {
+            let _ = fs::remove_file(&path);
+        }
     }
 }
 
@@ -301,6 +375,10 @@ fn write(
     let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
     used.sort_unstable();
     used.dedup();
+    if used.is_empty() && !interfaces.is_empty() {
+        // A file without an interface is one that tcpdump refuses to open, though none of its packets is missing.
+        used.push(0);
+    }
     let mut kept = Vec::new();
     let described: Vec<pcapng::Interface> = used
         .iter()

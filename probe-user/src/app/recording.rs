@@ -2,7 +2,7 @@
 
 use std::{fs, sync::Arc};
 
-use super::output::{self, SharedTally};
+use super::output::{self, Owner, SharedTally};
 use crate::{
     bundle::{
         manifest::Manifest,
@@ -40,6 +40,7 @@ pub(super) fn start(
     kernel: Option<&Kernel>,
     interfaces: &Interfaces,
     tally: &SharedTally,
+    owner: Option<Owner>,
 ) -> Result<Recorder, anyhow::Error> {
     let quarter = plan.max_size.and_then(|size| usize::try_from(size / 4).ok());
     let nanoseconds = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -49,7 +50,7 @@ pub(super) fn start(
         memory: plan.memory,
         window: quarter.map_or(WINDOW_BYTES, |quarter| quarter.min(WINDOW_BYTES)),
     };
-    let limits = FileLimits { size: plan.max_size, incidents: plan.max_incidents, rotate: plan.rotate };
+    let limits = FileLimits { size: plan.max_size, incidents: plan.max_incidents, rotate: plan.rotate, owner };
     let tally = Arc::clone(tally);
     let trouble = Box::new(move |text| output::with(&tally, |tally| tally.trouble.push(text)));
     let manifest = manifest(plan, bounds, clock, kernel);

@@ -95,6 +95,10 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
     let began = Instant::now();
     let tally = SharedTally::default();
     let form = Form::choose(plan.json);
+    if plan.redaction == Level::None {
+        let text = "NOT REDACTED (--no-redact): what the recording still has of URIs, headers and bodies is printed and left as it is.";
+        remark(plan, "not-redacted", 1, text);
+    }
     for input in &plan.inputs {
         let mut told = Told { plan, form, tally: SharedTally::clone(&tally), printer: None };
         play(&input.display().to_string(), open(input)?, plan.redaction, &mut told)?;
@@ -133,7 +137,12 @@ struct Told<'a> {
 
 impl Audience for Told<'_> {
     fn begins(&mut self, manifest: &Manifest, interfaces: &Interfaces) -> Result<(), AppError> {
-        let folder = self.plan.out.as_ref().map(|path| Folder::open(path).map_err(AppError::usage)).transpose()?;
+        let folder = self
+            .plan
+            .out
+            .as_ref()
+            .map(|path| Folder::open(path, output::owner_by_sudo()).map_err(AppError::usage))
+            .transpose()?;
         // What was taken out when it was recorded is gone.
         let whole = self.plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;
         let (interfaces, tally) = (Interfaces::clone(interfaces), SharedTally::clone(&self.tally));

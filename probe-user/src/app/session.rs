@@ -7,6 +7,8 @@ use std::{
     time::Instant,
 };
 
+use anyhow::Context as _;
+
 use super::{
     AppError,
     output::{self, Form, SharedTally},
@@ -16,7 +18,10 @@ use crate::{
     live::{
         clock,
         ebpf::Losses,
-        follow::{Change, Followers},
+        follow::{CaptureNews, Change, Followers},
+        logs::CutOff,
+        marks::Mark,
+        privilege::{self, Account},
         sources::Counts,
         thinker::{Delivery, Intake},
     },
@@ -44,9 +49,11 @@ pub(super) struct Session<'a> {
     pub(super) counts: Arc<Counts>,
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
+    /// Up to when it was asked what was lost.
+    pub(super) counted: Mark,
     pub(super) crowded_out: u64,
     /// Losses that nobody was told of yet, by what they are.
-    pub(super) unsaid: BTreeMap<&'static str, u64>,
+    pub(super) unsaid: BTreeMap<&'static str, (u64, At)>,
     pub(super) packets_dropped: u64,
     pub(super) checked: Moment,
     pub(super) progress: bool,
@@ -73,6 +80,27 @@ impl Session<'_> {
             };
             self.notice(what, 1, &text);
         }
+        Ok(())
+    }
+
+    /// Gives up every right, for good.
+    pub(super) fn retire(&mut self, account: Account) -> Result<(), AppError> {
+        let followers = &mut self.followers;
+        let readable = || followers.kernel().is_none_or(|kernel| kernel.losses().is_ok());
+        let all = privilege::retire(account, readable)
+            .context("cannot give up the rights that are not needed any more")
+            .map_err(AppError::host)?;
+        let (user, _) = account.numbers();
+        let kept = if all {
+            "without any capability"
+        } else {
+            "with CAP_BPF alone (this kernel reads maps of kernel programs only for those who may load them)"
+        };
+        let text = format!(
+            "goes on as user {user} {kept}: an nginx that starts later, upstreams and logs that a reload adds, and who listens on this \
+             host are not looked at (--no-follow)"
+        );
+        self.notice("rights-given-up", 1, &text);
         Ok(())
     }
 
@@ -141,7 +169,7 @@ impl Session<'_> {
     /// What was lost since the last look becomes coverage: often enough that nobody is judged before it is known what was lost meanwhile.
     pub(super) fn count_losses(&mut self) {
         let now = clock::now();
-        let span = (self.checked, now);
+        let span = At::between(self.checked, now);
         self.checked = now;
         let losses = self.followers.kernel().and_then(|kernel| kernel.losses().ok()).unwrap_or(self.losses);
         let unreadable = self.counts.unreadable.load(Ordering::Relaxed);
@@ -164,15 +192,47 @@ impl Session<'_> {
         (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
             self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
-            *self.unsaid.entry(why).or_default() += count;
+            self.unsaid
+                .entry(why)
+                .and_modify(|(sum, when)| {
+                    *sum += count;
+                    when.latest = span.latest;
+                })
+                .or_insert((count, span));
         }
-        self.intake.heard().losses(now);
+        self.look_after_sources();
+        self.counted.set(now);
+    }
+
+    /// Captures whose interface went away, logs that were cut off.
+    fn look_after_sources(&mut self) {
+        for CutOff { sensor, path, span } in self.followers.cut_off_logs() {
+            let lost = Coverage::Lost { sensor: Some(sensor), count: 1, why: "the log was cut off".to_owned() };
+            let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
+            self.intake.deliver(Delivery::Arrivals(vec![arrival]));
+            let text = format!("{path} was cut off: lines written to it {} may be lost", spoken(span));
+            self.notice("log-truncated", 1, &text);
+        }
+        for news in self.followers.look_after_captures() {
+            match news {
+                CaptureNews::Ended { interface, why } => {
+                    let text = format!("packets on {interface} are not captured any more: {why}");
+                    self.notice("capture-ended", 1, &text);
+                }
+                CaptureNews::Resumed { interfaces, missed } => {
+                    let missed = missed.map(|span| format!("; what passed {} was not seen", spoken(span)));
+                    let text =
+                        format!("packets are captured on {}{}", interfaces.join(", "), missed.unwrap_or_default());
+                    self.notice("capture-resumed", 1, &text);
+                }
+            }
+        }
     }
 
     /// Says what was lost since it was said last.
     pub(super) fn tell_losses(&mut self) {
-        for (why, count) in std::mem::take(&mut self.unsaid) {
-            self.notice("lost", count, &format!("{count} {why}"));
+        for (why, (count, span)) in std::mem::take(&mut self.unsaid) {
+            self.notice("lost", count, &format!("{count} {why}, {}", spoken(span)));
         }
     }
 
@@ -253,10 +313,18 @@ impl Session<'_> {
     }
 }
 
+/// From when to when.
+fn spoken(span: At) -> String {
+    let clock = clock::wall();
+    let time = |moment| json::rfc3339(clock, moment).unwrap_or_else(|| "a time unknown".to_owned());
+    format!("from {} to {}", time(span.earliest), time(span.latest))
+}
+
 /// A loss as the stream is told it. It has its place where its time ends, and a case that closes before that does not hear of it: where
 /// nobody could ask for long, it is told piece by piece. When in the span the records were lost is not known, so each piece has its share, and
 /// one at least.
-fn lost((from, to): (Moment, Moment), sensor: Option<Sensor>, count: u64, why: &str) -> Vec<Arrival> {
+fn lost(span: At, sensor: Option<Sensor>, count: u64, why: &str) -> Vec<Arrival> {
+    let (from, to) = (span.earliest, span.latest);
     let whole_ns = to.since_ns(from);
     let pieces = whole_ns.div_ceil(PIECE_NS).clamp(1, PIECES);
     let ends = |piece: u64| from.plus_ns(whole_ns / pieces * piece);
@@ -283,7 +351,7 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        lost((Moment(from * MS), Moment(to * MS)), None, count, "a test").into_iter().map(piece).collect()
+        lost(At::between(Moment(from * MS), Moment(to * MS)), None, count, "a test").into_iter().map(piece).collect()
     }
 
     #[test]

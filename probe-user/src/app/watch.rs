@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _, Write as _},
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -12,12 +11,12 @@ use anyhow::Context as _;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, mpsc},
-    time::{Interval, MissedTickBehavior},
+    time::MissedTickBehavior,
 };
 
 use super::{
     AppError,
-    output::{self, Folder, Form, Printer, SharedTally},
+    output::{self, Folder, Form, Owner, Printer, SharedTally},
     recording,
     session::Session,
 };
@@ -33,11 +32,12 @@ use crate::{
         follow::Followers,
         host::answer_questions,
         memory, nginx,
+        privilege::Account,
         scope::{self, Scope},
         sources::{Counts, RingReader},
         thinker::{self, Delivery, Intake, Said},
     },
-    model::case::CaseKind,
+    model::{case::CaseKind, time::WallClock},
     pipeline::{Limits, Settings},
     redact::{Level, Redactor},
     report::json,
@@ -55,6 +55,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is asked what was lost: well within the time that a case waits for its late evidence.
 const LOSSES_EVERY: Duration = Duration::from_millis(50);
 
+/// A case waits for its late evidence (a fifth of a second and more): it need not be known sooner what was lost, nanoseconds.
+const LOSSES_WANTED_NS: u64 = 150_000_000;
+
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
 
@@ -68,19 +71,33 @@ const LEFT: u64 = 100;
 /// Runs it.
 pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     log_to_stderr(plan);
-    if !nix::unistd::geteuid().is_root() {
+    let lacking = live::privilege::lacking();
+    if !lacking.is_empty() {
         return Err(AppError::host(anyhow::anyhow!(
-            "watching nginx needs root (eBPF, packet capture, other users' processes); run it with sudo"
+            "watching nginx needs root (eBPF, packet capture, other users' processes), or {}; run it with sudo",
+            lacking.join(", ")
         )));
     }
     live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;
-    let folder = plan.out.as_deref().map(Folder::open).transpose().map_err(AppError::host)?;
+    let account = account(plan)?;
+    let owner = account.map_or_else(output::owner_by_sudo, |account| Some(account.numbers()));
+    let folder = plan.out.as_deref().map(|path| Folder::open(path, owner)).transpose().map_err(AppError::host)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")
         .map_err(AppError::host)?;
-    runtime.block_on(watch(plan, record, folder))
+    runtime.block_on(watch(plan, record, folder, account, owner))
+}
+
+/// Whom to become once everything is attached.
+fn account(plan: &Watch) -> Result<Option<Account>, AppError> {
+    if plan.follows {
+        return Ok(None);
+    }
+    live::privilege::expect_to_retire();
+    let found = Account::find(plan.user.as_deref());
+    found.map(Some).context("cannot become another user; choose one with --user").map_err(AppError::host)
 }
 
 fn log_to_stderr(plan: &Watch) {
@@ -108,7 +125,21 @@ fn scope(plan: &Watch) -> Scope {
         uprobes: plan.uprobes,
         packets: plan.packets,
         only_nginx: plan.only_nginx,
+        follows: plan.follows,
     }
+}
+
+/// What prints, and leaves incidents in their folder.
+fn printer(
+    plan: &Watch,
+    form: Form,
+    clock: WallClock,
+    folder: Option<Folder>,
+    interfaces: &Interfaces,
+    tally: &SharedTally,
+) -> Printer {
+    let printer = Printer::new(form, clock, folder, Arc::clone(interfaces), Arc::clone(tally));
+    printer.with_whole_uris(plan.redaction == Level::None)
 }
 
 /// What takes out of every input what must not be kept.
@@ -125,7 +156,13 @@ enum End {
     OutputGone,
 }
 
-async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) -> Result<(), AppError> {
+async fn watch(
+    plan: &Watch,
+    record: Option<&Record>,
+    folder: Option<Folder>,
+    account: Option<Account>,
+    owner: Option<Owner>,
+) -> Result<(), AppError> {
     let started = Instant::now();
     let [mut interrupt, mut terminate, mut asked_for_cost] = handlers()?;
     let form = Form::choose(plan.output.json);
@@ -136,8 +173,8 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let tally = SharedTally::default();
     let interfaces = Interfaces::default();
     let clock = clock::wall();
-    let printer = Printer::new(form, clock, folder, Arc::clone(&interfaces), Arc::clone(&tally))
-        .with_whole_uris(plan.redaction == Level::None);
+    let place = folder.as_ref().map(|folder| folder.path().to_owned());
+    let printer = printer(plan, form, clock, folder, &interfaces, &tally);
     let settings = Settings { limits: limits(plan), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
@@ -145,12 +182,13 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     let (kernel, problem) = load(plan);
     let _counting = counting(plan);
     let recorder = record
-        .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally))
+        .map(|record| recording::start(record, clock, kernel.as_ref(), &interfaces, &tally, owner))
         .transpose()
         .map_err(AppError::host)?;
-    let (intake, thinking) = thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder, redactor)
-        .context("cannot start the thinking thread")
-        .map_err(AppError::host)?;
+    let (intake, thinking) =
+        thinker::start(settings, Box::new(printer), said, Arc::clone(&counts), recorder, redactor, place)
+            .context("cannot start the thinking thread")
+            .map_err(AppError::host)?;
 
     let processes = Arc::new(Notify::new());
     let (kernel, reader) = listen(kernel, &intake, &counts, &processes)?;
@@ -162,6 +200,7 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         counts,
         tally,
         losses: Losses::default(),
+        counted: intake.mark(LOSSES_WANTED_NS),
         crowded_out: 0,
         unsaid: BTreeMap::new(),
         packets_dropped: 0,
@@ -170,9 +209,10 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
         progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
     };
     session.look()?;
+    account.map_or(Ok(()), |account| session.retire(account))?;
     session.ready();
     memory::give_back();
-    let lookups = answer_questions(intake.clone());
+    let lookups = plan.follows.then(|| answer_questions(intake.clone()));
 
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
     let deadline = plan.duration.map(|duration| tokio::time::Instant::now() + duration);
@@ -184,17 +224,17 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
             _ = asked_for_cost.recv() => session.tell_own_cost(started),
             Some(saying) = sayings.recv() => match saying {
                 // The lookup thread ends only with the program.
-                Said::Question(question) => drop(lookups.send(question)),
+                Said::Question(question) => drop(lookups.as_ref().map(|lookups| lookups.send(question))),
                 Said::Case(CaseKind::Incident) if session.is_enough() => break End::Ordered,
                 Said::Case(_) => session.report_trouble(),
                 Said::OutputGone => break End::OutputGone,
                 Said::Ended => break End::Ordered,
             },
-            () = processes.notified() => {
+            () = processes.notified(), if plan.follows => {
                 tokio::time::sleep(SETTLE).await;
                 session.look()?;
             }
-            _ = look.tick() => session.look()?,
+            _ = look.tick(), if plan.follows => session.look()?,
             _ = losses.tick() => session.count_losses(),
             _ = progress.tick() => {
                 session.tell_losses();
@@ -208,11 +248,19 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     session.tell_own_cost_at_the_end(started);
     // In order: nothing more is captured, what was captured is read, thought through and written, and only then are we gone. A second
     // signal does not wait for that.
-    tokio::select! {
-        () = finish(&mut session, &mut losses, reader, intake, thinking) => {}
-        _ = interrupt.recv() => std::process::exit(130),
-        _ = terminate.recv() => std::process::exit(143),
-    }
+    let finish = tokio::task::spawn_blocking({
+        let intake = intake.clone();
+        move || {
+            // The last failures still wait for their late evidence, as every case does: nobody is judged on half of it.
+            std::thread::sleep(LAST_WAIT);
+            if let Some(reader) = reader {
+                reader.finish();
+            }
+            intake.deliver(Delivery::End(clock::now()));
+            thinking.join()
+        }
+    });
+    settle(&mut session, finish, [interrupt, terminate], losses).await;
     session.count_losses();
     session.tell_losses();
     session.report_trouble();
@@ -222,28 +270,21 @@ async fn watch(plan: &Watch, record: Option<&Record>, folder: Option<Folder>) ->
     Ok(())
 }
 
-/// Lets the last failures have their late evidence, reads and thinks through what is left, and returns when all of it is written.
-async fn finish(
+/// Waits until the last failure is judged, and goes on counting what is lost until then.
+async fn settle(
     session: &mut Session<'_>,
-    losses: &mut Interval,
-    reader: Option<RingReader>,
-    intake: Intake,
-    thinking: JoinHandle<u64>,
+    mut finish: tokio::task::JoinHandle<std::thread::Result<u64>>,
+    [mut interrupt, mut terminate]: [Signal; 2],
+    mut losses: tokio::time::Interval,
 ) {
-    // As every case does, they wait: nobody is judged on half of it, nor before it is known what was lost meanwhile.
-    let waited = tokio::time::Instant::now() + LAST_WAIT;
-    while tokio::time::Instant::now() < waited {
-        losses.tick().await;
-        session.count_losses();
+    loop {
+        tokio::select! {
+            _ = &mut finish => return,
+            _ = interrupt.recv() => std::process::exit(130),
+            _ = terminate.recv() => std::process::exit(143),
+            _ = losses.tick() => session.count_losses(),
+        }
     }
-    let read = tokio::task::spawn_blocking(|| reader.map(RingReader::finish));
-    let _ = read.await;
-    session.count_losses();
-    let thought = tokio::task::spawn_blocking(move || {
-        intake.deliver(Delivery::End(clock::now()));
-        thinking.join()
-    });
-    let _ = thought.await;
 }
 
 /// What is remembered, and how much of a storm is explained.
@@ -253,7 +294,7 @@ fn limits(plan: &Watch) -> Limits {
 }
 
 /// Ticks that do not catch up.
-fn every(period: Duration) -> Interval {
+fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval

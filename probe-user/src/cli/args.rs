@@ -136,6 +136,12 @@ pub struct Watch {
     /// Only nginx's own namespace and processes, as if upstreams ran on another host
     #[arg(long)]
     pub only_nginx: bool,
+    /// Watch only the nginx that run now, and give up every right after attaching (see SECURITY.md)
+    #[arg(long, conflicts_with = "wait")]
+    pub no_follow: bool,
+    /// The user to become then (default: whoever called sudo, else nobody)
+    #[arg(long, value_name = "USER", requires = "no_follow")]
+    pub user: Option<String>,
     /// Do not load the kernel programs: logs and packets only
     #[arg(long, hide = true)]
     pub no_ebpf: bool,
@@ -213,7 +219,7 @@ pub struct Analyze {
     /// Also print every HTTP/1 request with its status
     #[arg(long)]
     pub exchanges: bool,
-    /// Also leave DIR/<id>/incident.json and DIR/<id>/packets.pcapng for each incident of a recording
+    /// Also leave DIR/<id>/incident.json for each incident, and of a recording DIR/<id>/packets.pcapng (evidence from a capture points into the capture)
     #[arg(short, long = "out", value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Exit with status 1 if there was an incident

@@ -80,6 +80,10 @@ pub struct Watch {
     pub packets: bool,
     /// Only nginx's own namespace and processes.
     pub only_nginx: bool,
+    /// Go on looking at the host after attaching.
+    pub follows: bool,
+    /// Whom to become where it does not.
+    pub user: Option<String>,
     /// Load the kernel programs.
     pub ebpf: bool,
     /// Do as if the kernel had no type information.
@@ -252,6 +256,8 @@ impl TryFrom<args::Watch> for Watch {
             uprobes: !typed.no_uprobes && !typed.no_ebpf,
             packets: !typed.no_packets,
             only_nginx: typed.only_nginx,
+            follows: !typed.no_follow,
+            user: typed.user,
             ebpf: !typed.no_ebpf,
             hide_btf: typed.hide_btf,
             hooks: typed.hooks,

@@ -19,6 +19,7 @@ mod questions;
 pub mod requests;
 mod sensors;
 mod served;
+mod status;
 mod telling;
 mod tuple;
 mod unheard;
@@ -49,7 +50,7 @@ use crate::model::{
     coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
     net::Address,
-    nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey, StatusPoint},
+    nginx::{ErrorLine, NginxEvent, NginxLog, NginxStatus, RequestKey},
     packet::{Content, PacketBody},
     process::{Pid, ProcessEvent},
     time::{At, Moment, WallClock},
@@ -338,79 +339,6 @@ impl Correlator {
                 self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, log.status, None);
             }
         }
-    }
-
-    fn status(&mut self, event: &Event, status: &NginxStatus) {
-        let identity = (status.number, status.client_requests);
-        let main = status.parent.unwrap_or(status.request);
-        self.telling.insert(status.worker, Telling { told: status.request, main, decided: false });
-        match status.point {
-            StatusPoint::SpecialResponse => {
-                let open = self.requests.entry(main, identity, event.at.latest);
-                open.heard.push(event.id);
-                open.subrequest |= status.parent.is_some();
-                if status.parent.is_none() {
-                    open.special = Some((event.clone(), status.clone()));
-                    open.redirected = false;
-                }
-                if status.parent.is_none() && self.sight(Sensor::NginxStatuses) != Sight::On {
-                    self.final_status(event, status, main, identity);
-                }
-            }
-            StatusPoint::Redirect => {
-                let open = self.requests.entry(main, identity, event.at.latest);
-                open.heard.push(event.id);
-                open.redirected = true;
-            }
-            StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
-            StatusPoint::SendHeader => {}
-        }
-    }
-
-    fn final_status(
-        &mut self,
-        event: &Event,
-        status: &NginxStatus,
-        main: RequestKey,
-        identity: (Option<u64>, Option<u64>),
-    ) {
-        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
-        if identity_of(main, identity).is_some_and(|identity| self.deciding.contains_key(&identity)) {
-            if let Some(telling) = self.telling.get_mut(&main.worker) {
-                telling.decided = true;
-            }
-            return;
-        }
-        let mut request = if let Some(request) = self.requests.take(main, identity) {
-            request
-        } else {
-            // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
-            self.requests.entry(main, identity, event.at.latest);
-            match self.requests.take(main, identity) {
-                Some(request) => request,
-                None => return,
-            }
-        };
-        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
-        let by_subrequest = request.subrequest && status.attempts == Some(0);
-        if status.attempts.is_some() && !by_subrequest {
-            request.attempts.clear();
-            request.attempts_known = true;
-            request.attempts_total = status.attempts.unwrap_or(0);
-        }
-        request.heard.push(event.id);
-        if let Some(telling) = self.telling.get_mut(&main.worker) {
-            telling.decided = true;
-        }
-        // The attempts follow in the next records; whether this is a case at all is decided when it closes.
-        self.decide(
-            event.clone(),
-            request,
-            CaseKind::Incident,
-            Origin::Unknown,
-            Some(status.status),
-            Some(status.clone()),
-        );
     }
 
     fn decide(

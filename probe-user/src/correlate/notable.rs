@@ -46,7 +46,7 @@ impl Notable {
                     result.is_err() && socket.as_ref().is_none_or(|s| s.remote.is_none())
                 }
                 Syscall::Accept { result, .. } => result.is_err(),
-                Syscall::Socket { .. } => true,
+                Syscall::Socket { .. } | Syscall::Open { .. } => true,
             },
             _ => false,
         };
@@ -110,8 +110,10 @@ impl Notable {
             },
             Body::Syscall(call) => match &call.call {
                 Syscall::Accept { .. } => true,
-                // A server that cannot make a socket cannot ask what it needs for its answer.
-                Syscall::Socket { .. } => Some(call.pid) == worker || holders.contains(&call.pid),
+                // A server that can make no socket and open no file cannot get what it needs for its answer.
+                Syscall::Socket { .. } | Syscall::Open { .. } => {
+                    Some(call.pid) == worker || holders.contains(&call.pid)
+                }
                 Syscall::Connect { .. } => Some(call.pid) == worker,
             },
             _ => false,

@@ -59,10 +59,13 @@ impl Correlator {
         match &event.body {
             Body::Syscall(call) => match &call.call {
                 Syscall::Accept { result: Err(Errno::EMFILE | Errno::ENFILE), .. }
-                | Syscall::Socket { error: Errno::EMFILE, .. } => {
+                | Syscall::Socket { error: Errno::EMFILE, .. }
+                | Syscall::Open { error: Errno::EMFILE } => {
                     self.host.ask(Question::OpenFiles(call.pid), self.now);
                 }
-                Syscall::Socket { error: Errno::ENFILE, .. } => self.host.ask(Question::SystemFiles, self.now),
+                Syscall::Socket { error: Errno::ENFILE, .. } | Syscall::Open { error: Errno::ENFILE } => {
+                    self.host.ask(Question::SystemFiles, self.now);
+                }
                 Syscall::Connect { result: Err(errno), address: Some(address), .. } => {
                     self.ask_about_connect(*errno, address, call.pid);
                 }

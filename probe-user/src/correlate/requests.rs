@@ -148,6 +148,13 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
     Some(Complaint { message, phase, errno: log.errno, text: log.format.clone() })
 }
 
+/// A server failed, or answered 502, and nginx went on to the next.
+fn hides_failure(request: &OpenRequest) -> bool {
+    let Some((_last, before)) = request.attempts.split_last() else { return false };
+    // Between two locations nginx's list has an empty entry.
+    before.iter().any(|attempt| attempt.peer.is_some() && (attempt.header_ms.is_none() || attempt.status == Some(502)))
+}
+
 /// What the status sent to the client means.
 #[must_use]
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
@@ -167,7 +174,7 @@ pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(Ca
     } else {
         Origin::Unknown
     };
-    let near_miss = complained.then_some((CaseKind::NearMiss, origin));
+    let near_miss = (complained || hides_failure(request)).then_some((CaseKind::NearMiss, origin));
     if !watched.contains(&status) {
         return near_miss;
     }

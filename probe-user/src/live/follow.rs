@@ -1,10 +1,10 @@
 //! The set of nginx that is watched: picks up new ones, notices reloads, forgets those that are gone.
 
+mod captures;
 mod functions;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     net::SocketAddr,
     sync::{Arc, PoisonError, atomic::AtomicU64},
 };
@@ -14,21 +14,21 @@ use probe_abi::{
     process::{Watched, role},
 };
 
+pub use self::captures::CaptureNews;
+use self::captures::Captures;
 use super::{
-    capture::{
-        Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, Statistics, filter, interfaces,
-    },
+    capture::{CaptureError, Statistics},
     clock,
     ebpf::{Attachment, Kernel},
     host::Lookup,
-    namespaces,
+    logs::{self, CutOff, Tails},
     nginx::{self, Found, Master},
-    scope::{Depth, Scope},
-    sources::{self, Counts, Tails},
+    scope::Scope,
+    sources::{self, Counts},
     thinker::{Delivery, Intake},
 };
 use crate::{
-    bundle::{packets::Interface, tape::Interfaces},
+    bundle::tape::Interfaces,
     model::{
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
@@ -38,9 +38,6 @@ use crate::{
     },
     pipeline::Arrival,
 };
-
-/// Interfaces that are listened on besides those towards the upstreams, where the clients' side is needed too.
-const CLIENT_INTERFACES: usize = 8;
 
 /// What happened to the set.
 #[derive(Debug)]
@@ -57,8 +54,7 @@ pub enum Change {
 struct Followed {
     master: Master,
     found: Found,
-    captures: Vec<Capture>,
-    captured: BTreeSet<SocketAddr>,
+    captures: Captures,
     tails: Tails,
     attachments: Vec<Attachment>,
 }
@@ -76,7 +72,8 @@ pub struct Followers {
     interfaces: Interfaces,
     last_interface: u32,
     told: BTreeMap<Sensor, (Sight, Option<String>)>,
-    capture_problem: Option<String>,
+    /// Masters that were asked for, and those that came out of them (a binary upgrade), with their start.
+    family: BTreeSet<(u32, u64)>,
     /// What captures that have ended had counted.
     ended_captures: Statistics,
 }
@@ -104,7 +101,7 @@ impl Followers {
             interfaces,
             last_interface: 0,
             told: BTreeMap::new(),
-            capture_problem: None,
+            family: BTreeSet::new(),
             ended_captures: Statistics::default(),
         }
     }
@@ -134,7 +131,7 @@ impl Followers {
     pub fn packet_statistics(&self) -> Statistics {
         let mut sum = self.ended_captures;
         let mut interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
-        for capture in self.followed.values().flat_map(|followed| &followed.captures) {
+        for capture in self.followed.values().flat_map(|followed| &followed.captures.running) {
             let statistics = capture.statistics();
             add(&mut sum, statistics);
             let own = usize::try_from(capture.options.index).ok().and_then(|index| interfaces.get_mut(index));
@@ -148,7 +145,7 @@ impl Followers {
     /// Looks at the host and brings the set up to date. An unusable interface given by the user is an error; everything else that fails
     /// is a gap.
     pub fn look(&mut self) -> Result<Vec<Change>, CaptureError> {
-        let masters: Vec<Master> = nginx::masters().into_iter().filter(|master| self.is_wanted(master)).collect();
+        let masters = self.wanted(nginx::masters());
         let mut changes = Vec::new();
         let gone: Vec<u32> = self
             .followed
@@ -177,9 +174,26 @@ impl Followers {
         Ok(changes)
     }
 
-    fn is_wanted(&self, master: &Master) -> bool {
+    /// Those of these that are to be watched: asked for, or come out of one that was (a binary upgrade leaves the old master's child in
+    /// its place).
+    fn wanted(&mut self, masters: Vec<Master>) -> Vec<Master> {
         let pids = &self.scope.pids;
-        pids.is_empty() || pids.iter().any(|pid| *pid == master.pid || master.workers.contains(pid))
+        if pids.is_empty() {
+            return masters;
+        }
+        let name = |master: &Master| (master.pid, master.started);
+        let asked = |master: &Master| pids.iter().any(|pid| *pid == master.pid || master.workers.contains(pid));
+        let mut family: BTreeSet<(u32, u64)> =
+            masters.iter().filter(|master| asked(master) || self.family.contains(&name(master))).map(name).collect();
+        // An upgrade of an upgrade, too.
+        while let Some(child) = masters
+            .iter()
+            .find(|master| !family.contains(&name(master)) && family.iter().any(|(parent, _)| *parent == master.parent))
+        {
+            family.insert(name(child));
+        }
+        self.family = family;
+        masters.into_iter().filter(|master| self.family.contains(&name(master))).collect()
     }
 
     fn follow(&mut self, master: &Master) -> Result<NginxInstance, CaptureError> {
@@ -192,14 +206,14 @@ impl Followers {
         self.watch_processes(&now, layout);
         let upstreams = self.watch_upstreams(&now, &found);
         self.learn_sides(&found, &upstreams);
-        let (captures, captured) = self.capture(&now, &found, &upstreams)?;
-        let tails = self.follow_logs(&found);
+        let captures = self.capture(&now, &found, &upstreams)?;
+        let tails = self.follow_logs(master.pid, &found);
         let mut found = found;
         found.instance.workers = now.workers.iter().copied().map(Pid).collect();
         let instance = found.instance.clone();
         self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
         self.tell_open_connections(&now, &upstreams);
-        self.followed.insert(master.pid, Followed { master: now, found, captures, captured, tails, attachments });
+        self.followed.insert(master.pid, Followed { master: now, found, captures, tails, attachments });
         Ok(instance)
     }
 
@@ -210,19 +224,19 @@ impl Followers {
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
         self.learn_sides(&found, &upstreams);
-        let outdated = self.followed.get(&master.pid).is_some_and(|followed| !upstreams.is_subset(&followed.captured));
+        let outdated =
+            self.followed.get_mut(&master.pid).is_some_and(|followed| followed.captures.is_outdated(&upstreams));
         // The new capture is open before the old one ends; a packet seen by both is told twice and does no harm.
         let renewed = if outdated { Some(self.capture(master, &found, &upstreams)?) } else { None };
-        let tails = self.follow_logs(&found);
+        let tails = self.follow_logs(master.pid, &found);
         let Some(followed) = self.followed.get_mut(&master.pid) else { return Ok(None) };
         followed.master = master.clone();
         followed.found = found;
         followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
         followed.tails = tails;
         let mut ended = Vec::new();
-        if let Some((captures, captured)) = renewed {
-            ended = std::mem::replace(&mut followed.captures, captures);
-            followed.captured = captured;
+        if let Some(captures) = renewed {
+            ended = std::mem::replace(&mut followed.captures, captures).running;
         }
         let instance = followed.found.instance.clone();
         for capture in ended {
@@ -234,7 +248,7 @@ impl Followers {
 
     fn leave(&mut self, pid: u32) {
         let Some(followed) = self.followed.remove(&pid) else { return };
-        for capture in followed.captures {
+        for capture in followed.captures.running {
             add(&mut self.ended_captures, capture.stop());
         }
         if let Some(kernel) = &mut self.kernel {
@@ -309,90 +323,20 @@ impl Followers {
         );
     }
 
-    fn capture(
-        &mut self,
-        master: &Master,
-        found: &Found,
-        upstreams: &BTreeSet<SocketAddr>,
-    ) -> Result<(Vec<Capture>, BTreeSet<SocketAddr>), CaptureError> {
-        if !self.scope.packets {
-            self.capture_problem = Some("switched off (--no-packets)".to_owned());
-            return Ok((Vec::new(), BTreeSet::new()));
-        }
-        let given = !self.scope.interfaces.is_empty();
-        let opened = self.open_captures(master, found, upstreams);
-        match opened {
-            Ok(captures) => Ok((captures, upstreams.clone())),
-            Err(error) if given => Err(error),
-            Err(error) => {
-                self.capture_problem = Some(error.to_string());
-                Ok((Vec::new(), upstreams.clone()))
-            }
-        }
-    }
-
-    fn open_captures(
-        &mut self,
-        master: &Master,
-        found: &Found,
-        upstreams: &BTreeSet<SocketAddr>,
-    ) -> Result<Vec<Capture>, CaptureError> {
-        let netns: Option<Arc<File>> = namespaces::open(master.pid, "net")
-            .map_err(|error| CaptureError::Namespace(error.to_string()))?
-            .map(Arc::new);
-        let upstreams: Vec<SocketAddr> = upstreams.iter().copied().collect();
-        let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
-        let names = if self.scope.interfaces.is_empty() {
-            let mut names = interfaces::choose(netns.as_ref(), &upstreams)?;
-            if !self.asks_nginx() && !names.iter().any(|name| name == "any") {
-                // Without nginx's own word the answer on its way to the client tells which client it was, and which status it got.
-                let all = interfaces::list(netns.as_ref())?;
-                let other = all.into_iter().filter(|interface| interface.up && !names.contains(&interface.name));
-                names.extend(other.map(|interface| interface.name).take(CLIENT_INTERFACES).collect::<Vec<_>>());
-            }
-            names
-        } else {
-            self.scope.interfaces.clone()
-        };
-        let (detail, buffer) = match self.scope.depth {
-            Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
-            Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
-            Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
-        };
-        // What this host sends, and what breaks it, its kernel tells.
-        let inbound_only = self.scope.depth == Depth::Light && self.asks_nginx();
-        let filter = filter::build(&upstreams, listen, detail);
-        let mut captures = Vec::new();
-        for name in names {
-            let index = self.last_interface;
-            let options = Options {
-                interface: name.clone(),
-                index,
-                netns: netns.clone(),
-                filter: filter.text.clone(),
-                snap_length: SNAP_LENGTH,
-                inbound_only,
-                buffer,
-                numbers: Arc::clone(&self.numbers),
-            };
-            let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
-            captures.push(Capture::start(options, sink)?);
-            self.last_interface += 1;
-            self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).push(Interface {
-                name,
-                netns: found.instance.netns,
-                filter: filter.text.clone(),
-                snap_length: SNAP_LENGTH,
-                ..Interface::default()
-            });
-        }
-        Ok(captures)
-    }
-
-    fn follow_logs(&self, found: &Found) -> Tails {
+    fn follow_logs(&self, pid: u32, found: &Found) -> Tails {
         let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
         let access = !self.asks_nginx() || sources::follows_access_log(&self.scope, statuses);
-        sources::follow_logs(found, access, &self.intake, &self.counts)
+        let of = |(master, followed): (&u32, &Followed)| {
+            followed.tails.logs().map(|log| (*master == pid, Arc::clone(log))).collect::<Vec<_>>()
+        };
+        let known: Vec<_> = self.followed.iter().flat_map(of).collect();
+        logs::follow(found, access, &known, &self.intake, &self.counts)
+    }
+
+    /// Logs that were cut off since this was asked last.
+    #[must_use]
+    pub fn cut_off_logs(&self) -> Vec<CutOff> {
+        self.followed.values().flat_map(|followed| followed.tails.logs()).filter_map(|log| log.cut_off()).collect()
     }
 
     /// Says how each sensor sees, where that has changed.
@@ -402,8 +346,8 @@ impl Followers {
             self.kernel_problem.as_deref(),
             self.kernel.as_ref().and_then(Kernel::btf_problem),
             self.followed.values().map(|followed| (followed.attachments.as_slice(), &followed.found, &followed.tails)),
-            self.followed.values().any(|followed| !followed.captures.is_empty()),
-            self.capture_problem.as_deref(),
+            self.followed.values().any(|followed| !followed.captures.running.is_empty()),
+            self.followed.values().find_map(|followed| followed.captures.problem.as_deref()),
             &self.scope,
         );
         let mut news = Vec::new();

@@ -1,13 +1,16 @@
 //! The flight recorder: the tape in the thinking thread, and a thread that writes the file.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use super::recording::Recording;
+use super::{
+    privilege::{self, Work},
+    recording::Recording,
+};
 use crate::{
     bundle::{
         manifest::{Asked, Manifest, Mark},
@@ -31,6 +34,8 @@ pub struct FileLimits {
     pub incidents: Option<u64>,
     /// Older files kept beside the newest; 0: the oldest windows of the only file go.
     pub rotate: u32,
+    /// User and group that the files are given to.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// Says what went wrong, once for each thing.
@@ -54,10 +59,13 @@ impl Recorder {
         interfaces: Interfaces,
         trouble: Trouble,
     ) -> Result<Self, anyhow::Error> {
+        let folder = folder_of(&path);
         let recording = Recording::create(path, manifest, limits)?;
         let (writer, pieces) = sync_channel(WAITING);
-        let thread =
-            thread::Builder::new().name("recorder".into()).spawn(move || write(recording, &pieces, &trouble))?;
+        let thread = thread::Builder::new().name("recorder".into()).spawn(move || {
+            privilege::confine(Work::Writes(Some(&folder)));
+            write(recording, &pieces, &trouble);
+        })?;
         Ok(Self { tape: Tape::new(bounds, interfaces), writer: Some(writer), thread: Some(thread) })
     }
 
@@ -116,6 +124,14 @@ impl Drop for Recorder {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// The folder that a file is in.
+fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -53,6 +53,7 @@ impl Recording {
         let mut head = section::header();
         head.extend(section::section(Kind::Manifest, &serde_json::to_vec(manifest).with_context(failed)?));
         let file = open(&path).with_context(failed)?;
+        give(&file, limits.owner);
         let mut recording = Self {
             path,
             head,
@@ -187,6 +188,7 @@ impl Recording {
         // Left behind by a run that was killed.
         let _ = fs::remove_file(&partial);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&partial)?;
+        give(&file, self.limits.owner);
         self.file = Some(file);
         let old_size = self.size;
         self.size = 0;
@@ -220,7 +222,9 @@ impl Recording {
                 _ => {}
             }
         }
-        self.file = Some(open(&self.path)?);
+        let file = open(&self.path)?;
+        give(&file, self.limits.owner);
+        self.file = Some(file);
         self.windows.clear();
         self.size = 0;
         self.evicted = Evicted::default();
@@ -235,6 +239,13 @@ impl Recording {
             "cannot write {}: {error}; watching goes on, what was recorded so far can be read, no more is recorded",
             self.path.display()
         ));
+    }
+}
+
+/// Gives a file to its owner. Where that is not allowed, it stays whose it is.
+fn give(file: &File, owner: Option<(u32, u32)>) {
+    if let Some((user, group)) = owner {
+        let _ = std::os::unix::fs::fchown(file, Some(user), Some(group));
     }
 }
 

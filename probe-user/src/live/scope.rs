@@ -13,6 +13,7 @@ pub enum Depth {
 
 /// What is to be watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line, independent of the others")]
 pub struct Scope {
     /// nginx processes, masters or workers; empty: every nginx.
     pub pids: Vec<u32>,
@@ -26,4 +27,6 @@ pub struct Scope {
     pub packets: bool,
     /// Nothing of the upstreams' side, as if they ran on another host.
     pub only_nginx: bool,
+    /// Go on looking at the host: an nginx that starts later, a reload, who serves.
+    pub follows: bool,
 }

@@ -1,4 +1,4 @@
-//! What the sources deliver: records of the ring, packets, log lines; and how well each sensor sees.
+//! What the sources deliver: records of the ring, packets; and how well each sensor sees.
 
 use std::{
     sync::{
@@ -16,36 +16,30 @@ use zerocopy::FromBytes as _;
 use super::{
     capture, clock,
     ebpf::{Attachment, Ring, State},
+    logs::Tails,
     nginx::Found,
+    privilege::{self, Work},
     scope::{Depth, Scope},
-    tail::{self, Place, Tail},
     thinker::{Delivery, Intake, Records},
 };
 use crate::{
-    bundle::tape::Raw,
-    decode::{
-        access_log::{self, Pattern},
-        error_log,
-        kernel::{self, Decoded, Names},
-    },
+    decode::kernel::{self, Decoded, Names},
     model::{
         coverage::{Sensor, Sight},
-        event::{Body, Source},
+        event::Body,
         process::{ProcessEvent, Role},
-        time::{At, Moment},
+        time::Moment,
     },
-    pipeline::Arrival,
-    redact::Level,
 };
 
 /// Records read before they are delivered together.
 const BATCH: usize = 256;
 
-/// Records of several processors stand in the ring in the order of their beginnings, and each has its time from a little later.
-const DISORDER_NS: u64 = 5_000_000;
-
 /// How long the ring's reader sleeps at most: the kernel side wakes it only when much waits.
 const RING_NAP: Duration = Duration::from_millis(15);
+
+/// How much younger than the record behind it a record may be: another processor's took its place in the ring first.
+const SKEW_NS: u64 = 1_000_000;
 
 /// Counters of the sources, for the notices and the summary.
 #[derive(Debug, Default)]
@@ -103,17 +97,19 @@ fn read_ring(
     processes: &Notify,
     stop: &AtomicBool,
 ) {
+    privilege::confine(Work::Reads);
+    let mark = intake.mark(0);
     loop {
+        let began = clock::now();
         let stopping = stop.load(Ordering::Relaxed);
-        let begun = clock::now();
         let mut batch = Records::new(Arc::clone(names));
-        let mut last = None;
+        let mut reached = began;
         while batch.len() < BATCH {
             let more = ring.next(|record| {
                 if concerns_nginx(record, names) {
                     processes.notify_one();
                 }
-                last = Header::ref_from_prefix(record).ok().map(|(header, _)| Moment(header.time_ns)).or(last);
+                reached = Header::ref_from_prefix(record).map_or(reached, |(header, _)| Moment(header.time_ns));
                 batch.push(record, intake.redactor());
             });
             if more.is_none() {
@@ -126,12 +122,11 @@ fn read_ring(
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         }
         if read == BATCH {
-            if let Some(last) = last {
-                intake.heard().ring(last.minus_ns(DISORDER_NS).min(begun));
-            }
+            // Records of other processors may be a little older than the last one.
+            mark.set(reached.min(began).minus_ns(SKEW_NS));
             continue;
         }
-        intake.heard().ring(begun);
+        mark.set(began);
         if stopping {
             return;
         }
@@ -160,120 +155,17 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
 
 /// Takes packets of a capture in this network namespace.
 pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
-    Box::new(move |mut batch| {
-        batch.netns = netns;
-        let link = batch.link;
-        batch.each_mut(|bytes| intake.redactor().packet(link, bytes));
-        intake.try_deliver(Delivery::Packets(batch))
+    let mark = intake.mark(0);
+    Box::new(move |mut batch, read| {
+        let delivered = batch.is_empty() || {
+            batch.netns = netns;
+            let link = batch.link;
+            batch.each_mut(|bytes| intake.redactor().packet(link, bytes));
+            intake.try_deliver(Delivery::Packets(batch))
+        };
+        mark.set(read);
+        delivered
     })
-}
-
-/// Logs that are followed. They end when dropped.
-#[derive(Debug, Default)]
-pub struct Tails {
-    tails: Vec<Tail>,
-    /// Logs that cannot be followed, and why.
-    pub problems: Vec<String>,
-}
-
-impl Tails {
-    /// The logs followed.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.tails.len()
-    }
-
-    /// Whether none is.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tails.is_empty()
-    }
-}
-
-/// Follows an nginx's logs. The access log only if `access`: it has a line for every request, and is needed only where nginx's functions
-/// cannot tell the final status.
-pub(super) fn follow_logs(found: &Found, access: bool, intake: &Intake, counts: &Arc<Counts>) -> Tails {
-    let mut tails = Tails::default();
-    for (place, _) in &found.error_logs {
-        let (intake, counts) = (intake.clone(), Arc::clone(counts));
-        let sink: tail::Sink = Box::new(move |mut line| {
-            intake.redactor().error_line(&mut line.bytes);
-            let Ok(decoded) = error_log::decode(&line.bytes) else {
-                counts.strange_lines.fetch_add(1, Ordering::Relaxed);
-                return true;
-            };
-            let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
-            let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
-            intake.try_deliver(Delivery::Line(Box::new((arrival, Raw::ErrorLine(line.bytes)))))
-        });
-        tails.start(place.clone(), sink);
-    }
-    for (place, format) in found.access_logs.iter().filter(|_| access) {
-        let format: Arc<str> = Arc::from(format.as_deref().unwrap_or(access_log::COMBINED));
-        let pattern = Pattern::compile(&format);
-        let (intake, counts) = (intake.clone(), Arc::clone(counts));
-        let sink: tail::Sink = Box::new(move |mut line| {
-            if intake.redactor().level() > Level::None {
-                let text = plain(&mut line.bytes);
-                let places = pattern.places(&text);
-                intake.redactor().access_line(&mut line.bytes, &places);
-            }
-            let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
-                counts.strange_lines.fetch_add(1, Ordering::Relaxed);
-                return true;
-            };
-            let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));
-            let at = line_time(unix, resolution, line.arrived);
-            let arrival = Arrival { at, source: Source::AccessLog, body: Body::AccessLine(decoded.line) };
-            intake.try_deliver(Delivery::Line(Box::new((arrival, Raw::AccessLine(Arc::clone(&format), line.bytes)))))
-        });
-        tails.start(place.clone(), sink);
-    }
-    tails
-}
-
-impl Tails {
-    fn start(&mut self, place: Place, sink: tail::Sink) {
-        match Tail::start(place, sink) {
-            Ok(tail) => self.tails.push(tail),
-            Err(error) => self.problems.push(error.to_string()),
-        }
-    }
-}
-
-/// The line as text, byte by byte: what is no UTF-8 becomes a question mark, which is as long.
-fn plain(line: &mut [u8]) -> String {
-    while let Err(error) = std::str::from_utf8(line) {
-        let from = error.valid_up_to();
-        let length = error.error_len().unwrap_or(line.len() - from);
-        if let Some(bytes) = line.get_mut(from..from + length) {
-            bytes.fill(b'?');
-        }
-    }
-    String::from_utf8_lossy(line).into_owned()
-}
-
-/// A log's local time, without a zone, in this host's zone.
-fn local_unix_ns(local: jiff::civil::DateTime) -> Option<i128> {
-    local.to_zoned(jiff::tz::TimeZone::system()).ok().map(|zoned| zoned.timestamp().as_nanosecond())
-}
-
-/// When a line was written: within what it says, and before it was read. A clock that disagrees (another zone in a container) leaves only
-/// the reading: lines are read within a tenth of a second, or the log grows faster than it can be read.
-fn line_time(unix_ns: Option<i128>, resolution_ns: u64, arrived: Moment) -> At {
-    const READ_WITHIN_NS: u64 = 100_000_000;
-    let by_reading = At::between(arrived.minus_ns(READ_WITHIN_NS), arrived);
-    let Some(unix_ns) = unix_ns else { return by_reading };
-    // nginx keeps its own clock, which may lag its event loop; a second back is room enough.
-    let start = clock::wall().moment(unix_ns);
-    let stated = At::between(start, start.plus_ns(resolution_ns.max(1) - 1));
-    if stated.overlaps(&by_reading) {
-        At::between(stated.earliest.max(by_reading.earliest), arrived)
-    } else if stated.before(&by_reading) && by_reading.earliest.since_ns(stated.latest) < 2_000_000_000 {
-        At::between(stated.earliest, arrived)
-    } else {
-        by_reading
-    }
 }
 
 /// How each sensor sees, from what could be attached, opened and followed.
@@ -295,7 +187,10 @@ pub(super) fn sensors<'a>(
         (Sensor::Retransmits, &["tcp_retransmit_skb"]),
         (Sensor::SocketErrors, &["inet_sk_error_report"]),
         (Sensor::Drops, &["kfree_skb"]),
-        (Sensor::Syscalls, &["sys_exit_connect", "sys_exit_accept", "sys_exit_accept4", "sys_exit_socket"]),
+        (
+            Sensor::Syscalls,
+            &["sys_exit_connect", "sys_exit_accept", "sys_exit_accept4", "sys_exit_socket", "sys_exit_openat"],
+        ),
         (Sensor::Processes, &["sched_process_fork", "sched_process_exec", "sched_process_exit"]),
         (Sensor::Signals, &["signal_generate"]),
         (Sensor::OomKills, &["mark_victim"]),
@@ -354,7 +249,11 @@ pub(super) fn sensors<'a>(
     } else {
         (Sensor::Configuration, Sight::Degraded, Some(unread.join("; ")))
     });
-    list.push((Sensor::Host, Sight::On, None));
+    list.push(if scope.follows {
+        (Sensor::Host, Sight::On, None)
+    } else {
+        (Sensor::Host, Sight::Off, Some("the rights to look were given up (--no-follow)".to_owned()))
+    });
     list.push(if scope.only_nginx {
         (
             Sensor::UpstreamSide,

@@ -35,6 +35,10 @@ use nix::{
 use thiserror::Error;
 
 use self::file::{Followed, Growth};
+use super::{
+    marks::Mark,
+    privilege::{self, Work},
+};
 use crate::model::time::Moment;
 
 /// How long nothing can go unnoticed without inotify, milliseconds.
@@ -83,6 +87,11 @@ impl fmt::Display for Place {
             Self::Path(path) | Self::InRoot { path, .. } => path.display().fmt(f),
         }
     }
+}
+
+/// Device and inode of the regular file that is there.
+pub(crate) fn identity(place: &Place) -> Option<(u64, u64)> {
+    Followed::open(place, false).ok().map(|file| file.identity)
 }
 
 /// A line of the log.
@@ -135,6 +144,10 @@ pub struct Statistics {
     pub rotations: u64,
     /// Times the file became shorter: what was written in between may be lost.
     pub truncations: u64,
+    /// Between which readings it became shorter last.
+    pub cut_off: Option<(Moment, Moment)>,
+    /// Device and inode of the file that is followed now.
+    pub file: Option<(u64, u64)>,
     /// Why nothing can be read now; `None` while a file is followed.
     pub trouble: Option<String>,
 }
@@ -164,6 +177,11 @@ impl Tail {
     /// Begins at the end of the file as it is now; a file that appears later is read from its beginning. When this returns, no
     /// line written afterwards is missed.
     pub fn start(place: Place, sink: Sink) -> Result<Self, TailError> {
+        Self::start_marked(place, sink, None)
+    }
+
+    /// The same, and the mark says how far it has been read.
+    pub fn start_marked(place: Place, sink: Sink, mark: Option<Mark>) -> Result<Self, TailError> {
         let started = |why: io::Error| TailError::Start { path: place.to_string(), why };
         let current = match Followed::open(&place, true) {
             Ok(file) => Some(file),
@@ -181,9 +199,16 @@ impl Tail {
             inotify,
             shared: Arc::clone(&shared),
             sink,
+            mark,
         };
         reader.follow(current);
-        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || reader.run()).map_err(started)?;
+        let thread = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || {
+                privilege::confine(Work::Reopens);
+                reader.run();
+            })
+            .map_err(started)?;
         Ok(Self { place, shared, thread: Some(thread) })
     }
 
@@ -221,13 +246,18 @@ struct Reader {
     inotify: Option<Inotify>,
     shared: Arc<Shared>,
     sink: Sink,
+    mark: Option<Mark>,
 }
 
 impl Reader {
     fn run(mut self) {
         loop {
             let stopping = self.shared.stop.load(Ordering::Relaxed);
+            let began = now();
             self.look();
+            if let Some(mark) = &self.mark {
+                mark.set(began);
+            }
             if stopping {
                 return;
             }
@@ -240,6 +270,8 @@ impl Reader {
             // Without the watch the nap finds everything, later.
             let _ = inotify.add_watch(&file.own_path(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF);
         }
+        let identity = file.as_ref().map(|file| file.identity);
+        self.shared.update(|statistics| statistics.file = identity);
         self.current = file;
     }
 
@@ -301,7 +333,10 @@ fn read(file: &mut Followed, sink: &mut Sink, shared: &Shared) {
         statistics.cut += cut_lines;
         match outcome {
             Ok(Growth::Longer) => {}
-            Ok(Growth::Truncated) => statistics.truncations += 1,
+            Ok(Growth::Truncated { since }) => {
+                statistics.truncations += 1;
+                statistics.cut_off = Some((since, now()));
+            }
             Err(error) => statistics.trouble = Some(error.to_string()),
         }
     });

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     sync::{
         Arc,
@@ -16,7 +17,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     capture::batch::Batch,
     clock,
-    heard::{Heard, Patience},
+    marks::{Mark, Marks, Pace},
+    privilege::{self, Work},
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
     sources::Counts,
@@ -163,20 +165,20 @@ pub struct Intake {
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
     redactor: Arc<Redactor>,
-    heard: Arc<Heard>,
+    marks: Marks,
 }
 
 impl Intake {
+    /// For a source that says how far it has been read. What it delivers is wanted so long after it happened.
+    #[must_use]
+    pub fn mark(&self, slack_ns: u64) -> Mark {
+        self.marks.add(clock::now(), slack_ns)
+    }
+
     /// What every source asks before it reads what it has read.
     #[must_use]
     pub fn redactor(&self) -> &Redactor {
         &self.redactor
-    }
-
-    /// Where sources say how far they have come.
-    #[must_use]
-    pub fn heard(&self) -> &Heard {
-        &self.heard
     }
 
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
@@ -204,7 +206,7 @@ impl Intake {
     }
 }
 
-/// Starts the thread; with a recorder, everything that gets its place in the stream is kept there too.
+/// Starts the thread, which writes in this folder and nowhere else; with a recorder, everything that gets its place in the stream is kept there too.
 pub fn start(
     settings: Settings,
     sink: Box<dyn Sink>,
@@ -212,10 +214,11 @@ pub fn start(
     counts: Arc<Counts>,
     recorder: Option<Recorder>,
     redactor: Arc<Redactor>,
+    folder: Option<PathBuf>,
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
-    let heard = Arc::new(Heard::default());
+    let marks = Marks::default();
     let mut pipeline = Pipeline::new(settings);
     if recorder.is_some() {
         pipeline.keep_places();
@@ -228,14 +231,17 @@ pub fn start(
         sights: BTreeMap::new(),
         counts,
         underway: Arc::clone(&underway),
-        heard: Arc::clone(&heard),
-        patience: Patience::default(),
+        marks: marks.clone(),
+        pace: Pace::default(),
         sink,
         said,
         recorder,
     };
-    let handle = thread::Builder::new().name("thinker".into()).spawn(move || thinker.run(&receiver))?;
-    Ok((Intake { sender, underway, redactor, heard }, handle))
+    let handle = thread::Builder::new().name("thinker".into()).spawn(move || {
+        privilege::confine(Work::Writes(folder.as_deref()));
+        thinker.run(&receiver)
+    })?;
+    Ok((Intake { sender, underway, redactor, marks }, handle))
 }
 
 struct Thinker {
@@ -247,8 +253,8 @@ struct Thinker {
     sights: BTreeMap<Sensor, Sight>,
     counts: Arc<Counts>,
     underway: Arc<AtomicUsize>,
-    heard: Arc<Heard>,
-    patience: Patience,
+    marks: Marks,
+    pace: Pace,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
     recorder: Option<Recorder>,
@@ -266,7 +272,7 @@ impl Thinker {
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
-            let heard = self.heard.until();
+            let read = self.marks.earliest();
             let mut ended = None;
             let mut budget = WAITING;
             while let Some(delivery) = next {
@@ -280,16 +286,16 @@ impl Thinker {
                 self.release(Moment(u64::MAX));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
+                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.record();
                 if let Some(recorder) = &mut self.recorder {
                     recorder.end(told);
                 }
-                tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
                 self.speak();
                 let _ = self.said.send(Said::Ended);
                 return self.pipeline.late();
             }
-            let until = self.patience.until(now, now.minus_ns(LAG_NS), heard);
+            let until = self.pace.until(now.minus_ns(LAG_NS), read, now);
             self.think(until);
         }
     }

@@ -54,7 +54,7 @@ pub struct NginxLog {
     pub errno: Option<Errno>,
     /// The message's printf-like format; the text itself where nginx was given a whole text.
     pub format: String,
-    /// The response's status so far: what the client has got once the header is sent.
+    /// The status of the client's answer so far (the main request's): what it has got once the header is sent.
     pub status: Option<u16>,
     /// `connecting to upstream` and so on.
     pub action: Option<String>,

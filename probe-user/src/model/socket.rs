@@ -198,4 +198,9 @@ pub enum Syscall {
         /// Why.
         error: Errno,
     },
+    /// `open()` or `openat()` failed for want of a descriptor.
+    Open {
+        /// `EMFILE` or `ENFILE`.
+        error: Errno,
+    },
 }

@@ -41,7 +41,7 @@ pub struct Count {
     pub confidence: [usize; 3],
     /// The first and the last.
     pub span: Span,
-    /// The causes and how often (of an upstream).
+    /// The causes and how often (of an upstream: also how attempts ended after which nginx tried again).
     pub causes: BTreeMap<String, usize>,
 }
 
@@ -62,6 +62,10 @@ impl Count {
     }
 
     fn add(&mut self, seen: &Seen<'_>) {
+        self.add_as(seen, seen.incident.verdict.cause.clone().into_owned());
+    }
+
+    fn add_as(&mut self, seen: &Seen<'_>, cause: String) {
         if seen.is_near_miss() {
             self.near_misses += 1;
         } else {
@@ -71,7 +75,7 @@ impl Count {
             self.confidence[place] += 1;
         }
         self.span = widen(self.span, seen.time);
-        *self.causes.entry(seen.incident.verdict.cause.clone().into_owned()).or_default() += 1;
+        *self.causes.entry(cause).or_default() += 1;
     }
 }
 
@@ -119,7 +123,7 @@ pub struct Digest<'a> {
     pub count: Count,
     /// By cause, the most frequent first.
     pub by_cause: Vec<Count>,
-    /// By upstream whose attempt failed, the most frequent first.
+    /// By upstream, the most frequent first.
     pub by_upstream: Vec<Count>,
     /// Of the same cause and circumstances; failures before near misses, the most frequent first.
     pub groups: Vec<Group<'a>>,
@@ -157,8 +161,8 @@ impl<'a> Digest<'a> {
             let incident = seen.incident;
             count.add(seen);
             by_cause.entry(incident.verdict.cause.clone().into_owned()).or_default().add(seen);
-            for upstream in failing_upstreams(incident) {
-                by_upstream.entry(upstream).or_default().add(seen);
+            for (upstream, what) in self::by_upstream(incident) {
+                by_upstream.entry(upstream).or_default().add_as(seen, what);
             }
             groups.entry(circumstances(seen)).or_default().push(*seen);
             let needs: BTreeSet<_> = incident.verdict.missing.iter().map(|need| (&need.sensor, &need.what)).collect();
@@ -187,15 +191,29 @@ pub fn failing(incident: &Incident) -> impl Iterator<Item = &AttemptLine> {
     incident.attempts.iter().filter(|attempt| attempt.outcome != "ok")
 }
 
-fn failing_upstreams(incident: &Incident) -> BTreeSet<String> {
-    let names: BTreeSet<String> =
-        failing(incident).filter_map(|attempt| attempt.upstream.clone().or_else(|| attempt.peer.clone())).collect();
-    if names.is_empty() { BTreeSet::from([NO_UPSTREAM.to_owned()]) } else { names }
+/// The attempt that the verdict is about: the last; of a near miss the last that failed, or that the upstream itself answered with 502.
+#[must_use]
+pub fn judged(incident: &Incident) -> Option<&AttemptLine> {
+    if incident.kind != "near_miss" {
+        return incident.attempts.last();
+    }
+    let refused = |attempt: &&AttemptLine| attempt.status == Some(502);
+    failing(incident).last().or_else(|| incident.attempts.iter().rfind(refused)).or(incident.attempts.last())
+}
+
+/// The upstreams of a case, each with what became of it there: the verdict's cause, or how an attempt ended after which nginx went on.
+fn by_upstream(incident: &Incident) -> BTreeMap<String, String> {
+    let name = |attempt: &AttemptLine| attempt.upstream.clone().or_else(|| attempt.peer.clone());
+    let retried = |attempt: &AttemptLine| Some((name(attempt)?, format!("{} (tried again)", attempt.outcome)));
+    let mut found: BTreeMap<String, String> = failing(incident).filter_map(retried).collect();
+    let about = judged(incident).and_then(name).unwrap_or_else(|| NO_UPSTREAM.to_owned());
+    found.insert(about, incident.verdict.cause.clone().into_owned());
+    found
 }
 
 fn circumstances(seen: &Seen<'_>) -> Circumstances {
     let incident = seen.incident;
-    let failed = failing(incident).last();
+    let failed = judged(incident);
     Circumstances {
         near_miss: seen.is_near_miss(),
         cause: incident.verdict.cause.clone().into_owned(),
@@ -212,8 +230,7 @@ fn group(common: Circumstances, members: Vec<Seen<'_>>) -> Group<'_> {
     let mut idle_ms = Vec::new();
     for seen in &members {
         count.add(seen);
-        idle_ms
-            .extend(failing(seen.incident).last().and_then(|attempt| attempt.idle_ms).filter(|idle| idle.is_finite()));
+        idle_ms.extend(judged(seen.incident).and_then(|attempt| attempt.idle_ms).filter(|idle| idle.is_finite()));
     }
     idle_ms.sort_by(f64::total_cmp);
     Group { common, members, count, idle_ms }
@@ -294,6 +311,28 @@ mod tests {
         assert_eq!(digest.missing[0].1, 5);
         let (first, last) = digest.count.span.unwrap();
         assert_eq!(length(last.as_nanosecond() - first.as_nanosecond()), "4.0 s");
+    }
+
+    #[test]
+    fn a_case_counts_for_each_upstream_with_what_became_of_it_there() {
+        let mut all = Collection::default();
+        for (kind, cause, attempts) in [
+            ("incident", "read-timeout", [("10.0.0.1:80", "refused", 502), ("10.0.0.2:80", "timeout-read", 504)]),
+            ("near_miss", "upstream-sent-502", [("10.0.0.1:80", "ok", 502), ("10.0.0.2:80", "ok", 200)]),
+        ] {
+            let [one, other] = attempts.map(|(upstream, outcome, status)| {
+                format!(r#"{{"upstream":"{upstream}","outcome":"{outcome}","status":{status}}}"#)
+            });
+            let line = format!(
+                r#"{{"type":"{kind}","schema":1,"id":"{kind}","attempts":[{one},{other}],"verdict":{{"cause":"{cause}"}}}}"#
+            );
+            assert!(all.read("x", &line), "{:?}", all.troubles);
+        }
+        let digest = Digest::of(all.incidents());
+        let rows: Vec<(&str, Vec<(&str, usize)>)> =
+            digest.by_upstream.iter().map(|row| (row.name.as_str(), row.ranked_causes())).collect();
+        let first = vec![("refused (tried again)", 1), ("upstream-sent-502", 1)];
+        assert_eq!(rows, [("10.0.0.1:80", first), ("10.0.0.2:80", vec![("read-timeout", 1)])]);
     }
 
     #[test]

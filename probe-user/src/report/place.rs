@@ -165,6 +165,7 @@ fn of_syscall(event: &SyscallEvent) -> Place {
             Place { side: Some(UPSTREAM), from, to, pid, process, brief }
         }
         Syscall::Socket { error, .. } => Place { pid, brief: format!("socket() = {error}"), ..Place::default() },
+        Syscall::Open { error } => Place { pid, brief: format!("open() = {error}"), ..Place::default() },
     }
 }
 

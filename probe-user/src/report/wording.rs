@@ -133,6 +133,7 @@ fn syscall_event(event: &SyscallEvent) -> String {
             format!("accept() {} in {} (pid {pid}){listener}{queue}", outcome(result), redact::text(command))
         }
         Syscall::Socket { error, .. } => format!("socket() = {error} (pid {pid})"),
+        Syscall::Open { error } => format!("open() = {error} (pid {pid})"),
     }
 }
 

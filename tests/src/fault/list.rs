@@ -28,7 +28,7 @@ macro_rules! each_fault {
             fd_exhausted_upstream_node
             fd_exhausted_upstream_accept
             fd_exhausted_upstream_dial
-            premature_close_open
+            fd_exhausted_upstream_open
             upstream_sent_502_dial
             harmless_answers
             harmless_return

@@ -18,6 +18,18 @@ pub(super) const FAULTS: &[Fault] = &[
         intercepted,
         ask_intercepted,
     ),
+    Fault::new(
+        "masked-502",
+        "the first server answers 502, and nginx goes on to the second: the client sees 200",
+        masked,
+        ask_masked,
+    ),
+    Fault::new(
+        "masked-subrequest",
+        "the upstream behind an SSI include closes: the client's page, begun with 200, lacks a piece",
+        include,
+        ask_include,
+    ),
     Fault::new("cached-502-answer", "the upstream's 502, then the same from the cache", cached, ask_cached),
     Fault::new(
         "cached-502-failure",
@@ -37,6 +49,9 @@ pub(super) const FAULTS: &[Fault] = &[
 ];
 
 const NOBODY: u16 = 9181;
+
+/// A second server for `masked-502`.
+const OTHER: &str = "127.0.0.1:9182";
 
 const REFUSED: &str = "connect() failed (111: Connection refused) while connecting to upstream";
 
@@ -69,6 +84,39 @@ fn ask_intercepted(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = Expectation::incident(502, &["upstream-sent-502"], vec![answered(site)])
         .says(&["HTTP/1.1 502"])
         .never(&["configured-502", "cached-502"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+fn masked(plan: &mut Plan) {
+    // The other server is this nginx itself: what it is asked is what the first one is.
+    let _ = writeln!(plan.config.http, "    server {{ listen {OTHER}; return 200 \"fine\\n\"; }}");
+    let (first, second) = (format!("server {} max_fails=0;", plan.app(9001)), format!("server {OTHER} backup;"));
+    plan.config.upstream("masked_502", &[&first, &second]);
+    let lines = ["proxy_next_upstream error http_502;", "proxy_pass http://masked_502/status/502/;"];
+    plan.config.location("/masked-502/", &lines);
+}
+
+fn ask_masked(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/masked-502/1")?;
+    let next = Attempt { upstream: OTHER.to_owned(), ..answered(site) };
+    let expected = Expectation::near_miss(200, &["upstream-sent-502"], vec![answered(site), next])
+        .says(&["nginx went on to the next server"])
+        .never(&["configured-502", "cached-502"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+fn include(plan: &mut Plan) {
+    let page = "return 200 \"before <!--#include virtual='/masked-subrequest-piece' --> after\\n\";";
+    plan.config.location("= /masked-subrequest", &["ssi on;", "default_type text/html;", page]);
+    let pass = format!("proxy_pass http://{}/close/;", plan.app(9001));
+    plan.config.location("= /masked-subrequest-piece", &[&pass]);
+}
+
+fn ask_include(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/masked-subrequest")?;
+    let attempt = Attempt { outcome: &[Outcome::Closed], ..answered(site) };
+    let expected = Expectation::near_miss(200, &["premature-close"], vec![attempt])
+        .logged("upstream prematurely closed connection while reading response header from upstream");
     Ok(vec![Witness::new(exchange, expected)?])
 }
 

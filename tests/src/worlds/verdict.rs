@@ -1,7 +1,5 @@
 //! What the pipeline said, beside what is true.
 
-use std::collections::BTreeMap;
-
 use probe502::{
     model::{
         case::{Case, CaseKind},
@@ -91,18 +89,22 @@ pub fn check(story: &Story, judged: &Judged) -> Result<(), String> {
     Err(format!("{} is confirmed as {cause}, and true is {truths:?}\n{:#?}", judged.case.id.0, judged.verdict))
 }
 
-/// What was said of each request: of every case the request it is about (by worker and number), what kind it is, and its claim. A case that can be about several
-/// requests is taken for the one that came first.
+/// A request as cases name it, and the kind of case.
+pub type Subject = (Pid, u64, u64, CaseKind);
+
+/// What was said: of every case the requests it can be about, and its claim.
 #[must_use]
-pub fn claims(story: &Story, judged: &[Judged]) -> BTreeMap<(Pid, u64, u64, CaseKind), Claim> {
-    let mut claims = BTreeMap::new();
-    for judged in judged {
-        if let Some(truth) = subjects(story, &judged.case).first() {
-            let key = (truth.key.worker, truth.number, truth.client_requests, judged.case.kind);
-            let claim = Claim::of(&judged.verdict);
-            let surest = claims.entry(key).or_insert(claim);
-            *surest = (*surest).max(claim);
-        }
-    }
-    claims
+pub fn claims(story: &Story, judged: &[Judged]) -> Vec<(Vec<Subject>, Claim)> {
+    let claim = |judged: &Judged| {
+        let subject = |truth: &Truth| (truth.key.worker, truth.number, truth.client_requests, judged.case.kind);
+        let about: Vec<Subject> = subjects(story, &judged.case).into_iter().map(subject).collect();
+        (about, Claim::of(&judged.verdict))
+    };
+    judged.iter().map(claim).filter(|(about, _)| !about.is_empty()).collect()
+}
+
+/// The surest that was said of any of these requests; `None`: nothing was.
+#[must_use]
+pub fn surest(claims: &[(Vec<Subject>, Claim)], about: &[Subject]) -> Option<Claim> {
+    claims.iter().filter(|(said, _)| said.iter().any(|subject| about.contains(subject))).map(|(_, claim)| *claim).max()
 }

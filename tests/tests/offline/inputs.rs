@@ -164,6 +164,26 @@ fn exit_statuses_are_the_contracts() -> Result<()> {
     Ok(())
 }
 
+/// What is left in the folder is what was printed, and points into the capture.
+#[test]
+fn incidents_are_left_where_they_are_asked_for() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.put_scene()?;
+    let said = desk.analyze(&["--json", "-o", "out", "in.pcap"])?;
+    let incident = said.incident()?;
+    let left = fs::read_to_string(desk.path().join("out").join(&incident.id).join("incident.json"))?;
+    ensure!(said.stdout.contains(left.trim_end()), "{left} is not what was printed: {said:?}");
+    ensure!(left.contains("\"in.pcap#"), "no evidence points into the capture: {left}");
+    // Text on the screen, the same file in the folder.
+    desk.analyze(&["-o", "again", "in.pcap"])?;
+    let again = fs::read_to_string(desk.path().join("again").join(&incident.id).join("incident.json"))?;
+    ensure!(again == left, "{again} is not {left}");
+    // What is there already stays; that it does is said, and the rest goes on.
+    let said = desk.analyze(&["--json", "-o", "out", "in.pcap"])?;
+    ensure!(said.stderr.contains("cannot write out/") && said.incident()?.id == incident.id, "{said:?}");
+    Ok(())
+}
+
 /// What is in the text is what is in the JSON.
 #[test]
 fn people_read_the_same_verdict() -> Result<()> {

@@ -93,6 +93,14 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// Everything [`run`] provides, and what virtual machines need beside it.
+pub(crate) fn for_machines(workspace: &Workspace) -> Result<()> {
+    run(workspace)?;
+    let packages: Vec<&Need> = needs::FOR_MACHINES.iter().filter(|need| !need.is_met()).collect();
+    let missing = Missing { packages, ..Missing::default() };
+    if missing.is_empty() { Ok(()) } else { install(workspace, &missing) }
+}
+
 /// What can be done with the kernel side besides building it.
 pub(crate) enum Kernel {
     /// The toolchain with clippy has the sources of `core`.

@@ -35,13 +35,20 @@ impl Need {
         Self { package, why, sign: Sign::File(file), for_linker: true }
     }
 
-    fn is_met(&self) -> bool {
+    /// Whether it is there.
+    pub(super) fn is_met(&self) -> bool {
         match self.sign {
             Sign::Program(name) => find_program(name).is_some(),
             Sign::File(paths) => paths.iter().any(|path| Path::new(path).exists()),
         }
     }
 }
+
+/// What only virtual machines need: `cargo xtask vm-test` asks for it, setup does not.
+pub(crate) const FOR_MACHINES: &[Need] = &[
+    Need::program("qemu-system-x86", "qemu-system-x86_64", "other kernels are run in emulated machines"),
+    Need::program("busybox-static", "busybox", "the emulated machines have no other programs"),
+];
 
 /// Everything, in the order in which it is shown.
 pub(crate) const ALL: &[Need] = &[

@@ -23,12 +23,13 @@ use self::{
 };
 use super::{
     AppError,
+    output::{Folder, owner_by_sudo},
     replay::{self, Replay},
 };
 use crate::{
     cli::plan::Analyze,
     model::{
-        case::CaseKind,
+        case::{Case, CaseKind},
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
         host::{Configuration, HostFact, NginxInstance},
@@ -36,6 +37,7 @@ use crate::{
         packet::PacketRef,
         process::Pid,
         time::{At, Moment, WallClock},
+        verdict::Verdict,
         wire::Wire,
     },
     offline::{
@@ -114,6 +116,8 @@ struct Session<'a> {
     counts: Counts,
     /// Whose addresses are not told.
     clients: Clients,
+    /// Where incidents are left.
+    folder: Option<Folder>,
 }
 
 impl<'a> Session<'a> {
@@ -147,6 +151,7 @@ impl<'a> Session<'a> {
             plan,
             output: Output::new(plan.output.json, plan.redaction == Level::None),
             clients: Clients::new(plan.redaction)?,
+            folder: plan.out.as_deref().map(|path| Folder::open(path, owner_by_sudo())).transpose()?,
             analysis: Analysis::new(options),
             pipeline,
             tally: json::Summary::default(),
@@ -297,19 +302,30 @@ impl<'a> Session<'a> {
             }
             *self.tally.by_cause.entry(report::cause(&verdict)).or_default() += 1;
             self.bar.hide();
-            if self.output.json {
-                let mut incident = json::incident(&case, &verdict, CLOCK);
-                if self.output.style.whole_uris {
-                    incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
-                }
-                for line in &mut incident.evidence {
-                    line.reference = line.reference.as_deref().and_then(|reference| self.refer(reference));
-                }
-                self.output.line(&json::line(&incident));
-            } else {
-                self.output.line(&text::incident(&case, &verdict, CLOCK, self.output.style));
+            let incident = (self.output.json || self.folder.is_some()).then(|| self.incident(&case, &verdict));
+            if let (Some(folder), Some(incident)) = (&self.folder, &incident)
+                && let Err(error) = folder.leave_alone(incident)
+            {
+                self.folder = None;
+                let text = format!("{error}; incidents are still printed, no more files are written");
+                self.notice("not-written", 1, &text);
+            }
+            match incident {
+                Some(incident) if self.output.json => self.output.line(&json::line(&incident)),
+                _ => self.output.line(&text::incident(&case, &verdict, CLOCK, self.output.style)),
             }
         }
+    }
+
+    fn incident(&self, case: &Case, verdict: &Verdict) -> json::Incident {
+        let mut incident = json::incident(case, verdict, CLOCK);
+        if self.output.style.whole_uris {
+            incident.request.uri = case.request.uri.as_deref().map(report::redact::text);
+        }
+        for line in &mut incident.evidence {
+            line.reference = line.reference.as_deref().and_then(|reference| self.refer(reference));
+        }
+        incident
     }
 
     /// Evidence points into the capture it was read from, by the packet's number.

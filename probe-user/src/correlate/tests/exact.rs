@@ -6,13 +6,7 @@ use super::*;
 fn a_refused_connection_is_one_incident_with_its_flow() {
     let mut world = World::new();
     world.upstream("127.0.0.1:8000");
-    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
-    world.log(
-        (1, 41),
-        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
-        "127.0.0.1:8000",
-        Some(connection(1, closed)),
-    );
+    world.refuse();
     world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
     let cases = world.cases();
     let [case] = cases.as_slice() else { panic!("{cases:#?}") };
@@ -209,13 +203,7 @@ fn an_attempt_whose_record_was_lost_keeps_its_place() {
 fn the_empty_entry_between_two_locations_is_no_attempt() {
     let mut world = World::new();
     world.upstream("127.0.0.1:8000");
-    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
-    world.log(
-        (1, 41),
-        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
-        "127.0.0.1:8000",
-        Some(connection(1, closed)),
-    );
+    world.refuse();
     world.status(
         StatusPoint::SendHeader,
         1,
@@ -232,13 +220,7 @@ fn the_empty_entry_between_two_locations_is_no_attempt() {
 fn a_retry_that_hid_a_failure_is_a_near_miss() {
     let mut world = World::new();
     world.upstream("127.0.0.1:8000");
-    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
-    world.log(
-        (1, 41),
-        ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
-        "127.0.0.1:8000",
-        Some(connection(1, closed)),
-    );
+    world.refuse();
     world.status(
         StatusPoint::SendHeader,
         1,
@@ -380,13 +362,7 @@ fn foreign_traffic_changes_nothing() {
             world.now += 60_000;
             world.events += 6;
         }
-        let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
-        world.log(
-            (1, 41),
-            ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING),
-            "127.0.0.1:8000",
-            Some(connection(1, closed)),
-        );
+        world.refuse();
         world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
         world
             .cases()

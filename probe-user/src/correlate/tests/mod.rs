@@ -6,6 +6,7 @@ mod exact;
 mod folding;
 mod lines;
 mod logged;
+mod reuse;
 
 use std::net::SocketAddr;
 
@@ -159,6 +160,13 @@ impl World {
         let closed = Socket { error: Some(Errno::ECONNREFUSED), ..asking(TcpState::Closed) };
         self.state(closed.clone(), TcpState::SynSent);
         closed
+    }
+
+    /// The connection of nginx's request 41 is refused, and nginx complains.
+    fn refuse(&mut self) {
+        let closed = self.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        self.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
     }
 
     /// nginx complains: message, errno, action.

@@ -98,7 +98,8 @@ pub fn decode(record: &[u8], names: &Names) -> Result<Decoded, RecordError> {
         | Kind::SynAckRetransmit
         | Kind::Connect
         | Kind::Accept
-        | Kind::SocketCall => socket::decode(kind, record, names)?,
+        | Kind::SocketCall
+        | Kind::OpenCall => socket::decode(kind, record, names)?,
         Kind::Fork | Kind::Exec | Kind::Exit | Kind::Signal | Kind::OomVictim | Kind::Held => {
             process::decode(kind, record)?
         }

@@ -6,7 +6,7 @@ use probe_abi::{
     Endpoint, Kind,
     endpoint::{FAMILY_INET, FAMILY_INET6, FAMILY_UNIX},
     socket as abi,
-    syscall::{Accept, Connect, PATH, SocketCall},
+    syscall::{Accept, Connect, OpenCall, PATH, SocketCall},
 };
 
 use super::{Names, RecordError, read, text};
@@ -43,7 +43,9 @@ pub(super) fn decode(kind: Kind, record: &[u8], names: &Names) -> Result<Body, R
                 packet,
             }))
         }
-        Kind::Connect | Kind::Accept | Kind::SocketCall => syscall(kind, record, names.hz).map(Body::Syscall),
+        Kind::Connect | Kind::Accept | Kind::SocketCall | Kind::OpenCall => {
+            syscall(kind, record, names.hz).map(Body::Syscall)
+        }
         _ => socket_event(kind, record, names).map(Body::Socket),
     }
 }
@@ -96,6 +98,11 @@ fn syscall(kind: Kind, record: &[u8], hz: u32) -> Result<SyscallEvent, RecordErr
                 command: text(&accept.command),
             };
             (accept.header, call)
+        }
+        Kind::OpenCall => {
+            let open: OpenCall = read(record, "an open call")?;
+            let error = result(open.result).err().ok_or(RecordError::Unusable { kind, what: "errno" })?;
+            (open.header, Syscall::Open { error })
         }
         _ => {
             let made: SocketCall = read(record, "a socket call")?;

@@ -184,6 +184,11 @@ fn system_calls() {
     made.result = 3;
     assert!(decode(made.as_bytes(), &names()).is_err());
 
+    let mut open = syscall::OpenCall::new_zeroed();
+    open.header = header(Kind::OpenCall);
+    open.result = -24;
+    assert_eq!(call(open.as_bytes()), Syscall::Open { error: Errno::EMFILE });
+
     let mut accept = syscall::Accept::new_zeroed();
     accept.header = header(Kind::Accept);
     accept.result = -24;

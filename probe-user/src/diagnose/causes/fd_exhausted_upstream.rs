@@ -35,7 +35,8 @@ pub(crate) const CAUSE: Cause = Cause {
                    connections, so nginx is connected and sends; then, as the server has it, the connection waits in the accept queue \
                    until nginx gives up (504), or is taken only to be closed at once (Node.js, libuv: 502).",
         proof: "accept() returning EMFILE (ENFILE) in the process that listens there, while this attempt waited; and that this \
-                connection was never accepted, or was closed without a byte of it being read.",
+                connection was never accepted, or was closed without a byte of it being read. A process that had read the request, \
+                and then could open no file or make no socket, is the likely reason of a close: its own log must say so.",
         refuted: "An application that had accepted the connection before and read from it (read-timeout, premature-close).",
         remedies: &[
             (
@@ -82,8 +83,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     accepting(reading).or_else(|| serving(reading))
 }
 
-/// It had taken the connection and read the request, and meanwhile it could make no socket. Whether
-/// that is why it let go of the request, only its own log says.
+/// It had taken the connection and read the request, and meanwhile it could make no socket or open no file. Whether that is why it
+/// let go of the request, only its own log says.
 fn serving(reading: &Reading<'_>) -> Option<Finding> {
     reading.broken()?;
     let gone = matches!(reading.survival(), Survival::Ended(_));
@@ -91,14 +92,14 @@ fn serving(reading: &Reading<'_>) -> Option<Finding> {
     if gone || unread || reading.locality() == Locality::Elsewhere {
         return None;
     }
-    let (pid, command) = reading.flow()?.accepted_by.clone()?;
+    let (pid, command) = reading.attempt?.holder()?;
     let calls = reading.starved_holder(Weight::Symptom);
     let mut finding = Finding::default();
     // That the connection broke is no sign of what the process lacked: only the failing call is.
     let complaint = reading.complaint_evidence();
     finding.support(complaint.map(|evidence| Evidence { weight: Weight::Fits, ..evidence }));
-    let Some(Fact::SyscallFailed { errno, .. }) = calls.last().map(|call| &call.fact) else { return None };
-    let what = format!("socket() = {errno} while it served this request");
+    let Some(Fact::SyscallFailed { call, errno, .. }) = calls.last().map(|call| &call.fact) else { return None };
+    let what = format!("{call}() = {errno} while it served this request");
     for call in calls.into_iter().rev().take(SHOWN) {
         finding.support(Some(call));
     }
@@ -299,12 +300,7 @@ pub(crate) mod tests {
         world.state_with(-60, Side::Upstream, TcpState::Established, TcpState::FinWait1, tcp);
         world.state(-59, Side::Nginx, TcpState::Established, TcpState::CloseWait, None);
         world.sent(TcpState::CloseWait, START + LENGTH);
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world
     }
 
@@ -312,6 +308,11 @@ pub(crate) mod tests {
     fn out_of_descriptors_while_serving_is_likely() {
         let explanation = serving().expect("fd-exhausted-upstream", Confidence::Likely);
         assert!(explanation.rivals.contains(&"premature-close"), "{:?}", explanation.rivals);
+        let mut opening = serving();
+        opening.case.processes.clear();
+        opening.syscall_of(-80, SERVER, Syscall::Open { error: Errno::EMFILE });
+        let explanation = opening.expect("fd-exhausted-upstream", Confidence::Likely);
+        assert!(explanation.summary.contains("(open() = EMFILE while it served"), "{}", explanation.summary);
         let mut another = serving();
         another.case.processes.clear();
         another.syscall_of(-80, Pid(4711), Syscall::Socket { family: 2, error: Errno::EMFILE });

@@ -248,12 +248,7 @@ pub(crate) mod tests {
         world.reset_received(-55, TcpState::CloseWait);
         world.state(-54, Side::Nginx, TcpState::CloseWait, TcpState::Closed, Some(Errno::EPIPE));
         world.sent(TcpState::Closed, START);
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world
     }
 
@@ -273,12 +268,7 @@ pub(crate) mod tests {
         world.look_up(false, Vec::new(), Vec::new());
         world.packet_from_upstream(-95, FIN_ACK, START);
         world.sent(TcpState::CloseWait, START);
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world.expect("keepalive-race", Confidence::Confirmed);
     }
 
@@ -339,12 +329,7 @@ pub(crate) mod tests {
         reused(&mut world);
         world.packet_from_upstream(-58, FIN_ACK, START + LENGTH);
         world.sent(TcpState::CloseWait, START + LENGTH);
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world.expect("premature-close", Confidence::Confirmed);
     }
 

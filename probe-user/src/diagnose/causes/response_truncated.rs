@@ -151,12 +151,7 @@ pub(crate) mod tests {
     fn before_the_header_was_whole_it_is_a_close() {
         let mut world = cut_off();
         world.case.kind = CaseKind::Incident;
-        world.complain(
-            Message::PrematurelyClosed,
-            Phase::ReadingHeader,
-            None,
-            "upstream prematurely closed connection",
-        );
+        world.closed_before_header();
         world.expect("premature-close", Confidence::Confirmed);
     }
 

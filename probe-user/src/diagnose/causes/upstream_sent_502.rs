@@ -5,8 +5,8 @@ use super::super::{
     reading::{Reading, evidence, need},
 };
 use crate::model::{
-    attempt::{Link, Outcome},
-    case::Origin,
+    attempt::{Attempt, Link, Outcome},
+    case::{CaseKind, Origin},
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
     packet::Content,
@@ -61,6 +61,9 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let attempt = reading.attempt?;
+    if reading.case.kind == CaseKind::NearMiss {
+        return hidden(reading, attempt);
+    }
     let status = reading.case.status?;
     if attempt.link == Link::Inferred {
         return by_the_logs(reading, status);
@@ -83,11 +86,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upstream = reading.upstream_name();
     finding.summary = format!("{upstream} answered 502 itself, and nginx passed it on: the fault lies behind it.");
     let starved = reading.starved_holder(Weight::Fits);
-    if let Some(Fact::SyscallFailed { process: Some((pid, command)), errno, .. }) =
+    if let Some(Fact::SyscallFailed { call, process: Some((pid, command)), errno }) =
         starved.first().map(|call| &call.fact)
     {
+        let what = if *call == "open" { "open no file" } else { "make no socket" };
         finding.say(format_args!(
-            " While it served this request, {command} (pid {pid}) could make no socket ({errno}): it is out of file descriptors."
+            " While it served this request, {command} (pid {pid}) could {what} ({errno}): it is out of file descriptors."
         ));
         finding.fix.push(format!(
             "Raise the limit of open files of {command}, and see what it holds: `ls -l /proc/{pid}/fd`."
@@ -102,6 +106,27 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
             .say(format_args!(" The nginx there is watched too: incident {}{cause} is the same request.", root.case.0));
         finding.fix.push(format!("See incident {}.", root.case.0));
     }
+    finding.fix.push(format!(
+        "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
+    ));
+    Some(finding)
+}
+
+/// A server's 502 after which nginx went on to the next (`proxy_next_upstream http_502`).
+fn hidden(reading: &Reading<'_>, attempt: &Attempt) -> Option<Finding> {
+    let said = attempt.outcome == Outcome::Ok && attempt.status == Some(502) && attempt.complaint.is_none();
+    if !said || attempt.link == Link::Inferred {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(status_line(reading, 502));
+    let fact = Fact::UpstreamStatus { status: 502, line: None };
+    // nginx keeps the status of a header it accepted; read from its memory, it is what the upstream said.
+    finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Direct)));
+    let upstream = reading.upstream_name();
+    finding.summary = format!(
+        "{upstream} answered 502 itself; nginx went on to the next server (proxy_next_upstream), and the client did not see it."
+    );
     finding.fix.push(format!(
         "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
     ));
@@ -171,7 +196,7 @@ pub(crate) mod tests {
         diagnose::testing::World,
         model::{
             attempt::Outcome,
-            case::{CaseId, EarlierFailure, Origin},
+            case::{CaseId, CaseKind, EarlierFailure, Origin},
             packet::Content,
             verdict::Confidence,
         },
@@ -210,6 +235,22 @@ pub(crate) mod tests {
         let explanation = world.expect("upstream-sent-502", Confidence::Confirmed);
         let wanted = "incident 20261121T140207.331204-000016 (upstream-refused) is the same request";
         assert!(explanation.summary.contains(wanted), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn one_that_a_retry_hides_is_a_near_miss() {
+        let mut world = passed_on();
+        (world.case.kind, world.case.status) = (CaseKind::NearMiss, Some(200));
+        world.attempt().status = Some(502);
+        let mut next = world.attempt().clone();
+        (next.status, next.upstream) = (Some(200), None);
+        world.case.attempts.push(next);
+        let explanation = world.expect("upstream-sent-502", Confidence::Confirmed);
+        assert!(
+            explanation.summary.starts_with("127.0.0.1:8000 answered 502 itself; nginx went on"),
+            "{}",
+            explanation.summary
+        );
     }
 
     #[test]

@@ -67,7 +67,9 @@ impl<'a> Reading<'a> {
             CaseKind::Incident => case.attempts.last(),
             CaseKind::NearMiss => {
                 let failed = |attempt: &&Attempt| attempt.outcome != Outcome::Ok;
-                case.attempts.iter().rev().find(failed).or_else(|| case.attempts.last())
+                let answered_502 = |attempt: &&Attempt| attempt.status == Some(502);
+                let mut latest_first = case.attempts.iter().rev();
+                latest_first.clone().find(failed).or_else(|| latest_first.find(answered_502)).or(case.attempts.last())
             }
         };
         let said = attempt.and_then(|attempt| attempt.complaint.as_ref()).map(|(event, _)| event.id);

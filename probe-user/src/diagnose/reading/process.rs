@@ -255,14 +255,15 @@ impl<'a> Reading<'a> {
         Some(first.unwrap_or(last))
     }
 
-    /// `socket()` calls of the process that held the connection that failed for want of descriptors while it did.
+    /// `socket()` and `open()` calls of the process that held the connection that failed for want of descriptors while it did.
     pub(crate) fn starved_holder(&self, weight: Weight) -> Vec<Evidence> {
-        let Some((holder, command)) = self.flow().and_then(|flow| flow.accepted_by.as_ref()) else { return Vec::new() };
+        let Some((holder, command)) = self.attempt.and_then(|attempt| attempt.holder()) else { return Vec::new() };
         let until = self.failed_at().plus_ns(SKEW_NS);
         let since = self.started().unwrap_or(until).minus_ns(SKEW_NS);
         let failing = |event: &Event| match &event.body {
-            Body::Syscall(syscall) if syscall.pid == *holder => match syscall.call {
-                Syscall::Socket { error: error @ (Errno::EMFILE | Errno::ENFILE), .. } => Some(error),
+            Body::Syscall(syscall) if syscall.pid == holder => match syscall.call {
+                Syscall::Socket { error: error @ (Errno::EMFILE | Errno::ENFILE), .. } => Some(("socket", error)),
+                Syscall::Open { error } => Some(("open", error)),
                 _ => None,
             },
             _ => None,
@@ -272,10 +273,10 @@ impl<'a> Reading<'a> {
             .processes
             .iter()
             .filter(meanwhile)
-            .filter_map(|event| failing(event).map(|errno| (event.id, errno)))
-            .map(|(id, errno)| {
-                let process = Some((*holder, command.clone()));
-                evidence(Fact::SyscallFailed { call: "socket", process, errno }, &[id], weight)
+            .filter_map(|event| failing(event).map(|(call, errno)| (event.id, call, errno)))
+            .map(|(id, call, errno)| {
+                let process = Some((holder, command.to_owned()));
+                evidence(Fact::SyscallFailed { call, process, errno }, &[id], weight)
             })
             .collect()
     }

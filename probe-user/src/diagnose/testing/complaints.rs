@@ -27,6 +27,12 @@ impl World {
         self.put_complaint(event, message, phase, errno, text)
     }
 
+    /// nginx complains that the connection ended while it waited for the header.
+    pub(crate) fn closed_before_header(&mut self) -> EventId {
+        let text = "upstream prematurely closed connection";
+        self.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, text)
+    }
+
     /// nginx complains, read in its log.
     pub(crate) fn log(&mut self, message: Message, phase: Phase, errno: Option<Errno>, text: &str) -> EventId {
         let line = ErrorLine {

@@ -13,7 +13,7 @@ pub(crate) fn broken_by_exit(how: Ending) -> World {
     let tcp = counters(START + LENGTH, START + LENGTH);
     world.state_with(-80, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
     world.sent(TcpState::CloseWait, START + LENGTH);
-    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world.closed_before_header();
     world
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn closed_by_handler(how: Ending) -> World {
     let tcp = counters(START + LENGTH, START + LENGTH);
     world.state_with(-380, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
     world.sent(TcpState::CloseWait, START + LENGTH);
-    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world.closed_before_header();
     world.exit(20_000, how);
     world
 }

@@ -42,7 +42,7 @@ fn world() -> World {
     attempt.flow = Joined::None;
     attempt.socket_at_failure = Some(socket(INODE));
     attempt.bytes_sent = Some(80);
-    world.complain(Message::PrematurelyClosed, Phase::ReadingHeader, None, "upstream prematurely closed connection");
+    world.closed_before_header();
     world
 }
 

@@ -28,13 +28,21 @@ use pcap::Active;
 use thiserror::Error;
 
 use self::batch::{Batch, Head};
-use super::clock;
+use super::{
+    clock,
+    privilege::{self, Work},
+};
 
 pub use crate::bundle::packets::CapturedPacket;
-use crate::model::packet::{Direction, LinkType};
+use crate::model::{
+    packet::{Direction, LinkType},
+    time::Moment,
+};
 
 /// How long the kernel may hold a packet back to hand over several at once, milliseconds.
 const HOLD_MS: i32 = 20;
+/// The same, nanoseconds, and a little for the kernel's timer.
+const HELD_NS: u64 = 25_000_000;
 /// How long the reader sleeps at most, so that it sees a wish to stop and reads the loss counters.
 const NAP_MS: u16 = 50;
 /// How often the kernel is asked for its loss counters while packets come without a pause.
@@ -47,8 +55,8 @@ pub const FATES_BUFFER: i32 = 4 << 20;
 /// The kernel's buffer for every packet's header, bytes: at 400 bytes a packet, half a second of 80,000 packets.
 pub const EVERYTHING_BUFFER: i32 = 16 << 20;
 
-/// Takes packets; `false` when they had no room. Must not block.
-pub type Sink = Box<dyn FnMut(Batch) -> bool + Send>;
+/// Takes packets, maybe none, and up to when there are no others; `false` when they had no room. Must not block.
+pub type Sink = Box<dyn FnMut(Batch, Moment) -> bool + Send>;
 
 /// Packets that are handed over together.
 const TOGETHER: usize = 256;
@@ -140,7 +148,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     statistics: Statistics,
-    ended: Option<String>,
+    ended: Option<(Moment, String)>,
 }
 
 impl Shared {
@@ -172,6 +180,7 @@ impl Capture {
             .spawn(move || match open(&thread_options) {
                 Ok(reader) => {
                     let _ = opened_sender.send(Ok(reader.link));
+                    privilege::confine(Work::Reads);
                     reader.run(&thread_options, &thread_shared, sink);
                 }
                 Err(error) => {
@@ -189,9 +198,9 @@ impl Capture {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).statistics
     }
 
-    /// Why it ended by itself (the interface went away), if it did.
+    /// When and why it ended by itself (the interface went away), if it did.
     #[must_use]
-    pub fn ended(&self) -> Option<String> {
+    pub fn ended(&self) -> Option<(Moment, String)> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).ended.clone()
     }
 
@@ -303,7 +312,7 @@ impl Reader {
             match read {
                 Ok(()) if stopping => break None,
                 Ok(()) => self.sleep(),
-                Err(error) => break Some(error.to_string()),
+                Err(error) => break Some((clock::now(), error.to_string())),
             }
         };
         self.count(lost, shared);
@@ -319,9 +328,12 @@ impl Reader {
         shared: &Shared,
     ) -> Result<(), pcap::Error> {
         let (link, own) = (self.link, self.hardware_address);
-        let mut hand_over = |batch: Batch| {
+        let began = clock::now();
+        let mut hand_over = |batch: Batch, more: bool| {
             let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
-            if count > 0 && !sink(batch) {
+            let last = count.checked_sub(1).and_then(|last| batch.get(usize::try_from(last).ok()?));
+            let reached = last.filter(|_| more).map_or(began, |(head, _)| batch.moment(head).min(began));
+            if !sink(batch, reached.minus_ns(HELD_NS)) {
                 *lost += count;
                 shared.update(|state| state.statistics.dropped_by_sink = *lost);
             }
@@ -330,7 +342,7 @@ impl Reader {
         for _ in 0..4096 / TOGETHER {
             let mut batch = Batch::new(options.index, link, clock::wall());
             let more = self.fill(&mut batch, options, own);
-            hand_over(batch);
+            hand_over(batch, more.as_ref().is_ok_and(|more| *more));
             if !more? {
                 break;
             }

@@ -32,7 +32,7 @@ fn exchange(interface: &str, detail: Detail, answer: &str) -> (Vec<CapturedPacke
     let address = listener.local_addr().unwrap();
     let filter = filter::build(&[address], &[], detail);
     let (sender, packets) = mpsc::sync_channel(1000);
-    let sink: Sink = Box::new(move |batch: Batch| {
+    let sink: Sink = Box::new(move |batch: Batch, _| {
         (0..batch.len()).filter_map(|place| batch.packet(place)).all(|packet| sender.try_send(packet).is_ok())
     });
     let capture = Capture::start(options(interface, filter.text), sink).unwrap();
@@ -98,7 +98,7 @@ fn as_root_a_full_sink_is_counted() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let filter = filter::build(&[address], &[], Detail::Everything);
-    let capture = Capture::start(options("lo", filter.text), Box::new(|_| false)).unwrap();
+    let capture = Capture::start(options("lo", filter.text), Box::new(|_, _| false)).unwrap();
     drop(TcpStream::connect(address).unwrap());
     std::thread::sleep(Duration::from_millis(150));
     assert!(capture.ended().is_none());
@@ -108,14 +108,14 @@ fn as_root_a_full_sink_is_counted() {
 #[test]
 fn as_root_a_wrong_interface_names_the_right_ones() {
     assert_root();
-    let error = Capture::start(options("eth77", "tcp".into()), Box::new(|_| true)).unwrap_err();
+    let error = Capture::start(options("eth77", "tcp".into()), Box::new(|_, _| true)).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, CaptureError::NoSuchInterface { .. }), "{error:?}");
     assert!(
         text.contains("\"eth77\"") && text.contains("lo") && text.contains("any") && !text.contains('\n'),
         "{text}"
     );
-    let error = Capture::start(options("lo", "tcp and and".into()), Box::new(|_| true)).unwrap_err();
+    let error = Capture::start(options("lo", "tcp and and".into()), Box::new(|_, _| true)).unwrap_err();
     assert!(matches!(error, CaptureError::Filter { .. }), "{error:?}");
 }
 
@@ -139,7 +139,7 @@ fn as_root_packets_of_another_network_namespace_are_captured() {
     assert_eq!(interfaces::choose(netns.as_ref(), &[upstream]).unwrap(), ["lo"]);
     let filter = filter::build(&[upstream], &[], Detail::Fates);
     let (sender, packets) = mpsc::sync_channel(10);
-    let sink: Sink = Box::new(move |batch: Batch| {
+    let sink: Sink = Box::new(move |batch: Batch, _| {
         (0..batch.len()).filter_map(|place| batch.packet(place)).all(|packet| sender.try_send(packet).is_ok())
     });
     let capture = Capture::start(Options { netns, ..options("lo", filter.text) }, sink).unwrap();

@@ -311,6 +311,19 @@ pub(super) const HOOKS: &[Hook] = &[
         alternatives: &[exit("sys_exit_socket"), ANY_EXIT],
         lost: "a socket() that failed is known only from nginx's log",
     },
+    Hook {
+        name: "sys_exit_openat",
+        depth: Depth::Standard,
+        alternatives: &[exit("sys_exit_openat"), ANY_EXIT],
+        lost: "an upstream that has no descriptor for a file cannot be seen",
+    },
+    #[cfg(target_arch = "x86_64")]
+    Hook {
+        name: "sys_exit_open",
+        depth: Depth::Standard,
+        alternatives: &[exit("sys_exit_open"), ANY_EXIT],
+        lost: "an upstream that has no descriptor for a file cannot be seen",
+    },
 ];
 
 /// Functions of nginx, attached to each nginx found.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
-    maps::{MapError, RingBuf},
+    maps::{MapError, MapType, RingBuf},
     programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint, UProbe},
 };
 use probe_abi::{globals::Settings, names, socket::NO_REASON};
@@ -14,6 +14,7 @@ use super::{
     btf::{Btf, BtfError},
     offsets::Facts,
     ring::Ring,
+    tier::Tier,
     tracefs::with_tracefs,
     watch::AttachedBinary,
 };
@@ -54,10 +55,13 @@ pub enum LoadError {
     /// This program was built with `AYA_BUILD_SKIP`.
     #[error("this probe502 was built without its kernel programs (AYA_BUILD_SKIP); build it again without that")]
     NoObject,
-    /// The kernel refused.
+    /// The kernel has no ring to tell things through.
     #[error(
-        "cannot load the kernel programs: {0}; they need root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, and Linux 5.8"
+        "this kernel is too old for the kernel programs: it has no BPF ring buffer (Linux 5.8 has); packets and logs still work"
     )]
+    NoRing,
+    /// The kernel refused.
+    #[error("cannot load the kernel programs: {0}; they need root, or CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")]
     Refused(#[source] Box<EbpfError>),
     /// A map is missing or of another type.
     #[error("the kernel programs have no usable map {0}")]
@@ -183,6 +187,12 @@ impl Kernel {
         &self.facts.reset_reasons
     }
 
+    /// How much this kernel can tell.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        Tier::of(&self.facts)
+    }
+
     /// The switches the programs were loaded with.
     #[must_use]
     pub const fn settings(&self) -> &Settings {
@@ -261,7 +271,13 @@ fn load_object(facts: &Facts, ring_bytes: u32, btf: Option<&aya::Btf>) -> Result
         .map_max_entries(names::map::EVENTS, ring_bytes)
         .verifier_log_level(VerifierLogLevel::STATS | VerifierLogLevel::DEBUG)
         .load(OBJECT)
-        .map_err(|error| LoadError::Refused(Box::new(error)))
+        .map_err(|error| refusal(error, aya::sys::is_map_supported(MapType::RingBuf).ok()))
+}
+
+/// Why it was refused. Whether the kernel has a ring is asked by making one, which also fails for want of rights: then (`None`)
+/// nothing is said about it.
+fn refusal(error: EbpfError, has_ring: Option<bool>) -> LoadError {
+    if has_ring == Some(false) { LoadError::NoRing } else { LoadError::Refused(Box::new(error)) }
 }
 
 /// A value that may be copied to and from the kernel byte by byte.
@@ -346,12 +362,28 @@ pub(super) fn describe(error: &ProgramError) -> String {
             let line = log.lines().rev().find(|line| !line.trim().is_empty() && !is_statistics(line));
             line.map_or_else(
                 || format!("the kernel refused the program: {io_error}"),
-                |line| format!("the kernel's verifier refused the program ({io_error}): {}", line.trim()),
+                |line| {
+                    lacking_helper(line.trim()).unwrap_or_else(|| {
+                        format!("the kernel's verifier refused the program ({io_error}): {}", line.trim())
+                    })
+                },
             )
         }
         ProgramError::SyscallError(error) => format!("{}: {}", error.call, error.io_error),
         other => other.to_string().lines().next().unwrap_or_default().to_owned(),
     }
+}
+
+/// What it means when the kernel knows no such function for programs, in words; `None` if the line says something else.
+fn lacking_helper(line: &str) -> Option<String> {
+    let foreign = ["invalid func ", "unknown func ", "program of this type cannot use helper "];
+    let function = foreign.iter().find_map(|words| line.strip_prefix(words))?;
+    // Every kernel with a ring has these, but not when it is locked down.
+    // https://elixir.bootlin.com/linux/v6.12/source/kernel/trace/bpf_trace.c (`security_locked_down`)
+    if function.starts_with("bpf_probe_read") {
+        return Some("this kernel lets no program read its memory (lockdown=confidentiality)".to_owned());
+    }
+    Some(format!("this kernel has no function {function} for programs"))
 }
 
 fn is_statistics(line: &str) -> bool {

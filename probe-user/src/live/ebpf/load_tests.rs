@@ -229,3 +229,25 @@ fn reasons_without_a_name_are_shown_as_numbers() {
     assert_eq!(reason_name(&names, 0x3_0001), "reason 0x30001");
     assert_eq!(reason_name(&names, NO_REASON), "not given");
 }
+
+#[test]
+fn a_kernel_without_a_ring_is_refused_in_one_sentence() {
+    let failure = || EbpfError::UnexpectedPinningType { name: 7 };
+    let text = refusal(failure(), Some(false)).to_string();
+    assert!(text.contains("no BPF ring buffer") && text.contains("5.8") && !text.contains('\n'), "{text}");
+    for known in [Some(true), None] {
+        let text = refusal(failure(), known).to_string();
+        assert!(text.contains("root") && !text.contains("ring buffer"), "{text}");
+    }
+}
+
+#[test]
+fn a_function_that_the_kernel_lacks_is_told_from_a_refusal() {
+    let lockdown = "this kernel lets no program read its memory (lockdown=confidentiality)";
+    for line in ["unknown func bpf_probe_read#4", "program of this type cannot use helper bpf_probe_read_kernel#113"] {
+        assert_eq!(lacking_helper(line).as_deref(), Some(lockdown));
+    }
+    let old = lacking_helper("invalid func unknown#175").unwrap();
+    assert!(old.contains("no function unknown#175"), "{old}");
+    assert_eq!(lacking_helper("R1 invalid mem access 'scalar'"), None);
+}

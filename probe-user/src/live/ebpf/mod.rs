@@ -8,16 +8,21 @@ pub mod attach;
 pub mod btf;
 pub mod calibrate;
 pub mod cost;
+#[cfg(test)]
+#[path = "kernels_tests.rs"]
+mod kernels;
 pub mod layout;
 pub mod load;
 pub mod offsets;
 mod records;
 pub mod ring;
 pub mod symbols;
+pub mod tier;
 mod tracefs;
 mod watch;
 
 pub use attach::{Attachment, Depth, State};
 pub use load::{Kernel, LoadError, LoadOptions};
 pub use ring::Ring;
+pub use tier::Tier;
 pub use watch::{Losses, NginxError};

@@ -1,6 +1,6 @@
 //! What the kernel programs must know of the running kernel.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, env::consts::ARCH};
 
 use probe_abi::globals::{ABSENT, Offsets, RecordFormats, Settings};
 use zerocopy::FromBytes as _;
@@ -25,6 +25,10 @@ const UNSPECIFIED: &str = "SKB_DROP_REASON_NOT_SPECIFIED";
 /// The running kernel, as far as the programs depend on it.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// Whether there is type information at all.
+    pub types: bool,
+    /// Whether sockets tell their errors (`inet_sk_error_report`, 5.14); only looked up in type information.
+    pub error_reports: bool,
     /// Member offsets.
     pub offsets: Offsets,
     /// Members that this kernel does not have, by their names there.
@@ -65,7 +69,7 @@ impl Facts {
             .map(|&(name, member)| {
                 btf.and_then(|btf| btf.member(member).ok())
                     .map(|member| member.offset)
-                    .or_else(|| register(name))
+                    .or_else(|| register(ARCH, name))
                     .unwrap_or_else(|| {
                         missing.push(member);
                         ABSENT
@@ -87,7 +91,8 @@ impl Facts {
             reset_reasons = names(btf, "sk_rst_reason", "SK_RST_REASON_");
             settings.drop_reasons = interesting(btf);
         }
-        Self { offsets, missing, settings, records, drop_reasons, reset_reasons }
+        let error_reports = btf.is_some_and(|btf| btf.tracepoint_arguments("inet_sk_error_report").is_some());
+        Self { types: btf.is_some(), error_reports, offsets, missing, settings, records, drop_reasons, reset_reasons }
     }
 }
 
@@ -118,47 +123,46 @@ fn interesting(btf: &Btf) -> [u32; 8] {
     words
 }
 
-/// The saved registers are part of the system call interface, so they are known without the kernel's help.
-#[cfg(target_arch = "x86_64")]
-fn register(name: &str) -> Option<u32> {
-    use std::mem::offset_of;
+/// Where the saved registers are, by the names of [`Offsets::MEMBERS`]: part of the system call interface, so known without the
+/// kernel's help. `struct user_regs_struct` of `sys/user.h`; the kernel's own `struct pt_regs` begins alike.
+/// <https://elixir.bootlin.com/linux/v6.12/source/arch/x86/include/asm/ptrace.h>
+const X86_64: &[(&str, u32)] = &[
+    ("regs_return", 80),
+    ("regs_number", 120),
+    ("regs_argument_0", 112),
+    ("regs_argument_1", 104),
+    ("regs_argument_2", 96),
+];
 
-    use libc::user_regs_struct as Registers;
+/// `struct user_pt_regs` (31 registers, stack pointer, program counter, state), then `orig_x0` and `syscallno`. The first argument's
+/// register holds the result at exit; the kernel keeps the argument.
+/// <https://elixir.bootlin.com/linux/v6.12/source/arch/arm64/include/asm/ptrace.h>
+const AARCH64: &[(&str, u32)] = &[
+    ("regs_return", 0),
+    ("regs_number", 35 * 8),
+    ("regs_argument_0", 34 * 8),
+    ("regs_argument_1", 8),
+    ("regs_argument_2", 16),
+];
 
-    let offset = match name {
-        "regs_return" => offset_of!(Registers, rax),
-        "regs_number" => offset_of!(Registers, orig_rax),
-        "regs_argument_0" => offset_of!(Registers, rdi),
-        "regs_argument_1" => offset_of!(Registers, rsi),
-        "regs_argument_2" => offset_of!(Registers, rdx),
+/// A register of an architecture.
+fn register(architecture: &str, name: &str) -> Option<u32> {
+    let registers = match architecture {
+        "x86_64" => X86_64,
+        "aarch64" => AARCH64,
         _ => return None,
     };
-    u32::try_from(offset).ok()
-}
-
-/// `struct user_pt_regs` (31 registers, stack pointer, program counter, state), then `orig_x0` and `syscallno`.
-/// <https://elixir.bootlin.com/linux/v6.12/source/arch/arm64/include/asm/ptrace.h>
-#[cfg(target_arch = "aarch64")]
-fn register(name: &str) -> Option<u32> {
-    match name {
-        "regs_return" => Some(0),
-        // The first argument's register holds the result at exit; the kernel keeps the argument.
-        "regs_argument_0" => Some(34 * 8),
-        "regs_argument_1" => Some(8),
-        "regs_argument_2" => Some(16),
-        "regs_number" => Some(35 * 8),
-        _ => None,
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn register(_name: &str) -> Option<u32> {
-    None
+    registers.iter().find(|(known, _)| *known == name).map(|&(_, offset)| offset)
 }
 
 /// In the order of [`Settings::syscall_numbers`].
-fn syscall_numbers() -> [u32; 5] {
-    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_close];
+fn syscall_numbers() -> [u32; 6] {
+    // Newer architectures have no `open`.
+    #[cfg(target_arch = "x86_64")]
+    let open = libc::SYS_open;
+    #[cfg(not(target_arch = "x86_64"))]
+    let open = -1;
+    let numbers = [libc::SYS_connect, libc::SYS_accept, libc::SYS_accept4, libc::SYS_socket, libc::SYS_openat, open];
     numbers.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
 }
 
@@ -176,6 +180,46 @@ mod tests {
     }
 
     #[test]
+    fn both_architectures_have_every_register() {
+        let names: Vec<&str> =
+            Offsets::MEMBERS.iter().map(|&(name, _)| name).filter(|name| name.starts_with("regs_")).collect();
+        assert_eq!(names.len(), 5);
+        for architecture in ["x86_64", "aarch64"] {
+            let mut places: Vec<u32> = names.iter().filter_map(|name| register(architecture, name)).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places.len(), names.len(), "{architecture}");
+        }
+        assert_eq!(register("riscv64", "regs_return"), None);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn registers_are_where_the_c_library_has_them() {
+        use std::mem::offset_of;
+
+        use libc::user_regs_struct as Registers;
+
+        for (name, offset) in [
+            ("regs_return", offset_of!(Registers, rax)),
+            ("regs_number", offset_of!(Registers, orig_rax)),
+            ("regs_argument_0", offset_of!(Registers, rdi)),
+            ("regs_argument_1", offset_of!(Registers, rsi)),
+            ("regs_argument_2", offset_of!(Registers, rdx)),
+        ] {
+            assert_eq!(register(ARCH, name).map(|place| place as usize), Some(offset), "{name}");
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn registers_are_where_the_c_library_has_them() {
+        let whole = size_of::<libc::user_regs_struct>();
+        // `orig_x0` is what the kernel has behind it.
+        assert_eq!(register(ARCH, "regs_argument_0").map(|place| place as usize), Some(whole));
+    }
+
+    #[test]
     fn this_kernel_has_every_member() {
         let Ok(btf) = Btf::running_kernel() else {
             return assert!(!std::path::Path::new(super::super::btf::RUNNING_KERNEL).exists());
@@ -187,7 +231,7 @@ mod tests {
         let common = (offsets.sock_daddr, offsets.sock_rcv_saddr, offsets.sock_dport, offsets.sock_num);
         assert_eq!(common, (0, 4, 12, 14));
         assert_eq!((offsets.sock_family, offsets.sock_state, offsets.sock_net), (16, 18, 48));
-        assert_eq!(offsets.regs_argument_0, register("regs_argument_0").unwrap_or(ABSENT));
+        assert_eq!(offsets.regs_argument_0, register(ARCH, "regs_argument_0").unwrap_or(ABSENT));
     }
 
     #[test]

@@ -26,7 +26,8 @@ fn format(event: &str) -> RecordFormat {
     text.map_or(RecordFormat::UNKNOWN, |text| parse(&text))
 }
 
-fn parse(text: &str) -> RecordFormat {
+/// What a file `format` says.
+pub(super) fn parse(text: &str) -> RecordFormat {
     let place =
         |name: &str, size: u32| field(text, name).filter(|found| found.1 == size).map_or(ABSENT, |found| found.0);
     let new_state = place("newstate", 4);

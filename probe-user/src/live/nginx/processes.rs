@@ -9,6 +9,8 @@ use procfs::process::{Process, Stat, all_processes};
 pub struct Master {
     /// Its pid in the initial namespace.
     pub pid: u32,
+    /// Its parent: the old master where it came out of a binary upgrade.
+    pub parent: u32,
     /// Clock ticks from boot to its start: with the pid it names the process.
     pub started: u64,
     /// Its workers, old generations included, in order.
@@ -67,6 +69,7 @@ pub fn masters() -> Vec<Master> {
         if let Some((_, command_line)) = title.split_once(": master process") {
             found.push(Master {
                 pid: *pid,
+                parent: u32::try_from(stat.ppid).unwrap_or(0),
                 started: stat.starttime,
                 workers: numbers(workers),
                 others: numbers(others),
@@ -75,6 +78,7 @@ pub fn masters() -> Vec<Master> {
         } else if is_single(*pid, stat, title, &nginx) {
             found.push(Master {
                 pid: *pid,
+                parent: u32::try_from(stat.ppid).unwrap_or(0),
                 started: stat.starttime,
                 workers: vec![*pid],
                 others: Vec::new(),
@@ -120,7 +124,14 @@ mod tests {
     use super::*;
 
     fn master(command_line: &str) -> Master {
-        Master { pid: 1, started: 0, workers: Vec::new(), others: Vec::new(), command_line: command_line.to_owned() }
+        Master {
+            pid: 1,
+            parent: 0,
+            started: 0,
+            workers: Vec::new(),
+            others: Vec::new(),
+            command_line: command_line.to_owned(),
+        }
     }
 
     #[test]

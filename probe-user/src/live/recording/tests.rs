@@ -41,7 +41,7 @@ fn recording(folder: &Path, limits: FileLimits) -> Recording {
     Recording::create(folder.join("a.p502"), &Manifest::default(), limits).unwrap()
 }
 
-const UNLIMITED: FileLimits = FileLimits { size: None, incidents: None, rotate: 0 };
+const UNLIMITED: FileLimits = FileLimits { size: None, incidents: None, rotate: 0, owner: None };
 
 #[test]
 fn a_file_never_holds_more_than_its_limits() {

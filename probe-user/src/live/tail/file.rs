@@ -12,7 +12,8 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-use super::Place;
+use super::{Place, now};
+use crate::model::time::Moment;
 
 /// Bytes of a line kept: nginx's own error lines have at most 2,048 (`OpenResty` 4,096), access-log lines what their format makes of them.
 pub(super) const LONGEST: usize = 64 * 1024;
@@ -22,7 +23,10 @@ pub(super) const LONGEST: usize = 64 * 1024;
 pub(super) enum Growth {
     Longer,
     /// It had become shorter and was read from its beginning.
-    Truncated,
+    Truncated {
+        /// When it was read last before.
+        since: Moment,
+    },
 }
 
 /// An open log file and how far it has been read.
@@ -32,6 +36,8 @@ pub(super) struct Followed {
     /// Device and inode.
     pub(super) identity: (u64, u64),
     position: u64,
+    /// When it was read last.
+    looked: Moment,
     /// The beginning of a line whose end is not written yet.
     partial: Vec<u8>,
     /// The line's beginning was not seen, or handed over already: nothing of it counts until its end.
@@ -67,7 +73,7 @@ impl Followed {
             skipping = file.read(&mut last)? == 1 && last[0] != b'\n';
         }
         let identity = (metadata.dev(), metadata.ino());
-        Ok(Self { file, identity, position, partial: Vec::new(), skipping })
+        Ok(Self { file, identity, position, looked: now(), partial: Vec::new(), skipping })
     }
 
     /// A path that leads to this very file whatever its name is now.
@@ -78,8 +84,9 @@ impl Followed {
     /// Hands over every line that is complete by now, and whether it was cut.
     pub(super) fn read(&mut self, mut line: impl FnMut(Vec<u8>, bool)) -> io::Result<Growth> {
         let mut growth = Growth::Longer;
+        let since = std::mem::replace(&mut self.looked, now());
         if self.file.metadata()?.len() < self.position {
-            growth = Growth::Truncated;
+            growth = Growth::Truncated { since };
             self.position = 0;
             self.partial.clear();
             self.skipping = false;

@@ -74,7 +74,10 @@ fn survives_truncation() {
     log.set_len(0).unwrap();
     log.write_all(b"new\n").unwrap();
     assert_eq!(next(&lines), "new");
-    assert_eq!(tail.stop().truncations, 1);
+    let statistics = tail.stop();
+    assert_eq!(statistics.truncations, 1);
+    let (from, to) = statistics.cut_off.unwrap();
+    assert!(from < to, "between two readings");
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn upstreams(html: &mut Html, digest: &Digest<'_>) {
 
 fn upstream_table(html: &mut Html, rows: &[Count], most: usize) {
     html.raw("<div class=scroll tabindex=0 role=region aria-label=\"By upstream\"><table class=\"counts ups\">\n");
-    html.raw("<caption>By upstream whose attempt failed</caption>\n");
+    html.raw("<caption>By upstream</caption>\n");
     html.raw("<thead><tr><th scope=col>Upstream<th scope=col class=n>Count<th scope=col>Causes<th scope=col>First<th scope=col>Last</thead>\n<tbody>\n");
     for row in rows {
         html.tag("<tr><th scope=row><code>", &cut(&row.name, NAME), "</code>").raw("<td class=n>");

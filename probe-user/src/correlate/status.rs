@@ -1,0 +1,102 @@
+//! What a status that nginx decided means for its request: an answer's header, an error page, a subrequest that is over.
+
+use super::{Correlator, identity_of, telling::Telling};
+use crate::model::{
+    case::{CaseKind, Origin},
+    complaint::Complaint,
+    coverage::{Sensor, Sight},
+    event::Event,
+    nginx::{NginxLog, NginxStatus, RequestKey, StatusPoint},
+};
+
+impl Correlator {
+    /// Takes a status.
+    pub(super) fn status(&mut self, event: &Event, status: &NginxStatus) {
+        let identity = (status.number, status.client_requests);
+        let main = status.parent.unwrap_or(status.request);
+        self.telling.insert(status.worker, Telling { told: status.request, main, decided: false });
+        match status.point {
+            StatusPoint::SpecialResponse => {
+                let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
+                open.subrequest |= status.parent.is_some();
+                if status.parent.is_none() {
+                    open.special = Some((event.clone(), status.clone()));
+                    open.redirected = false;
+                }
+                if self.sight(Sensor::NginxStatuses) != Sight::On {
+                    if status.parent.is_none() {
+                        self.final_status(event, status, main, identity);
+                    } else {
+                        self.piece_missing(event, main, identity);
+                    }
+                }
+            }
+            StatusPoint::Redirect => {
+                let open = self.requests.entry(main, identity, event.at.latest);
+                open.heard.push(event.id);
+                open.redirected = true;
+            }
+            StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
+            StatusPoint::SendHeader => self.piece_missing(event, main, identity),
+        }
+    }
+
+    /// A subrequest is over that had trouble. If the client's answer had begun by then, no status will follow that could decide it.
+    fn piece_missing(&mut self, event: &Event, main: RequestKey, identity: (Option<u64>, Option<u64>)) {
+        let Some(open) = self.requests.get_mut(main) else { return };
+        let begun = |(_, log, _): &(Event, NginxLog, Complaint)| log.parent.and(log.status);
+        let Some(status) = open.complaints.iter().rev().find_map(begun) else { return };
+        let Some(request) = self.requests.take(main, identity) else { return };
+        if let Some(telling) = self.telling.get_mut(&main.worker) {
+            telling.decided = true;
+        }
+        self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, Some(status), None);
+    }
+
+    fn final_status(
+        &mut self,
+        event: &Event,
+        status: &NginxStatus,
+        main: RequestKey,
+        identity: (Option<u64>, Option<u64>),
+    ) {
+        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
+        if identity_of(main, identity).is_some_and(|identity| self.deciding.contains_key(&identity)) {
+            if let Some(telling) = self.telling.get_mut(&main.worker) {
+                telling.decided = true;
+            }
+            return;
+        }
+        let mut request = if let Some(request) = self.requests.take(main, identity) {
+            request
+        } else {
+            // Nothing was heard of it before: the upstream's own status, or one nginx made with its log level hiding why.
+            self.requests.entry(main, identity, event.at.latest);
+            match self.requests.take(main, identity) {
+                Some(request) => request,
+                None => return,
+            }
+        };
+        // A request that tried nothing itself failed by what its subrequest tried: that list was told with the subrequest's status.
+        let by_subrequest = request.subrequest && status.attempts == Some(0);
+        if status.attempts.is_some() && !by_subrequest {
+            request.attempts.clear();
+            request.attempts_known = true;
+            request.attempts_total = status.attempts.unwrap_or(0);
+        }
+        request.heard.push(event.id);
+        if let Some(telling) = self.telling.get_mut(&main.worker) {
+            telling.decided = true;
+        }
+        // The attempts follow in the next records; whether this is a case at all is decided when it closes.
+        self.decide(
+            event.clone(),
+            request,
+            CaseKind::Incident,
+            Origin::Unknown,
+            Some(status.status),
+            Some(status.clone()),
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! Names that the kernel and nginx give again at once: pids, socket pointers, request pointers.
+
+use super::*;
+use crate::model::{
+    process::{Ending, ProcessEvent, Role},
+    socket::{Syscall, SyscallEvent},
+};
+
+const SERVER: Pid = Pid(88);
+
+fn accepted(world: &mut World, local: &str, upstream: &str) {
+    let call = Syscall::Accept {
+        listener: 3,
+        result: Ok(9),
+        socket: Some(socket(upstream, local, TcpState::Established)),
+        peer: None,
+        command: "gunicorn".to_owned(),
+    };
+    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
+}
+
+fn killed(world: &mut World) {
+    let how = Ending::Signal { signal: 9, core: false };
+    let exited = ProcessEvent::Exited { pid: SERVER, role: Role::Upstream, command: "gunicorn".to_owned(), how };
+    world.tell(Source::Kernel, Body::Process(exited));
+}
+
+fn closed_without_an_answer(world: &mut World, request: u64, local: &str, upstream: &str) {
+    world.state(socket(local, upstream, TcpState::CloseWait), TcpState::Established);
+    let said = ("upstream prematurely closed connection", None, CONNECTING);
+    world.log(
+        (request, 40 + request),
+        said,
+        upstream,
+        Some(connection(1, socket(local, upstream, TcpState::CloseWait))),
+    );
+    world.answer(request, 40 + request, 502, &[(upstream, 502, None)]);
+}
+
+/// A process is killed and ten microseconds later another one with its pid serves: its end is nobody's reason.
+#[test]
+fn a_pid_given_again_is_another_process() {
+    let mut world = World::new();
+    let (first, second, upstream) = ("127.0.0.1:40000", "127.0.0.1:40001", "127.0.0.1:8000");
+    world.upstream(upstream);
+    world.state(socket(first, upstream, TcpState::Established), TcpState::SynSent);
+    accepted(&mut world, first, upstream);
+    killed(&mut world);
+    world.state(socket(second, upstream, TcpState::Established), TcpState::SynSent);
+    accepted(&mut world, second, upstream);
+    closed_without_an_answer(&mut world, 2, second, upstream);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let flow = case.attempts[0].flow.one().expect("its flow");
+    assert_eq!(flow.local, Some(address(second)));
+    let began = flow.events.first().map(|event| event.at).expect("events");
+    let ends = case.processes.iter().filter(|event| matches!(event.body, Body::Process(ProcessEvent::Exited { .. })));
+    for end in ends {
+        assert!(end.at.before(&began), "the end of the one before is told as what it is: {end:#?}");
+    }
+}
+
+/// Two connections that fail one after another, whose sockets lie at the same address in the kernel.
+#[test]
+fn a_socket_pointer_given_again_is_another_connection() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    world.upstream("127.0.0.1:8001");
+    for (request, local, upstream) in
+        [(1, "127.0.0.1:40000", "127.0.0.1:8000"), (2, "127.0.0.1:40001", "127.0.0.1:8001")]
+    {
+        let closed = world.refused(local, upstream, 7);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        world.log((request, request), said, upstream, Some(connection(1, closed)));
+        world.answer(request, request, 502, &[(upstream, 502, None)]);
+    }
+    let cases = world.cases();
+    let flows: Vec<_> = cases.iter().map(|case| case.attempts[0].flow.one().expect("its flow")).collect();
+    let told: Vec<_> = flows.iter().map(|flow| (flow.local, flow.upstream, flow.events.len())).collect();
+    let flow = |local, upstream| (Some(address(local)), address(upstream), 3);
+    assert_eq!(told, [flow("127.0.0.1:40000", "127.0.0.1:8000"), flow("127.0.0.1:40001", "127.0.0.1:8001")]);
+}
+
+/// nginx's pools give the same memory to the next request of the worker.
+#[test]
+fn a_request_pointer_given_again_is_another_request() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    world.upstream("127.0.0.1:8001");
+    for (number, local, upstream) in
+        [(41, "127.0.0.1:40000", "127.0.0.1:8000"), (42, "127.0.0.1:40001", "127.0.0.1:8001")]
+    {
+        let closed = world.refused(local, upstream, 7);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        world.log((1, number), said, upstream, Some(connection(1, closed)));
+        world.answer(1, number, 502, &[(upstream, 502, None)]);
+    }
+    let cases = world.cases();
+    let told: Vec<_> = cases
+        .iter()
+        .map(|case| (case.request.connection, case.attempts.len(), case.attempts[0].upstream.clone()))
+        .collect();
+    let upstream = |text| Some(Address::Ip(address(text)));
+    assert_eq!(told, [(Some(41), 1, upstream("127.0.0.1:8000")), (Some(42), 1, upstream("127.0.0.1:8001"))]);
+}
