@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use probe_tests::bench::stage::{Load, Stage};
 use probe_tests::bench::wrk::CONNECTIONS;
@@ -48,5 +48,49 @@ fn every_failure_of_a_storm_is_counted_and_those_that_are_explained_are_right() 
         let counted = asked.failed..=asked.failed + CONNECTIONS;
         ensure!(counted.contains(&summary.incidents), "{} failed: {summary:?}", asked.failed);
     }
+    Ok(())
+}
+
+/// How long the probe stands still while the storm goes on, and what is not looked at on either side of that.
+const STANDS_STILL: Duration = Duration::from_millis(700);
+const EDGE_US: i128 = 20_000;
+
+fn unix_us() -> Result<i128> {
+    Ok(i128::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros())?)
+}
+
+#[test]
+fn what_was_lost_is_told_with_every_failure_of_its_time() -> Result<()> {
+    let stage = Stage::set_up()?;
+    let probe = Probe::watch_nginx(stage.nginx().master(), &["-q"])?;
+    let still = std::thread::scope(|scope| {
+        let storm = scope.spawn(|| stage.load(Load::Storm, 2));
+        std::thread::sleep(Duration::from_millis(500));
+        probe.signal(Signal::SIGSTOP)?;
+        let from = unix_us()?;
+        std::thread::sleep(STANDS_STILL);
+        let to = unix_us()?;
+        probe.signal(Signal::SIGCONT)?;
+        storm.join().map_err(|_panic| anyhow!("the storm's thread panicked"))??;
+        anyhow::Ok(from + EDGE_US..to - EDGE_US)
+    })?;
+    probe.signal(Signal::SIGINT)?;
+    let ended = probe.wait_end(ENDS_WITHIN)?;
+    let summary = ended.summary()?;
+    ensure!(summary.events_lost > 0, "the ring is too large for this test: {summary:?}");
+    let mut with_losses = 0;
+    for arrived in &ended.lines {
+        let Ok(Line::Incident(incident)) = &arrived.line else { continue };
+        // What the kernel itself told of the connection proves the cause without packets.
+        let lost = incident.losses.events_lost;
+        let confirmed = incident.verdict.confidence == Confidence::Confirmed;
+        with_losses += usize::from(lost > 0);
+        ensure!(lost == 0 || !confirmed, "confirmed with {lost} lost: {}", arrived.text);
+        let decided: jiff::Timestamp = incident.time.as_deref().context("its time")?.parse()?;
+        if still.contains(&(decided.as_nanosecond() / 1_000)) {
+            ensure!(incident.losses.events_lost > 0, "it was lost meanwhile, and is not told: {}", arrived.text);
+        }
+    }
+    ensure!(with_losses > 0, "no failure was told with a loss: {summary:?}");
     Ok(())
 }

@@ -35,6 +35,11 @@ use crate::{
     report::json,
 };
 
+/// A loss is told in pieces no longer than this: well within the time that a case waits for its late evidence.
+const PIECE_NS: u64 = 50_000_000;
+/// And in so many at most.
+const PIECES: u64 = 200;
+
 /// A running watch.
 pub(super) struct Session<'a> {
     pub(super) plan: &'a Watch,
@@ -186,9 +191,7 @@ impl Session<'_> {
         ];
         (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
-            let lost = Coverage::Lost { sensor, count, why: why.to_owned() };
-            let arrival = Arrival { at: span, source: Source::Probe, body: Body::Coverage(lost) };
-            self.intake.deliver(Delivery::Arrivals(vec![arrival]));
+            self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
             self.unsaid
                 .entry(why)
                 .and_modify(|(sum, when)| {
@@ -315,4 +318,49 @@ fn spoken(span: At) -> String {
     let clock = clock::wall();
     let time = |moment| json::rfc3339(clock, moment).unwrap_or_else(|| "a time unknown".to_owned());
     format!("from {} to {}", time(span.earliest), time(span.latest))
+}
+
+/// A loss as the stream is told it. It has its place where its time ends, and a case that closes before that does not hear of it: where
+/// nobody could ask for long, it is told piece by piece. When in the span the records were lost is not known, so each piece has its share, and
+/// one at least.
+fn lost(span: At, sensor: Option<Sensor>, count: u64, why: &str) -> Vec<Arrival> {
+    let (from, to) = (span.earliest, span.latest);
+    let whole_ns = to.since_ns(from);
+    let pieces = whole_ns.div_ceil(PIECE_NS).clamp(1, PIECES);
+    let ends = |piece: u64| from.plus_ns(whole_ns / pieces * piece);
+    (0..pieces)
+        .map(|piece| {
+            let count = (count / pieces + u64::from(piece < count % pieces)).max(1);
+            let body = Body::Coverage(Coverage::Lost { sensor, count, why: why.to_owned() });
+            let end = if piece + 1 == pieces { to } else { ends(piece + 1) };
+            Arrival { at: At::between(ends(piece), end), source: Source::Probe, body }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn told(from: u64, to: u64, count: u64) -> Vec<(u64, u64, u64)> {
+        let piece = |arrival: Arrival| match arrival.body {
+            Body::Coverage(Coverage::Lost { count, .. }) => {
+                (arrival.at.earliest.0 / MS, arrival.at.latest.0 / MS, count)
+            }
+            other => panic!("{other:?}"),
+        };
+        lost(At::between(Moment(from * MS), Moment(to * MS)), None, count, "a test").into_iter().map(piece).collect()
+    }
+
+    #[test]
+    fn a_loss_is_told_before_the_cases_of_its_time_close() {
+        assert_eq!(told(1_000, 1_050, 7), [(1_000, 1_050, 7)]);
+        assert_eq!(told(1_000, 1_000, 7), [(1_000, 1_000, 7)]);
+        assert_eq!(told(1_000, 1_150, 7), [(1_000, 1_050, 3), (1_050, 1_100, 2), (1_100, 1_150, 2)]);
+        assert_eq!(told(1_000, 1_150, 1), [(1_000, 1_050, 1), (1_050, 1_100, 1), (1_100, 1_150, 1)]);
+        let long = told(0, 3_600_000, 1_000);
+        assert_eq!((long.len(), long.last().map(|last| last.1)), (200, Some(3_600_000)));
+    }
 }

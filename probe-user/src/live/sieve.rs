@@ -25,7 +25,11 @@ use crate::{decode::packet::glance::glance, model::time::Moment};
 const IN_PROGRESS: i32 = -115;
 
 /// Bytes of records that may lie here; then the oldest go on early, judged by what is known by then.
-const HELD: usize = 8 << 20;
+const HELD: usize = 32 << 20;
+
+/// Room for records that is not given back, bytes; and how many times more than what lies here is.
+const ROOM: usize = 1 << 20;
+const SPARE: usize = 4;
 
 /// One connection in this time of each serving process goes on although it is healthy: so that who serves is known.
 const SAMPLE_NS: u64 = 1_000_000_000;
@@ -340,10 +344,14 @@ impl Sieve {
         }
         packets.retain(|held| held.left < held.batch.len());
         self.packets = packets;
-        // What is gone is cut off when it is the larger part: each byte is moved once on average.
-        if self.from > self.records.len() / 2 {
+        // What is gone is cut off when it is a third: each byte is moved twice on average, and little more is held than has to be.
+        if self.from > self.records.len() / 3 {
             self.records.drain(..self.from);
             self.from = 0;
+            // After a storm.
+            if self.records.capacity() / SPARE > self.records.len().max(ROOM) {
+                self.records.shrink_to(ROOM);
+            }
         }
     }
 

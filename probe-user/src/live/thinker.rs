@@ -59,7 +59,7 @@ const WAITING: usize = 65_536;
 const UNDERWAY: usize = 96 << 20;
 
 /// Memory for packets kept for incidents to come. At a filter that lets a few packets of a connection through, seconds of thousands of them.
-const PACKET_BYTES: usize = 12 << 20;
+const PACKET_BYTES: usize = 8 << 20;
 
 /// Records of the kernel's ring, as they came.
 #[derive(Debug)]
@@ -281,9 +281,9 @@ impl Thinker {
                 next = if ended.is_some() || budget == 0 { None } else { deliveries.try_recv().ok() };
             }
             if let Some(ended) = ended {
-                self.release(Moment(u64::MAX));
                 // Who was behind has not judged anybody yet of whom everything is known by now.
                 self.think(ended.minus_ns(LAG_NS));
+                self.release(Moment(u64::MAX));
                 let told = self.pipeline.told();
                 self.pipeline.finish();
                 tracing::info!("{} records and packets of healthy connections were let go", self.sieve.let_go());
@@ -296,7 +296,6 @@ impl Thinker {
                 return self.pipeline.late();
             }
             let until = self.pace.until(now.minus_ns(LAG_NS), read, now);
-            self.release(until);
             self.think(until);
         }
     }
@@ -305,6 +304,7 @@ impl Thinker {
     fn think(&mut self, until: Moment) {
         loop {
             let next = until.min(self.pipeline.told().max(until.minus_ns(CATCHES_UP_NS)).plus_ns(STEP_NS));
+            self.release(next);
             self.pipeline.advance(next);
             self.record();
             self.speak();

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Memory for packets that incidents point to, as when it was recorded.
-const PACKET_BYTES: usize = 12 << 20;
+const PACKET_BYTES: usize = 8 << 20;
 
 /// Judges a recording again; `name` is what the reader knows it by. Ends early when nobody listens any more.
 pub fn play(name: &str, input: impl Read, redaction: Level, audience: &mut dyn Audience) -> Result<(), AppError> {

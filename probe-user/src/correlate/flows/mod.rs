@@ -453,6 +453,10 @@ impl Flows {
             events.remove(keep / 4);
             state.flow.forgotten += 1;
         }
+        if events.len() == events.capacity() {
+            // Of tens of thousands of connections that stay open, each has some ten events: twice the room would be half of all memory.
+            events.reserve_exact(4);
+        }
         events.push(event.clone());
     }
 }
