@@ -13,6 +13,9 @@ use crate::model::time::Moment;
 /// and the wait for late evidence a line still comes within a second. What comes after that comes late, and is counted so.
 const PATIENCE_NS: u64 = 300_000_000;
 
+/// A thread that turns every 10 ms and was away for longer did not run meanwhile.
+const TURN_NS: u64 = 20_000_000;
+
 /// How far one source has been read.
 #[derive(Debug)]
 struct Place {
@@ -61,23 +64,22 @@ impl Marks {
 /// How far the stream may go: to the wanted moment, or as far as every source has been read, unless one does not move at all.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Where it is held up, and since which of the thread's turns.
-    held: Option<(Moment, Moment)>,
+    /// Where it is held up.
+    held: Moment,
+    /// The thread's last turn.
+    turned: Moment,
+    /// For how long it has waited there, of the time in which the thread itself ran.
+    waited_ns: u64,
 }
 
 impl Pace {
-    /// `now` is the thread's own turn; a pause of the whole program lies between two turns, and so is nobody's fault.
+    /// `now` is the thread's own turn. In a pause of the whole program nobody could move: it is not waited through.
     pub(super) fn until(&mut self, wanted: Moment, read: Moment, now: Moment) -> Moment {
-        if read >= wanted {
-            self.held = None;
-            return wanted;
-        }
-        let since = match self.held {
-            Some((at, since)) if at == read => since,
-            _ => now,
-        };
-        self.held = Some((read, since));
-        if now.since_ns(since) > PATIENCE_NS { wanted } else { read }
+        let ran_ns = now.since_ns(self.turned).min(TURN_NS);
+        let waits = read < wanted && read == self.held;
+        self.waited_ns = if waits { self.waited_ns.saturating_add(ran_ns) } else { 0 };
+        (self.turned, self.held) = (now, read);
+        if self.waited_ns > PATIENCE_NS { wanted } else { wanted.min(read) }
     }
 }
 
@@ -98,20 +100,39 @@ mod tests {
         assert_eq!(marks.earliest(), Moment(400));
     }
 
+    /// The program's threads turn every 10 ms from `from` on; how far the stream may go at the end, behind what is wanted by milliseconds.
+    fn behind(pace: &mut Pace, from: u64, turns: u64, read: impl Fn(u64) -> u64) -> u64 {
+        const MS: u64 = 1_000_000;
+        let mut behind = 0;
+        for now in (0..turns).map(|turn| from + turn * 10) {
+            let wanted = now - 80;
+            let until = pace.until(Moment(wanted * MS), Moment(read(now) * MS), Moment(now * MS));
+            behind = wanted - until.0 / MS;
+        }
+        behind
+    }
+
     #[test]
-    fn the_stream_waits_for_a_source_that_catches_up_and_not_for_one_that_is_stuck() {
-        let second = 1_000_000_000;
+    fn who_has_read_enough_holds_nobody_up() {
+        assert_eq!(behind(&mut Pace::default(), 1_000, 100, |now| now - 50), 0);
+    }
+
+    #[test]
+    fn after_a_pause_of_the_whole_program_the_others_are_waited_for() {
         let mut pace = Pace::default();
-        assert_eq!(pace.until(Moment(10), Moment(20), Moment(30)), Moment(10));
-        // Five seconds have passed without a turn.
-        let (wanted, now) = (Moment(5 * second), Moment(5 * second + 80));
-        assert_eq!(pace.until(wanted, Moment(20), now), Moment(20));
+        assert_eq!(behind(&mut pace, 1_000, 10, |now| now - 10), 0);
+        // Two seconds later nobody but this thread has had a turn, or two.
+        assert_eq!(behind(&mut pace, 3_000, 2, |_| 1_080), 1_850);
+        assert_eq!(behind(&mut pace, 5_000, 1, |_| 1_080), 3_840);
+        assert_eq!(behind(&mut pace, 5_010, 1, |now| now - 10), 0);
+    }
+
+    #[test]
+    fn who_never_comes_is_not_waited_for_for_ever() {
+        let mut pace = Pace::default();
+        assert!(behind(&mut pace, 1_000, 20, |_| 900) > 0);
+        assert_eq!(behind(&mut pace, 1_200, 40, |_| 900), 0);
         // It moves: the patience begins anew.
-        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(PATIENCE_NS)), Moment(second));
-        assert_eq!(pace.until(wanted, Moment(second), now.plus_ns(2 * PATIENCE_NS)), Moment(second));
-        // It does not.
-        let later = now.plus_ns(2 * PATIENCE_NS + 1);
-        assert_eq!(pace.until(wanted, Moment(second), later), wanted);
-        assert_eq!(pace.until(wanted, wanted, later), wanted);
+        assert!(behind(&mut pace, 1_600, 2, |_| 1_000) > 0);
     }
 }
