@@ -1,6 +1,7 @@
 //! What `watch` prints and leaves behind: text or JSON lines on stdout, a folder for each incident.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
@@ -8,6 +9,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -252,7 +254,13 @@ fn senders(case: &Case) -> BTreeMap<PacketRef, String> {
 pub struct Folder {
     path: PathBuf,
     owner: Option<Owner>,
+    /// Since when, and how many incidents were left since.
+    lately: Cell<(Instant, u32)>,
 }
+
+/// So many incidents a second wait until the disk has them. In a storm that would take longer than the storm leaves; the rest are on their way
+/// to the disk as any file is.
+const AWAITED: u32 = 100;
 
 /// User and group that files are given to.
 pub type Owner = (u32, u32);
@@ -285,7 +293,7 @@ impl Folder {
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
         fs::remove_file(&trial).map_err(failed)?;
         clear_leftovers(path);
-        Ok(Self { path: path.to_owned(), owner })
+        Ok(Self { path: path.to_owned(), owner, lately: Cell::new((Instant::now(), 0)) })
     }
 
     /// Where it is.
@@ -303,15 +311,25 @@ impl Folder {
         packets: &PacketStore,
         interfaces: &[Interface],
     ) -> Result<(), anyhow::Error> {
-        self.whole(&incident.id, |partial| write(partial, incident, frames, comments, packets, interfaces))
+        let awaited = self.is_awaited();
+        self.whole(&incident.id, |partial| write(partial, incident, frames, comments, packets, interfaces, awaited))
     }
 
     /// Leaves an incident whose packets are in a capture already: its evidence points there.
     pub fn leave_alone(&self, incident: &Incident) -> Result<(), anyhow::Error> {
         self.whole(&incident.id, |partial| {
             fs::DirBuilder::new().mode(0o700).create(partial)?;
-            create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes())
+            create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes(), self.is_awaited())
         })
+    }
+
+    /// Whether the next incident is waited for until the disk has it.
+    fn is_awaited(&self) -> bool {
+        let (since, count) = self.lately.get();
+        let (since, count) =
+            if since.elapsed() < Duration::from_secs(1) { (since, count) } else { (Instant::now(), 0) };
+        self.lately.set((since, count.saturating_add(1)));
+        count < AWAITED
     }
 
     /// Gives a folder its name when everything is in it.
@@ -370,6 +388,7 @@ fn write(
     comments: &BTreeMap<u64, String>,
     packets: &PacketStore,
     interfaces: &[Interface],
+    awaited: bool,
 ) -> Result<(), anyhow::Error> {
     fs::DirBuilder::new().mode(0o700).create(partial)?;
     let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
@@ -408,14 +427,16 @@ fn write(
             comment: comments.get(frame).map(String::as_str),
         });
     }
-    create(&partial.join(PACKETS), &pcapng::write(&described, &kept))?;
-    create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes())
+    create(&partial.join(PACKETS), &pcapng::write(&described, &kept), awaited)?;
+    create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes(), awaited)
 }
 
-fn create(path: &Path, bytes: &[u8]) -> Result<(), anyhow::Error> {
+fn create(path: &Path, bytes: &[u8], awaited: bool) -> Result<(), anyhow::Error> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
-    // Without this a full disk may be noticed only after the file has its final name.
-    file.sync_all()?;
+    if awaited {
+        // Without this a full disk may be noticed only after the file has its final name.
+        file.sync_all()?;
+    }
     Ok(())
 }

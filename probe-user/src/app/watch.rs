@@ -64,10 +64,6 @@ const LAST_WAIT: Duration = Duration::from_millis(320);
 /// Size of the ring, bytes: read every 15 ms, it holds what 100,000 connections a second leave in that time. Mapped twice, it counts twice.
 const RING_BYTES: u32 = 4 << 20;
 
-/// Incidents of one second that leave their files, whatever they are like: each of the two files is made to last, which takes a disk some
-/// milliseconds.
-const LEFT: u64 = 100;
-
 /// Runs it.
 pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     log_to_stderr(plan);
@@ -175,7 +171,7 @@ async fn watch(
     let clock = clock::wall();
     let place = folder.as_ref().map(|folder| folder.path().to_owned());
     let printer = printer(plan, form, clock, folder, &interfaces, &tally);
-    let settings = Settings { limits: limits(plan), clock, statuses: plan.statuses.clone() };
+    let settings = Settings { limits: Limits::live(), clock, statuses: plan.statuses.clone() };
     let (said, mut sayings) = mpsc::unbounded_channel();
     let counts = Arc::new(Counts::default());
     let redactor = redactor(plan)?;
@@ -285,12 +281,6 @@ async fn settle(
             _ = losses.tick() => session.count_losses(),
         }
     }
-}
-
-/// What is remembered, and how much of a storm is explained.
-fn limits(plan: &Watch) -> Limits {
-    let live = Limits::live();
-    if plan.out.is_some() { Limits { explained: LEFT, ..live } } else { live }
 }
 
 /// Ticks that do not catch up.
