@@ -11,7 +11,7 @@ use probe_tests::line::{Confidence, Line};
 use probe_tests::probe::{Ended, Probe};
 
 /// From the order to end to the end: a build without optimisation is ten times as slow as what is shipped.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);
+const ENDS_WITHIN: Duration = Duration::from_secs(45);
 
 /// The counts of the notices `what`.
 fn noticed(ended: &Ended, what: &str) -> u64 {

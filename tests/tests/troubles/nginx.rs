@@ -18,6 +18,10 @@ use probe_tests::trial::WITHIN;
 
 use crate::scene::{KINDS, all_is_well, check_summary, fail_for, faults, lasts, notices};
 
+/// Amid a storm of processes that come and go the machine is theirs: what is said is asked for here, and the second that the contract
+/// allows elsewhere (and once the storm is over).
+const AMID_STORM: Duration = Duration::from_secs(5);
+
 /// Does something again and again beside the work, each time a little later.
 fn meanwhile<T>(
     pause: Duration,
@@ -55,7 +59,7 @@ fn reload_storm() -> Result<()> {
         || fail_for(&site, lasts(8), Duration::from_millis(60)),
     )?;
     ensure!(reloads > 10, "{reloads} reloads are no storm");
-    probe.check_all(&witnesses, WITHIN)?;
+    probe.check_all(&witnesses, AMID_STORM)?;
     let after = all_is_well(&site, &probe, witnesses.len())?;
     check_summary(&probe.stop()?, witnesses.len() + after)
 }
@@ -75,7 +79,7 @@ fn reload_storm_without_nginxs_functions() -> Result<()> {
     for witness in &mut witnesses {
         witness.expected = witness.expected.clone().at_light().without_uprobes();
     }
-    probe.check_all(&witnesses, WITHIN)?;
+    probe.check_all(&witnesses, AMID_STORM)?;
     let ended = probe.stop()?;
     check_summary(&ended, witnesses.len())
 }
@@ -96,7 +100,7 @@ fn worker_crash_loop() -> Result<()> {
     let (witnesses, crashes) =
         meanwhile(Duration::from_millis(100), crash, || fail_for(&site, lasts(3), Duration::from_millis(30)))?;
     ensure!(crashes > 20, "{crashes} crashes are no loop");
-    probe.check_all(&witnesses, WITHIN)?;
+    probe.check_all(&witnesses, AMID_STORM)?;
     let after = all_is_well(&site, &probe, witnesses.len())?;
     check_summary(&probe.stop()?, witnesses.len() + after)
 }
