@@ -142,8 +142,9 @@ fn locate(bytes: &[u8], ip: usize) -> Option<Place> {
         }
         6 => {
             let (mut protocol, mut at) = (byte(6)?, 40);
-            // Hop-by-hop, routing, fragment, destination options (RFC 8200), authentication; there are never many.
-            for _ in 0..8 {
+            // Hop-by-hop, routing, fragment, destination options (RFC 8200), authentication: as many as the packet has room for, as the
+            // decoder has it.
+            loop {
                 let length = match protocol {
                     0 | 43 | 60 => (usize::from(byte(at + 1)?) + 1) * 8,
                     44 => 8,
