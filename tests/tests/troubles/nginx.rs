@@ -20,7 +20,7 @@ use crate::scene::{KINDS, all_is_well, check_summary, fail_for, faults, lasts, n
 
 /// Amid a storm of processes that come and go the machine is theirs: what is said is asked for here, and the second that the contract
 /// allows elsewhere (and once the storm is over).
-const AMID_STORM: Duration = Duration::from_secs(5);
+const AMID_STORM: Duration = Duration::from_secs(10);
 
 /// Does something again and again beside the work, each time a little later.
 fn meanwhile<T>(
