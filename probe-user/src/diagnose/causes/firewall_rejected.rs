@@ -248,6 +248,17 @@ pub(crate) mod tests {
         world.expect("firewall-rejected", Confidence::Confirmed);
     }
 
+    /// Another connection to the same upstream was dropped and answered meanwhile.
+    #[test]
+    fn a_connection_without_a_port_has_met_no_filter() {
+        let mut world = World::new(502);
+        world.listening();
+        world.drop_packet(-85, "NETFILTER_DROP");
+        world.icmp(-80, 3, 1);
+        world.complain(Message::ConnectFailed, Phase::Connecting, Some(Errno::EADDRNOTAVAIL), "connect() failed");
+        assert_ne!(crate::report::cause(&world.judge()), "firewall-rejected");
+    }
+
     #[test]
     fn a_drop_and_silence_is_no_answer() {
         let mut world = World::new(502);

@@ -87,7 +87,9 @@ impl<'a> Reading<'a> {
 
     /// Its connection, where there is exactly one candidate.
     pub(super) fn flow(&self) -> Option<&'a Flow> {
-        let flow = self.attempt.and_then(|attempt| attempt.flow.one())?;
+        let attempt = self.attempt?;
+        // A connection for which there is no local port, or no such address, sends nothing: what has packets is another's.
+        let flow = attempt.flow.one().filter(|_| attempt.errno != Some(Errno::EADDRNOTAVAIL))?;
         // One that began after nginx complained is a later one with the same addresses.
         let failed = self.failed_at().plus_ns(SKEW_NS);
         flow.events.first().is_none_or(|first| first.at.earliest <= failed).then_some(flow)
