@@ -1,8 +1,6 @@
 //! Descriptors that became upstream connections, and for which request: told before anything fails.
 
-use std::collections::{BTreeMap, VecDeque};
-
-use super::limits;
+use super::{limits, newest::Newest};
 use crate::model::{event::EventId, nginx::RequestKey, time::Moment};
 
 /// One of them.
@@ -18,39 +16,30 @@ pub(super) struct Made {
     pub(super) told_in: EventId,
 }
 
-/// The newest of them.
-#[derive(Debug, Default)]
-pub(super) struct Connections {
-    /// Whose, oldest first.
-    order: VecDeque<RequestKey>,
-    /// nginx uses a request's memory again: several requests in turn have the same key.
-    of: BTreeMap<RequestKey, VecDeque<Made>>,
+/// The newest of them, by request: nginx uses a request's memory again, and several requests in turn have the same key.
+#[derive(Debug)]
+pub(super) struct Connections(Newest<RequestKey, Made>);
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(Newest::new(limits::CONNECTIONS))
+    }
 }
 
 impl Connections {
     /// Keeps one.
     pub(super) fn keep(&mut self, key: RequestKey, made: Made) {
-        if self.order.len() >= limits::CONNECTIONS
-            && let Some(oldest) = self.order.pop_front()
-            && let Some(list) = self.of.get_mut(&oldest)
-        {
-            list.pop_front();
-            if list.is_empty() {
-                self.of.remove(&oldest);
-            }
-        }
-        self.order.push_back(key);
-        self.of.entry(key).or_default().push_back(made);
+        self.0.keep(key, made);
     }
 
     /// Those made for this request up to that moment: when, and the descriptor.
     pub(super) fn of(&self, key: RequestKey, number: Option<u64>, until: Moment) -> Vec<(Moment, i32)> {
         let mine = |made: &&Made| number.is_none_or(|number| number == made.number) && made.at <= until;
-        self.of.get(&key).into_iter().flatten().filter(mine).map(|made| (made.at, made.fd)).collect()
+        self.0.of(key).filter(mine).map(|made| (made.at, made.fd)).collect()
     }
 
     /// All of them, by request.
     pub(super) fn all(&self) -> impl Iterator<Item = (RequestKey, &Made)> {
-        self.of.iter().flat_map(|(key, list)| list.iter().map(|made| (*key, made)))
+        self.0.all()
     }
 }

@@ -14,6 +14,7 @@ mod host;
 pub mod limits;
 pub mod lines;
 pub mod memory;
+mod newest;
 pub mod notable;
 mod questions;
 pub mod requests;

@@ -1,8 +1,6 @@
 //! Lines of the error log about requests that nginx itself tells about: they have the whole text of a message.
 
-use std::collections::{BTreeMap, VecDeque};
-
-use super::limits::WRITTEN_LINES;
+use super::{limits::WRITTEN_LINES, newest::Newest};
 use crate::model::{
     complaint::{Complaint, Message},
     event::{Event, EventId},
@@ -10,29 +8,22 @@ use crate::model::{
     time::At,
 };
 
-/// The newest lines.
-#[derive(Debug, Default)]
-pub(super) struct Written {
-    /// The client connections they are of, oldest first.
-    order: VecDeque<u64>,
-    of: BTreeMap<u64, VecDeque<(At, ErrorLine, EventId)>>,
+/// The newest lines, by the client connection they are of.
+#[derive(Debug)]
+pub(super) struct Written(Newest<u64, (At, ErrorLine, EventId)>);
+
+impl Default for Written {
+    fn default() -> Self {
+        Self(Newest::new(WRITTEN_LINES))
+    }
 }
 
 impl Written {
     /// Keeps a line of a request.
     pub(super) fn keep(&mut self, event: &Event, line: &ErrorLine) {
-        let Some(number) = line.number else { return };
-        if self.order.len() >= WRITTEN_LINES
-            && let Some(oldest) = self.order.pop_front()
-            && let Some(lines) = self.of.get_mut(&oldest)
-        {
-            lines.pop_front();
-            if lines.is_empty() {
-                self.of.remove(&oldest);
-            }
+        if let Some(number) = line.number {
+            self.0.keep(number, (event.at, line.clone(), event.id));
         }
-        self.order.push_back(number);
-        self.of.entry(number).or_default().push_back((event.at, line.clone(), event.id));
     }
 
     /// The line that this complaint became: of the same client connection, with the same errno and meaning, within a second (nginx's log
@@ -44,7 +35,7 @@ impl Written {
                 && at.overlaps(&window)
                 && Message::classify(&line.message) == Some(complaint.message)
         };
-        self.of.get(&log.number?)?.iter().rev().find(fits).map(|(_, line, _)| line)
+        self.0.of(log.number?).rev().find(fits).map(|(_, line, _)| line)
     }
 
     /// Lines written in one of these times.
@@ -55,7 +46,7 @@ impl Written {
             let after = spans.partition_point(|span| span.earliest <= at.latest);
             after.checked_sub(1).and_then(|place| spans.get(place)).is_some_and(|span| span.overlaps(at))
         };
-        self.of.values().flatten().filter(move |(at, ..)| inside(at)).map(|(.., id)| *id)
+        self.0.all().filter(move |(_, (at, ..))| inside(at)).map(|(_, (.., id))| *id)
     }
 }
 

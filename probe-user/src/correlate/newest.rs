@@ -1,0 +1,60 @@
+//! The newest of many things, found by what they belong to.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// So many at most; the oldest of all goes first, whatever it belongs to.
+#[derive(Debug)]
+pub(super) struct Newest<K, V> {
+    most: usize,
+    /// What each belongs to, oldest first.
+    order: VecDeque<K>,
+    of: BTreeMap<K, VecDeque<V>>,
+}
+
+impl<K: Copy + Ord, V> Newest<K, V> {
+    pub(super) const fn new(most: usize) -> Self {
+        Self { most, order: VecDeque::new(), of: BTreeMap::new() }
+    }
+
+    /// Keeps one.
+    pub(super) fn keep(&mut self, key: K, value: V) {
+        if self.order.len() >= self.most
+            && let Some(oldest) = self.order.pop_front()
+            && let Some(list) = self.of.get_mut(&oldest)
+        {
+            list.pop_front();
+            if list.is_empty() {
+                self.of.remove(&oldest);
+            }
+        }
+        self.order.push_back(key);
+        self.of.entry(key).or_default().push_back(value);
+    }
+
+    /// What belongs to this, oldest first.
+    pub(super) fn of(&self, key: K) -> impl DoubleEndedIterator<Item = &V> {
+        self.of.get(&key).into_iter().flatten()
+    }
+
+    /// All of it, by what it belongs to.
+    pub(super) fn all(&self) -> impl Iterator<Item = (K, &V)> {
+        self.of.iter().flat_map(|(key, list)| list.iter().map(|value| (*key, value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_goes_first_whatever_it_belongs_to() {
+        let mut newest = Newest::new(3);
+        for (key, value) in [('a', 1), ('b', 2), ('a', 3), ('b', 4), ('b', 5)] {
+            newest.keep(key, value);
+        }
+        assert_eq!(newest.of('a').collect::<Vec<_>>(), [&3]);
+        assert_eq!(newest.of('b').rev().collect::<Vec<_>>(), [&5, &4]);
+        newest.keep('c', 6);
+        assert_eq!(newest.all().collect::<Vec<_>>(), [('b', &4), ('b', &5), ('c', &6)]);
+    }
+}
