@@ -151,9 +151,7 @@ impl Printer {
             print(&text::incident(case, verdict, self.clock, Style { whole_uris: self.whole_uris, ..self.form.style }))
         }
     }
-}
 
-impl Printer {
     /// Says how many failures were like a case, and were not explained one by one.
     pub fn print_folded(&mut self, folded: &Folded) -> io::Result<()> {
         with(&self.tally, |tally| {

@@ -48,9 +48,7 @@ impl Correlator {
         let begun = |(_, log, _): &(Event, NginxLog, Complaint)| log.parent.and(log.status);
         let Some(status) = open.complaints.iter().rev().find_map(begun) else { return };
         let Some(request) = self.requests.take(main, identity) else { return };
-        if let Some(telling) = self.telling.get_mut(&main.worker) {
-            telling.decided = true;
-        }
+        self.tells_of_decided(main.worker);
         self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, Some(status), None);
     }
 
@@ -63,9 +61,7 @@ impl Correlator {
     ) {
         // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
         if identity_of(main, identity).is_some_and(|identity| self.deciding.contains_key(&identity)) {
-            if let Some(telling) = self.telling.get_mut(&main.worker) {
-                telling.decided = true;
-            }
+            self.tells_of_decided(main.worker);
             return;
         }
         let mut request = if let Some(request) = self.requests.take(main, identity) {
@@ -86,9 +82,7 @@ impl Correlator {
             request.attempts_total = status.attempts.unwrap_or(0);
         }
         request.heard.push(event.id);
-        if let Some(telling) = self.telling.get_mut(&main.worker) {
-            telling.decided = true;
-        }
+        self.tells_of_decided(main.worker);
         // The attempts follow in the next records; whether this is a case at all is decided when it closes.
         self.decide(
             event.clone(),

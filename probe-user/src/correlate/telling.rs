@@ -4,6 +4,7 @@ use super::{Correlator, limits::ATTEMPTS_TOLD};
 use crate::model::{
     event::EventId,
     nginx::{NginxAttempt, RequestKey},
+    process::Pid,
 };
 
 /// nginx's list of attempts follows the status it belongs to, record by record; another worker's records can stand between them.
@@ -18,6 +19,13 @@ pub(super) struct Telling {
 }
 
 impl Correlator {
+    /// The request whose attempts this worker tells has just been decided.
+    pub(super) fn tells_of_decided(&mut self, worker: Pid) {
+        if let Some(telling) = self.telling.get_mut(&worker) {
+            telling.decided = true;
+        }
+    }
+
     /// Takes an entry of nginx's list.
     pub(super) fn attempt(&mut self, told_in: EventId, attempt: &NginxAttempt) {
         let Some(&Telling { told, main, decided }) = self.telling.get(&attempt.request.worker) else { return };
