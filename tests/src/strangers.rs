@@ -22,6 +22,7 @@ use crate::forger::checksum;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::site::Plan;
+use crate::worlds::dice::Dice;
 
 /// Where the upstream of their own listens.
 const PORT: u16 = 9666;
@@ -37,32 +38,6 @@ const BURST: usize = 20;
 pub struct Strangers {
     stop: Arc<AtomicBool>,
     threads: Vec<(&'static str, JoinHandle<Result<u64>>)>,
-}
-
-/// Pseudo-random numbers (xorshift, Marsaglia 2003): the same for the same seed.
-#[derive(Debug, Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.roll() % limit.max(1)
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.roll().to_le_bytes()[0]).collect()
-    }
-
-    fn half(&mut self) -> u16 {
-        let bytes = self.roll().to_le_bytes();
-        u16::from_le_bytes([bytes[0], bytes[1]])
-    }
 }
 
 /// Adds to a site the location `/garbage/`, which leads to the strangers' own upstream.
@@ -103,7 +78,7 @@ impl Strangers {
         let stop = Arc::clone(&self.stop);
         let thread = std::thread::spawn(move || {
             nix::sched::setns(&place, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-            work(Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), &stop)
+            work(Dice::new(seed), &stop)
         });
         self.threads.push((name, thread));
         Ok(())
@@ -157,7 +132,7 @@ fn talk(nginx: SocketAddr, say: Say, mut dice: Dice, stop: &AtomicBool) -> Resul
 /// Half a request, then a RST.
 fn reset(stream: &mut TcpStream, dice: &mut Dice) -> std::io::Result<()> {
     stream.write_all(b"POST /ok HTTP/1.1\r\nHost: a\r\nContent-Length: 9")?;
-    if dice.below(2) == 0 {
+    if dice.between(0, 1) == 0 {
         stream.write_all(b"9\r\n\r\nhalf")?;
     }
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
@@ -176,7 +151,7 @@ fn tiny(stream: &mut TcpStream, _dice: &mut Dice) -> std::io::Result<()> {
 /// More headers than anybody wants.
 fn headers(stream: &mut TcpStream, dice: &mut Dice) -> std::io::Result<()> {
     let mut text = "GET /upstream-reset/headers HTTP/1.0\r\n".to_owned();
-    for number in 0..dice.below(400) {
+    for number in 0..dice.between(0, 399) {
         let _ = write!(text, "X-{number}: {}\r\n", "v".repeat(usize::from(dice.half()) % 200));
     }
     text.push_str("\r\n");
@@ -199,7 +174,7 @@ fn uris(stream: &mut TcpStream, dice: &mut Dice) -> std::io::Result<()> {
         b"?a=b&",
     ];
     let mut line = b"GET /upstream-refused/".to_vec();
-    let most = if dice.below(4) == 0 { 8_100 } else { 600 };
+    let most = if dice.between(0, 3) == 0 { 8_100 } else { 600 };
     while line.len() < most {
         let pick = usize::from(dice.half()) % (PIECES.len() + 3);
         line.extend(PIECES.get(pick).copied().unwrap_or(b"aaaaaaaaaaaaaaaa"));
@@ -250,7 +225,7 @@ fn answer(stream: &mut TcpStream, dice: &mut Dice) -> std::io::Result<()> {
     let mut request = [0; 1_024];
     let _ = stream.read(&mut request)?;
     let length = usize::from(dice.half()) % 2_000;
-    match dice.below(6) {
+    match dice.between(0, 5) {
         0 => stream.write_all(&dice.bytes(length)),
         1 => stream.write_all(b"HTTP/1.1 200 OK\r\nX-Null: \0\0\r\n\r\n"),
         2 => stream.write_all(&[b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'y'; 9_000]].concat()),
@@ -280,9 +255,9 @@ fn half_open(nginx: SocketAddrV4, mut dice: Dice, stop: &AtomicBool) -> Result<u
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
         for _ in 0..BURST {
-            let host = u8::try_from(3 + dice.below(240)).unwrap_or(3);
+            let host = u8::try_from(3 + dice.between(0, 239)).unwrap_or(3);
             let from = SocketAddrV4::new(Ipv4Addr::new(10, 77, 1, host), dice.half());
-            let flags = if dice.below(4) == 0 { dice.roll().to_le_bytes()[0] } else { 0x02 };
+            let flags = if dice.between(0, 3) == 0 { dice.roll().to_le_bytes()[0] } else { 0x02 };
             let length = if flags == 0x02 { 0 } else { usize::from(dice.half()) % 64 };
             let payload = dice.bytes(length);
             let [sequence, acknowledgement] = [dice.roll(), dice.roll()].map(u64::to_le_bytes);

@@ -30,6 +30,17 @@ impl Dice {
         self.roll() % 1_000 < per_mille
     }
 
+    /// A number of two bytes.
+    pub fn half(&mut self) -> u16 {
+        let [low, high, ..] = self.roll().to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// So many bytes.
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.roll().to_le_bytes()[0]).collect()
+    }
+
     /// A sequence number.
     pub fn sequence(&mut self) -> u32 {
         // The high half, so that the circle's seam is met as often as any other place.
