@@ -253,6 +253,12 @@ impl Conversation {
         self.packet(capture, unix_ns + 40_000, true, flag::ACK, &[]);
     }
 
+    /// The client's SYN is answered with a RST.
+    pub fn refused(&mut self, capture: &mut Capture, unix_ns: u64) {
+        self.packet(capture, unix_ns, true, flag::SYN, &[]);
+        self.packet(capture, unix_ns + 20_000, false, flag::RST | flag::ACK, &[]);
+    }
+
     /// The client says something.
     pub fn ask(&mut self, capture: &mut Capture, unix_ns: u64, bytes: &[u8]) {
         self.packet(capture, unix_ns, true, flag::ACK | flag::PSH, bytes);

@@ -153,6 +153,7 @@ fn one(
         duration_us: started.map(|started| end.since_ns(started) / 1_000),
         bytes_sent: state.map(|s| s.bytes_sent),
         bytes_received: state.map(|s| s.bytes_received),
+        head: None,
         syscalls: calls_of(log, failed_at, calls).into_iter().chain(accept_of(request, socket.as_ref(), end)).collect(),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,

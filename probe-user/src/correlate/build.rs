@@ -41,7 +41,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
     let list = match (&decided.from_lines, &decided.from_wire) {
-        (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), &group.seen),
+        (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), group),
         (None, Some(group)) => group.attempts.clone(),
         (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };

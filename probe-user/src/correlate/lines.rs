@@ -70,6 +70,8 @@ pub struct LineGroup {
     pub decided_by: Event,
     /// When its lines had had time to arrive.
     pub due: Moment,
+    /// Attempts that went well, of which only packets tell.
+    pub well: Vec<Attempt>,
     /// What packets alone showed of its attempts, each with the line it belongs to.
     pub seen: Vec<(EventId, Attempt)>,
 }
@@ -194,7 +196,18 @@ impl Lines {
         });
         let repeated = next.line.upstream.is_some()
             && lines.iter().any(|line| peer_of(&line.line).is_some() && peer_of(&line.line) == peer_of(&next.line));
-        ended || repeated || last.line.request != next.line.request
+        ended || (repeated && !self.one_access_line(lines, next)) || last.line.request != next.line.request
+    }
+
+    /// nginx asks the same peer again where a kept connection failed (`ngx_http_upstream_next()`, 1.18 to 1.31). Then one access line
+    /// comes after both error lines; of two requests there would be two, one of them between.
+    fn one_access_line(&self, lines: &[Line], next: &Line) -> bool {
+        let Some(first) = lines.first() else { return false };
+        let of_these = |(event, line): &&(Event, AccessLine)| {
+            belongs(line, &next.line) && event.at.latest >= first.event.at.earliest
+        };
+        let mut fitting = self.access.iter().filter(of_these);
+        matches!((fitting.next(), fitting.next()), (Some((event, _)), None) if event.at.latest >= next.event.at.earliest)
     }
 
     /// The access line of the request whose last error line this is; `None` also where several fit and say different things.
@@ -264,6 +277,7 @@ impl Lines {
             decided_by,
             due,
             lines,
+            well: Vec::new(),
             seen: Vec::new(),
         }
     }

@@ -8,6 +8,7 @@ use super::{
     process::Pid,
     socket::{Socket, Syscall},
     time::Moment,
+    wire::WireHead,
 };
 
 /// How things from two sources belong together. Nobody picks the first of several.
@@ -127,6 +128,8 @@ pub struct Attempt {
     pub bytes_sent: Option<u64>,
     /// Bytes received from the peer for this request.
     pub bytes_received: Option<u64>,
+    /// What a capture shows of the answer's head.
+    pub head: Option<WireHead>,
     /// System calls that belong to it and to no flow: of the worker a failed `socket()`, a `connect()` to a unix socket; of the server the
     /// `accept()` of a connection over one.
     pub syscalls: Vec<Event>,

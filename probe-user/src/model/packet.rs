@@ -165,6 +165,30 @@ pub enum Content {
     NotCaptured,
 }
 
+impl Content {
+    /// How other servers begin to speak.
+    #[must_use]
+    pub fn foreign(payload: &[u8]) -> Option<Self> {
+        Foreign::of(payload).map(|(foreign, _)| Self::Foreign(foreign))
+    }
+
+    /// A record header: type, version 3.x, length of at most 2^14 + 2048 (RFC 5246, section 6.2.3).
+    #[must_use]
+    pub fn tls(payload: &[u8]) -> Option<Self> {
+        let [content_type @ 20..=24, 3, 0..=4, high, low, fragment @ ..] = payload else { return None };
+        let length = u16::from_be_bytes([*high, *low]);
+        if length == 0 || length > 16_384 + 2_048 {
+            return None;
+        }
+        let alert = match (content_type, length, fragment) {
+            // An encrypted alert is longer.
+            (21, 2, [level @ 1..=2, description, ..]) => Some((*level, *description)),
+            _ => None,
+        };
+        Some(Self::Tls { content_type: *content_type, alert })
+    }
+}
+
 /// Protocols that are met where HTTP was expected, by how they begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Foreign {

@@ -63,10 +63,21 @@ pub struct WireAttempt {
     pub bytes_sent: u64,
     /// Bytes of the answer.
     pub bytes_received: u64,
+    /// What was seen of the answer's head; `None`: it was not whole.
+    pub head: Option<WireHead>,
     /// The requests to nginx that it can have been made for; of more than one it is not known which.
     pub made_for: Vec<WireId>,
     /// The attempt before it that failed, and asked the same.
     pub after: Option<WireId>,
+}
+
+/// The head of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireHead {
+    /// It was whole, so many bytes; anything that came before it (`100 Continue`) counts too.
+    Whole(u64),
+    /// What came does not begin like HTTP/1.
+    Foreign,
 }
 
 /// Which side of nginx a connection is on.

@@ -26,21 +26,23 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
     let exchange = talk.outstanding();
     if by_server {
         let broken = exchange.is_some() || talk.cut_short() || (foreign && silent_server && before.responder.is_up());
-        // What was answered in another protocol ends as that protocol wants.
-        let told = exchange.is_some_and(|exchange| exchange.foreign.is_some()) && !reset;
-        return (broken && !told).then_some(if reset { Outcome::Reset } else { Outcome::Closed });
+        if let Some(exchange) = exchange.filter(|exchange| exchange.foreign.is_some() && !reset) {
+            // What nginx asked for in HTTP was answered in something else. Between others that ends as their protocol wants.
+            return (!exchange.outer.is_empty()).then_some(Outcome::BadResponse);
+        }
+        return broken.then_some(if reset { Outcome::Reset } else { Outcome::Closed });
     }
     if talk.cut_short() {
         // An answer whose head is whole, and whoever asked closes in the middle of its body.
         return Some(Outcome::Unknown);
     }
     let exchange = exchange?;
+    if exchange.foreign.is_some() {
+        return Some(Outcome::BadResponse);
+    }
     if before.responder.state == State::Closed {
         // The server had closed before, and the request crossed it.
         return Some(Outcome::Closed);
-    }
-    if exchange.foreign.is_some() {
-        return Some(Outcome::BadResponse);
     }
     if talk.in_answers_head() {
         // What nginx cannot take it drops as it reads it; its timer, set once for the whole head, ends it at any time after.

@@ -24,6 +24,7 @@ mod telling;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod tried;
 
 pub use connection::Ended;
 pub use talk::Exchange;

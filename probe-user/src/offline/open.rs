@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::segment::End;
+use super::{segment::End, tried::Tried};
 
 /// Requests that a request can lie in; of more nothing can be told.
 const MOST_OUTER: usize = 16;
@@ -34,6 +34,8 @@ pub(super) struct Open {
     watched: BTreeSet<u64>,
     /// Attempts that failed lately: what was asked, by whom, when, its number.
     failed: VecDeque<(u64, End, u64, u64)>,
+    /// Of requests that wait, the attempt that was answered last.
+    tried: BTreeMap<u64, Box<Tried>>,
 }
 
 /// What a request asks for, in a number: the method and the last part of its path with the query. nginx may have put another prefix
@@ -82,6 +84,7 @@ impl Open {
     pub(super) fn end(&mut self, key: u64, id: u64, outer: &[u64]) -> Vec<(u64, End)> {
         self.requests.remove(&(key, id));
         self.within.remove(&id);
+        self.tried.remove(&id);
         let mut waiting = Vec::new();
         for outer in outer {
             if let Some(count) = self.within.get_mut(outer) {
@@ -120,6 +123,21 @@ impl Open {
             }
         }
         found
+    }
+
+    /// Whether this request waits for its answer.
+    pub(super) fn waits(&self, key: u64, id: u64) -> bool {
+        self.requests.contains_key(&(key, id))
+    }
+
+    /// An attempt for this request was answered; should nginx answer something else, that will have to be told.
+    pub(super) fn was_tried(&mut self, id: u64, tried: Tried) {
+        self.tried.insert(id, Box::new(tried));
+    }
+
+    /// The attempt that was answered last for this request.
+    pub(super) fn take_tried(&mut self, id: u64) -> Option<Box<Tried>> {
+        self.tried.remove(&id)
     }
 
     /// The answer of this request is wanted.

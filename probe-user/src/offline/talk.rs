@@ -8,6 +8,7 @@ use super::{
     stream::{Stream, Turn},
     trace::{FileNumber, Trace},
 };
+use crate::model::wire::WireHead;
 
 /// Requests that may wait for their answers on one connection.
 const MOST_PIPELINED: usize = 256;
@@ -45,8 +46,10 @@ pub struct Exchange {
     pub first_answer_ns: Option<u64>,
     /// When the answer's head was whole.
     pub answered_ns: Option<u64>,
-    /// In which packet.
+    /// In which packet; of an answer that is not HTTP/1, the one that shows it.
     pub answered_packet: (FileNumber, u64),
+    /// What was seen of the answer's head.
+    pub head: Option<WireHead>,
     /// Its status.
     pub status: Option<u16>,
     /// Its status line.
@@ -323,7 +326,9 @@ impl Talk {
             }
             Found::Foreign => {
                 if let Some(exchange) = self.exchanges.front_mut() {
+                    exchange.head = Some(WireHead::Foreign);
                     exchange.foreign = Some(bytes.get(..FIRST_BYTES).unwrap_or(bytes).to_vec());
+                    exchange.answered_packet = (now.file, now.segment.number);
                 }
             }
         }
@@ -334,6 +339,7 @@ impl Talk {
         let Some(status) = head.status() else {
             let line = head.line.clone();
             if let Some(exchange) = self.exchanges.front_mut() {
+                exchange.head = Some(WireHead::Foreign);
                 exchange.foreign = Some(line);
             }
             self.server.messages.become_foreign();
@@ -347,6 +353,7 @@ impl Talk {
         let (chunked, length, cut) = (head.chunked, head.length, head.cut);
         let Some(exchange) = self.exchanges.front_mut() else { return };
         exchange.status = Some(status);
+        exchange.head = (!cut).then_some(WireHead::Whole(exchange.received));
         exchange.answered_ns = Some(now.segment.unix_ns);
         exchange.answered_packet = (now.file, now.segment.number);
         exchange.status_line.clone_from(&head.line);

@@ -32,7 +32,7 @@ pub fn place(reference: PacketRef) -> (FileNumber, u64) {
 }
 
 impl Exchange {
-    fn request(&self) -> Option<WireRequest> {
+    pub(super) fn request(&self) -> Option<WireRequest> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (!self.line.is_empty()).then(|| WireRequest { line: text(&self.line), host: self.host.as_deref().map(text) })
     }
@@ -59,6 +59,7 @@ impl Analysis {
         let Some(status) = exchange.status else { return };
         let (id, key) = (exchange.id, exchange.key);
         let failure = self.options.statuses.contains(&status);
+        let tried = self.open.take_tried(id);
         let Some(connection) = self.at_mut(slot) else { return };
         connection.count(status);
         let (client, server) = (connection.originator(), connection.responder());
@@ -81,6 +82,9 @@ impl Analysis {
             if failure {
                 // What nginx waits for in vain when it gives up shows in no packet.
                 self.give_up_unanswered(server, talk.exchanges.front().map_or(0, |exchange| exchange.begun_ns));
+                if let Some(tried) = tried.filter(|tried| tried.exchange.status != Some(status)) {
+                    self.tried(*tried);
+                }
             }
             if let Some(exchange) = talk.exchanges.front() {
                 self.answer(slot, talk, exchange, (client, server, side));
@@ -89,7 +93,7 @@ impl Analysis {
     }
 
     /// An exchange is over.
-    pub(super) fn done(&mut self, slot: u32, talk: &Talk) {
+    pub(super) fn done(&mut self, slot: u32, talk: &mut Talk) {
         let Some(done) = &talk.done else { return };
         let Some(connection) = self.at(slot) else { return };
         let ends = (connection.originator(), connection.responder());
@@ -103,6 +107,7 @@ impl Analysis {
         if self.options.exchanges {
             self.findings.push_back(Finding::Exchange(Box::new((ends.0, ends.1, done.clone()))));
         }
+        self.keep_tried(slot, talk);
     }
 
     fn answer(&mut self, slot: u32, talk: &Talk, exchange: &Exchange, (client, server, side): (End, End, WireSide)) {
@@ -160,6 +165,10 @@ impl Analysis {
             // A client's own connection to nginx: how it ends is the client's affair.
             return;
         }
+        if !certain && talk.exchanges.front().is_some_and(|exchange| self.open.is_watched(exchange.id)) {
+            // Attempts were made for it: what became of it is their affair.
+            return;
+        }
         if !certain && self.roles.knows_nginx() && !self.roles.is_nginx_host(client) {
             // Where nginx is known, what others do is not its affair.
             return;
@@ -200,6 +209,7 @@ impl Analysis {
             ended,
             bytes_sent: if asked { exchange.sent } else { bytes.0 },
             bytes_received: if asked { exchange.received } else { bytes.1 },
+            head: exchange.head,
             made_for: made_for.into_iter().map(WireId).collect(),
             after: exchange.after.map(WireId),
         };
@@ -216,7 +226,7 @@ impl Analysis {
     }
 
     /// A packet of an attempt; its name.
-    fn packet(&mut self, mark: &Mark, pair: &Pair, exchange: &Exchange) -> PacketRef {
+    pub(super) fn packet(&mut self, mark: &Mark, pair: &Pair, exchange: &Exchange) -> PacketRef {
         let reference = reference(mark.file, mark.number);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let here = (mark.file, mark.number);
@@ -229,7 +239,12 @@ impl Analysis {
             _ if here == exchange.begun_packet && !exchange.line.is_empty() => {
                 Content::HttpRequest { line: text(&exchange.line), host: exchange.host.as_deref().map(text) }
             }
-            _ => Content::Other,
+            _ => {
+                let foreign = exchange.foreign.as_deref().filter(|_| here == exchange.answered_packet);
+                foreign
+                    .and_then(|bytes| Content::tls(bytes).or_else(|| Content::foreign(bytes)))
+                    .unwrap_or(Content::Other)
+            }
         };
         let tcp = TcpPacket {
             header: mark.header(pair),

@@ -1,5 +1,6 @@
 //! Old captures: what others made, in whatever form, with the logs of their time; what they say, and what must not leave.
 
+mod answers;
 mod inputs;
 mod labels;
 mod logs;

@@ -65,6 +65,7 @@ impl Lines {
             logged: logged_attempts(&line),
             at: answer.as_ref().map_or(event.at, |(answer, ..)| answer.at),
             decided_by: event.clone(),
+            well: Vec::new(),
             seen: Vec::new(),
             due,
             unexplained: Some((event, line)),

@@ -54,6 +54,7 @@ pub(super) fn unsaid(upstream: Option<Address>, peer: Option<&str>, status: Opti
         duration_us: None,
         bytes_sent: None,
         bytes_received: None,
+        head: None,
         syscalls: Vec::new(),
         link: Link::Inferred,
     }
@@ -89,6 +90,7 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
         // nginx says "connect() failed" before it has sent anything, also on a kept connection.
         bytes_sent: unsent.then_some(0),
         bytes_received: unsent.then_some(0),
+        head: None,
         syscalls: syscalls(group.pid.unwrap_or(0), line, calls),
         complaint: Some((line.event.clone(), line.complaint.clone())),
         link: Link::Inferred,

@@ -1,13 +1,12 @@
 //! Lines of nginx's error log, and what the packets show of the same attempts.
 
-use super::{Held, Wires, one_of};
+use super::{Held, Wires, made, one_of};
 use crate::{
     correlate::{attempts::ends_attempt, lines},
     model::{
         attempt::{Attempt, Link, Outcome},
         case::CaseKind,
         complaint::{Complaint, Message, Phase},
-        event::EventId,
         net::Address,
         nginx::ErrorLine,
         time::At,
@@ -29,19 +28,23 @@ impl Wires {
             };
             let at = line.event.at;
             let window = At::between(at.earliest.minus_ns(SLACK_NS), at.latest.plus_ns(SLACK_NS));
-            let mut fitting: Vec<&Held> = self
-                .attempts
-                .values()
-                .filter(|held| {
-                    !held.told
-                        && held.attempt.upstream == upstream
-                        && held.attempt.ended.overlaps(&window)
-                        && fits(&line.complaint, held.attempt.outcome)
-                        && same_request(&line.line, held)
-                })
-                .collect();
+            let can_be = |held: &&Held| {
+                !held.told
+                    && held.attempt.upstream == upstream
+                    && held.attempt.ended.overlaps(&window)
+                    && fits(&line.complaint, held.attempt.outcome)
+                    && same_request(&line.line, held)
+                    && self.made_for_the_request_of(&line.line, held)
+            };
+            let mut fitting: Vec<&Held> = self.attempts.values().filter(can_be).collect();
             fitting.sort_by_key(|held| (held.attempt.ended, held.attempt.id));
             let Some(first) = fitting.first().map(|held| held.attempt.id) else { continue };
+            // Attempts for one and the same request failed in the order of its lines.
+            if let [one] = fitting[0].attempt.made_for.as_slice()
+                && fitting.iter().all(|held| held.attempt.made_for.as_slice() == [*one])
+            {
+                fitting.truncate(1);
+            }
             group.seen.extend(one_of(&fitting).map(|attempt| (line.event.id, attempt)));
             if let [only] = fitting.as_slice() {
                 answers = match only.attempt.made_for.as_slice() {
@@ -64,14 +67,40 @@ impl Wires {
         answered.told = true;
         group.status = group.status.or(answered.answer.status);
         if certain {
+            // What went well leaves no line.
+            let answer = answered.answer.id;
+            let well = |held: &&Held| {
+                held.attempt.made_for.as_slice() == [answer] && held.attempt.outcome == Outcome::Ok && !held.told
+            };
+            let mut well: Vec<&Held> = self.attempts.values().filter(well).collect();
+            well.sort_by_key(|held| (held.attempt.started, held.attempt.id));
+            group.well = well.iter().map(|held| made(held)).collect();
+            let names: Vec<WireId> = well.iter().map(|held| held.attempt.id).collect();
+            for name in names {
+                self.attempts.remove(&name);
+            }
             group.client = group.client.or(Some(answered.answer.client));
             group.at = answered.event.at;
             group.decided_by = answered.event.clone();
         }
         group.kind = match group.status {
             Some(status) if !statuses.contains(&status) => CaseKind::NearMiss,
-            _ => CaseKind::Incident,
+            // The access log's word: what does not begin like HTTP has no status.
+            None => group.kind,
+            Some(_) => CaseKind::Incident,
         };
+    }
+
+    /// Whether the attempt can have been made for the request of this line, by what is known of those it can have been made for. One
+    /// without a word of its own (a refused connection) is told by nothing else.
+    fn made_for_the_request_of(&self, line: &ErrorLine, held: &Held) -> bool {
+        let known = held.attempt.made_for.iter().filter_map(|id| self.answers.get(id));
+        let asked = |answered: &super::Answered| match (&line.request, &answered.answer.request) {
+            (Some(logged), Some(asked)) => *logged == asked.line && of_client(line, answered),
+            _ => true,
+        };
+        let mut known = known.peekable();
+        known.peek().is_none() || known.any(asked)
     }
 
     /// The answers that can be this group's, by what was asked, by whom and when.
@@ -81,7 +110,7 @@ impl Wires {
         let fitting = self.answers.values().filter(|answered| {
             let answer = &answered.answer;
             let status = answer.status.is_some_and(|status| statuses.contains(&status));
-            let client = line.line.client.as_deref().is_none_or(|text| text == answer.client.ip().to_string());
+            let client = of_client(&line.line, answered);
             let asked = match (&line.line.request, &answer.request) {
                 (Some(logged), Some(asked)) => *logged == asked.line,
                 _ => true,
@@ -97,6 +126,11 @@ impl Wires {
     }
 }
 
+/// Whether this answer went to the client of the line.
+fn of_client(line: &ErrorLine, answered: &super::Answered) -> bool {
+    line.client.as_deref().is_none_or(|text| text == answered.answer.client.ip().to_string())
+}
+
 /// Whether an attempt that ended like this is what the line complains of.
 fn fits(complaint: &Complaint, outcome: Outcome) -> bool {
     match complaint.message {
@@ -109,7 +143,8 @@ fn fits(complaint: &Complaint, outcome: Outcome) -> bool {
             matches!(outcome, Outcome::Closed | Outcome::Reset)
         }
         Message::TooBigHeader | Message::InvalidHeader => {
-            matches!(outcome, Outcome::BadResponse | Outcome::Unknown | Outcome::Closed | Outcome::Reset)
+            // A header that is whole on the wire may be none to nginx.
+            !matches!(outcome, Outcome::Refused | Outcome::Unreachable | Outcome::TimeoutConnect)
         }
         _ => outcome != Outcome::Ok,
     }
@@ -141,16 +176,20 @@ fn same_request(line: &ErrorLine, held: &Held) -> bool {
 }
 
 /// The attempts as the log tells them, completed by what the packets show.
-pub(in crate::correlate) fn with_lines(mut attempts: Vec<Attempt>, seen: &[(EventId, Attempt)]) -> Vec<Attempt> {
+pub(in crate::correlate) fn with_lines(mut attempts: Vec<Attempt>, group: &lines::LineGroup) -> Vec<Attempt> {
     for attempt in &mut attempts {
         let Some((line, _)) = &attempt.complaint else { continue };
-        let Some((_, shown)) = seen.iter().find(|(id, _)| *id == line.id) else { continue };
+        let Some((_, shown)) = group.seen.iter().find(|(id, _)| *id == line.id) else { continue };
         let (complaint, errno, peer) = (attempt.complaint.take(), attempt.errno, attempt.peer_name.take());
         let outcome = match attempt.outcome {
             Outcome::Unknown => shown.outcome,
             told => told,
         };
         *attempt = Attempt { complaint, errno, outcome, peer_name: peer, link: Link::Inferred, ..shown.clone() };
+    }
+    // Where the access log lists the attempts, those are among them.
+    if group.logged.is_empty() {
+        attempts.extend(group.well.iter().cloned());
     }
     attempts
 }

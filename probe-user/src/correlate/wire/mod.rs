@@ -254,6 +254,13 @@ impl Wires {
         {
             last.outcome = Outcome::TimeoutRead;
         }
+        // It answered, and nginx did not pass that on.
+        if let (Some(502), Some(last)) = (answer.status, attempts.last_mut())
+            && last.outcome == Outcome::Ok
+            && last.status.is_some_and(|status| status != 502)
+        {
+            last.outcome = Outcome::BadResponse;
+        }
         let names: Vec<WireId> = own.iter().map(|held| held.attempt.id).collect();
         let shared_names: Vec<WireId> =
             if failure { shared.iter().map(|held| held.attempt.id).collect() } else { Vec::new() };
@@ -264,6 +271,10 @@ impl Wires {
             (true, true, _) if answer.status == Some(502) => (CaseKind::Incident, Origin::Upstream),
             (true, true, true) => (CaseKind::NearMiss, Origin::Upstream),
             (false, _, true) if answer.status.is_some() => (CaseKind::NearMiss, Origin::Nginx),
+            // What does not begin like HTTP/1 nginx relays as it is: the client has no status, and has what came.
+            (false, _, true) if attempts.last().is_some_and(|last| last.outcome == Outcome::BadResponse) => {
+                (CaseKind::NearMiss, Origin::Nginx)
+            }
             (true, false, true) | (false, _, true) => (CaseKind::Incident, Origin::Nginx),
             // Of 500 and 503 nobody but nginx can say who made them.
             (true, false, false) if matches!(answer.status, Some(502 | 504)) && answer.side != WireSide::Upstream => {
@@ -362,6 +373,7 @@ fn made(held: &Held) -> Attempt {
         duration_us: attempt.ended.is_exact().then(|| attempt.ended.latest.since_ns(attempt.started) / 1_000),
         bytes_sent: Some(attempt.bytes_sent),
         bytes_received: Some(attempt.bytes_received),
+        head: attempt.head,
         syscalls: Vec::new(),
         link: Link::Inferred,
     }

@@ -1,7 +1,7 @@
 //! What a payload begins with. Judged from the first bytes of one segment, so a segment in the middle of a body can look like
 //! anything; the reader of [`Content`] knows where in the stream it stands.
 
-use crate::model::packet::{Content, Foreign};
+use crate::model::packet::Content;
 
 /// Longest line kept, bytes.
 const LINE: usize = 1024;
@@ -14,15 +14,10 @@ const METHODS: &[&[u8]] =
 /// Names what a payload begins with. `payload` is not empty.
 pub(super) fn classify(payload: &[u8]) -> Content {
     http_status(payload)
-        .or_else(|| tls(payload))
+        .or_else(|| Content::tls(payload))
         .or_else(|| http_request(payload))
-        .or_else(|| foreign(payload))
+        .or_else(|| Content::foreign(payload))
         .unwrap_or(Content::Other)
-}
-
-/// How other servers begin to speak.
-fn foreign(payload: &[u8]) -> Option<Content> {
-    Foreign::of(payload).map(|(foreign, _)| Content::Foreign(foreign))
 }
 
 /// `HTTP/1.1 502 …`
@@ -38,21 +33,6 @@ fn http_status(payload: &[u8]) -> Option<Content> {
     }
     let digit = |byte: &u8| u16::from(byte - b'0');
     Some(Content::HttpStatus { code: digit(h) * 100 + digit(t) * 10 + digit(u), line: line(payload).0 })
-}
-
-/// A record header: type, version 3.x, length of at most 2^14 + 2048 (RFC 5246 §6.2.3).
-fn tls(payload: &[u8]) -> Option<Content> {
-    let [content_type @ 20..=24, 3, 0..=4, high, low, fragment @ ..] = payload else { return None };
-    let length = u16::from_be_bytes([*high, *low]);
-    if length == 0 || length > 16_384 + 2_048 {
-        return None;
-    }
-    let alert = match (content_type, length, fragment) {
-        // An encrypted alert is longer.
-        (21, 2, [level @ 1..=2, description, ..]) => Some((*level, *description)),
-        _ => None,
-    };
-    Some(Content::Tls { content_type: *content_type, alert })
 }
 
 /// `GET /cart HTTP/1.1`

@@ -2,10 +2,16 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::Reading,
+    reading::{Reading, evidence, need},
     said::nginx_said,
 };
-use crate::model::complaint::Message;
+use crate::model::{
+    attempt::Outcome,
+    complaint::Message,
+    coverage::Sensor,
+    evidence::{Fact, Weight},
+    wire::WireHead,
+};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -52,7 +58,13 @@ pub(crate) const CAUSE: Cause = Cause {
     rule,
 };
 
+/// The smallest buffer that nginx has by default: one page of the smallest kind.
+const PAGE: u64 = 4_096;
+
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::BadResponse {
+        return on_the_wire(reading);
+    }
     let (mut finding, _) = nginx_said(reading, &[Message::TooBigHeader])?;
     let upstream = reading.upstream_name();
     let got = reading
@@ -62,9 +74,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         .unwrap_or_default();
     let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
     let limit = reading.directive(&size).map(|value| format!(" ({size} {value})")).unwrap_or_default();
-    finding.summary = format!(
-        "{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer{limit}."
-    );
+    finding.summary = match reading.attempt.and_then(|attempt| attempt.head) {
+        Some(WireHead::Whole(bytes)) => {
+            format!("{upstream} answered with a header of {bytes} bytes: it does not fit nginx's buffer{limit}.")
+        }
+        _ => format!(
+            "{upstream} answered, but its response header did not end{got}: it does not fit nginx's buffer{limit}."
+        ),
+    };
     // On a connection that served nothing before, everything that came is this answer's.
     let came = reading.payload_received().map(|(came, _)| came).filter(|_| reading.reused() == Some(false));
     if let (Some(came), Some(read)) = (came, reading.response_bytes())
@@ -78,6 +95,42 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let now = reading.directive(&size).unwrap_or("one page, 4k or 8k, by default");
     let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
     finding.fix.push(format!("{size} 16k; (now {now}) for this location, with {busy} at least as large{twin}."));
+    finding.fix.push(
+        "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
+    );
+    Some(finding)
+}
+
+/// The bytes of a header that came, where that is more than nginx takes by default.
+pub(super) fn oversized(reading: &Reading<'_>) -> Option<u64> {
+    let bytes = match reading.attempt?.head {
+        Some(WireHead::Whole(bytes)) => bytes,
+        Some(WireHead::Foreign) => return None,
+        None => reading.response_bytes()?,
+    };
+    (bytes >= PAGE).then_some(bytes)
+}
+
+/// A header larger than nginx takes by default came, and nginx answered 502 itself: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let attempt = reading.attempt?;
+    let bytes = oversized(reading)?;
+    let mut finding = Finding::default();
+    let answer = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = answer.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    finding.not_excluded(&["invalid-response"]);
+    let upstream = reading.upstream_name();
+    let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
+    let now =
+        reading.directive(&size).map_or_else(|| "4k or 8k by default".to_owned(), |value| format!("here {value}"));
+    let answered = match attempt.status {
+        Some(status) => format!("answered {status} with a header of {bytes} bytes, and nginx answered 502 itself"),
+        None => format!("had sent {bytes} bytes of a header, and nginx closed the connection before it was whole"),
+    };
+    finding.summary = format!("{upstream} {answered}: it does not fit nginx's buffer ({size}, {now}).");
+    finding.fix.push(format!("{size} 16k; with {busy} at least as large; nginx's error log says whether that was it."));
     finding.fix.push(
         "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
     );

@@ -7,11 +7,13 @@ use super::super::{
 };
 use crate::model::{
     attempt::Outcome,
+    case::CaseKind,
     complaint::Message,
     coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     packet::Content,
+    wire::WireHead,
 };
 
 /// The row.
@@ -93,19 +95,45 @@ fn looks_like(reading: &Reading<'_>) -> Option<(EventId, &'static str)> {
     })
 }
 
-/// An answer began, and whoever asked closed the connection at once: known from packets only.
+/// An answer came that is none, or was not passed on: known from packets only.
 fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
     let bytes = reading.response_bytes()?;
+    if super::header_too_big::oversized(reading).is_some() {
+        return None;
+    }
     let mut finding = Finding::default();
+    let looks = looks_like(reading);
+    if let Some((event, what)) = looks {
+        finding.support(Some(evidence(Fact::LooksLike { what }, &[event], Weight::Direct)));
+    }
+    let looks = looks.map(|(_, what)| format!(": it looks like {what}")).unwrap_or_default();
     let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
     let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
     finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
     finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
-    finding.not_excluded(&["header-too-big"]);
     let upstream = reading.upstream_name();
-    finding.summary = format!(
-        "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not take it."
-    );
+    let (head, status) = reading.attempt.map_or((None, None), |attempt| (attempt.head, attempt.status));
+    if head != Some(WireHead::Foreign) {
+        finding.not_excluded(&["header-too-big"]);
+    }
+    finding.summary = match (head, status) {
+        (_, Some(status)) => {
+            format!(
+                "{upstream} answered {status} ({bytes} bytes), and nginx answered 502 itself: it could not take that."
+            )
+        }
+        (Some(WireHead::Foreign), None) if reading.case.kind == CaseKind::NearMiss => format!(
+            "What {upstream} sent ({bytes} bytes) does not begin like HTTP{looks}. nginx passed it on as it was: the client got it \
+             without status or header."
+        ),
+        (Some(WireHead::Foreign), None) => {
+            format!("What {upstream} sent ({bytes} bytes) does not begin like HTTP{looks}.")
+        }
+        _ => format!(
+            "{upstream} began to answer ({bytes} bytes), and nginx closed the connection before the header was whole: it could not \
+             take it."
+        ),
+    };
     finding.fix.push(format!("Ask {upstream} directly with `curl -v` and look at the first lines."));
     Some(finding)
 }

@@ -86,6 +86,7 @@ impl World {
             duration_us: Some(100),
             bytes_sent: Some(0),
             bytes_received: Some(0),
+            head: None,
             syscalls: Vec::new(),
             link: Link::Exact,
         };
