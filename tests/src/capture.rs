@@ -274,6 +274,13 @@ impl Conversation {
         self.packet(capture, unix_ns, false, flag::RST | flag::ACK, &[]);
     }
 
+    /// Both close it, the server first.
+    pub fn closed(&mut self, capture: &mut Capture, unix_ns: u64) {
+        self.packet(capture, unix_ns, false, flag::FIN | flag::ACK, &[]);
+        self.packet(capture, unix_ns + 20_000, true, flag::FIN | flag::ACK, &[]);
+        self.packet(capture, unix_ns + 40_000, false, flag::ACK, &[]);
+    }
+
     /// Both close it, the client first.
     pub fn close(&mut self, capture: &mut Capture, unix_ns: u64) {
         self.packet(capture, unix_ns, true, flag::FIN | flag::ACK, &[]);

@@ -61,8 +61,8 @@ pub struct WireAttempt {
     pub ended: At,
     /// Bytes of the request.
     pub bytes_sent: u64,
-    /// Bytes of the answer.
-    pub bytes_received: u64,
+    /// Bytes of the answer; `None`: it was encrypted.
+    pub bytes_received: Option<u64>,
     /// What was seen of the answer's head; `None`: it was not whole.
     pub head: Option<WireHead>,
     /// The requests to nginx that it can have been made for; of more than one it is not known which.

@@ -11,6 +11,7 @@ use super::{
     segment::{Batch, End, Item, Segment},
     talk::{Exchange, Said, Talk},
     trace::FileNumber,
+    tried::Foreign,
 };
 use crate::model::{event::Body, time::At};
 
@@ -70,6 +71,8 @@ pub struct Analysis {
     pub(super) index: Index,
     pub(super) open: Open,
     pub(super) roles: Roles,
+    /// Connections in other protocols that ended just now.
+    pub(super) foreign: VecDeque<Foreign>,
     /// Connections whose SYN waits for an answer.
     pub(super) waiting: BTreeSet<u32>,
     /// Connections that are over, with the time.

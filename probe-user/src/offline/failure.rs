@@ -3,7 +3,7 @@
 use super::{
     fate::{Fate, State},
     segment::Segment,
-    talk::Talk,
+    talk::{Speaks, Talk},
 };
 use crate::model::attempt::Outcome;
 
@@ -14,6 +14,24 @@ const TIMER_NS: u64 = 900_000_000;
 /// nginx drops this soon what it cannot take; a busy one has more to do first.
 const AT_ONCE_NS: u64 = 20_000_000;
 
+/// What a connection on which something else than HTTP/1 was spoken came to by its first FIN or RST, should nginx then answer with a
+/// failure of its own.
+pub(super) fn foreign(before: &Fate, talk: &Talk, segment: &Segment, by_client: bool) -> Outcome {
+    let no_tls = match (&talk.foreign, talk.is_http) {
+        (_, true) => true,
+        // Anything but a handshake: an alert, or no TLS at all.
+        (Some((_, first)), _) => !matches!(first.as_slice(), [22, 3, ..]),
+        // nginx gave up before a byte came.
+        (None, _) => by_client && before.responder.bytes == 0,
+    };
+    match (talk.speaks, by_client, segment.flags.rst()) {
+        (Some(Speaks::Tls), ..) if no_tls => Outcome::TlsFailed,
+        (_, true, _) => Outcome::Unknown,
+        (_, false, true) => Outcome::Reset,
+        (_, false, false) => Outcome::Closed,
+    }
+}
+
 /// What the exchange under way has come to by this FIN or RST; `before`: how the connection stood until then.
 pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: bool) -> Option<Outcome> {
     let reset = segment.flags.rst();
@@ -22,7 +40,9 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
         return (by_server && reset).then_some(Outcome::Refused);
     }
     let silent_server = before.responder.bytes == 0 && before.originator.bytes > 0;
-    let foreign = !talk.is_http && talk.exchanges.is_empty();
+    // Whoever asked has not gone away before.
+    let waits = !matches!(before.originator.state, State::Closed | State::Reset);
+    let foreign = !talk.is_http && talk.exchanges.is_empty() && waits;
     let exchange = talk.outstanding();
     if by_server {
         let broken = exchange.is_some() || talk.cut_short() || (foreign && silent_server && before.responder.is_up());
@@ -30,7 +50,12 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
             // What nginx asked for in HTTP was answered in something else. Between others that ends as their protocol wants.
             return (!exchange.outer.is_empty()).then_some(Outcome::BadResponse);
         }
-        return broken.then_some(if reset { Outcome::Reset } else { Outcome::Closed });
+        let ended = match (reset, talk.speaks) {
+            (true, _) => Outcome::Reset,
+            (false, Some(Speaks::Tls)) => Outcome::TlsFailed,
+            (false, _) => Outcome::Closed,
+        };
+        return broken.then_some(ended);
     }
     if talk.cut_short() {
         // An answer whose head is whole, and whoever asked closes in the middle of its body.

@@ -81,6 +81,29 @@ pub(super) enum Said {
     Done,
 }
 
+/// What nginx speaks to an upstream beside HTTP/1, by the first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// TLS, and HTTP/1 or HTTP/2 in it.
+    Tls,
+    /// FastCGI, uwsgi or HTTP/2 (gRPC).
+    Other,
+}
+
+impl Speaks {
+    fn of(payload: &[u8]) -> Option<Self> {
+        match payload {
+            // A handshake record with a ClientHello (RFC 8446, section 4).
+            [22, 3, 0..=4, _, _, 1, ..] => Some(Self::Tls),
+            // FCGI_BEGIN_REQUEST, version 1; eight bytes; a responder.
+            [1, 1, _, _, 0, 8, _, _, 0, 1, ..] => Some(Self::Other),
+            // uwsgi's modifier 0 of a request, and its first key as nginx writes it.
+            [0, _, _, 0, _, 0, b'A'..=b'Z', b'A'..=b'Z', ..] => Some(Self::Other),
+            _ => None,
+        }
+    }
+}
+
 /// What is said on a connection.
 #[derive(Debug)]
 pub(super) struct Talk {
@@ -98,6 +121,12 @@ pub(super) struct Talk {
     pub(super) trace: Trace,
     /// Requests or answers of HTTP/1 were seen.
     pub(super) is_http: bool,
+    /// What whoever opened it speaks, where that is not HTTP/1.
+    pub(super) speaks: Option<Speaks>,
+    /// What answered that: the packet, and its first bytes.
+    pub(super) foreign: Option<((FileNumber, u64), Vec<u8>)>,
+    /// An answer in HTTP/1 to something else.
+    pub(super) plain: Option<Exchange>,
 }
 
 /// The packet that is being read.
@@ -118,6 +147,9 @@ impl Talk {
             last_answer_ns: None,
             trace: Trace::default(),
             is_http: false,
+            speaks: None,
+            foreign: None,
+            plain: None,
         }
     }
 
@@ -216,7 +248,9 @@ impl Talk {
             // Before the message that begins now, its bytes are the one's before.
             self.count(now, taken, by_client, found == Some(Found::Begins));
             if let Some(found) = found {
-                if by_client {
+                if by_client && found == Found::Foreign {
+                    self.speaks = Speaks::of(rest);
+                } else if by_client {
                     self.asked(now, found, says);
                 } else {
                     self.answered(now, found, rest, says);
@@ -280,6 +314,7 @@ impl Talk {
                     self.server.messages.become_foreign();
                     self.exchanges.pop_back();
                     self.is_http = false;
+                    self.speaks = Some(Speaks::Other);
                     return;
                 }
                 let whole = messages.expect(body);
@@ -325,9 +360,13 @@ impl Talk {
                 }
             }
             Found::Foreign => {
+                let first = bytes.get(..FIRST_BYTES).unwrap_or(bytes).to_vec();
+                if self.speaks.is_some() {
+                    self.foreign = Some(((now.file, now.segment.number), first.clone()));
+                }
                 if let Some(exchange) = self.exchanges.front_mut() {
                     exchange.head = Some(WireHead::Foreign);
-                    exchange.foreign = Some(bytes.get(..FIRST_BYTES).unwrap_or(bytes).to_vec());
+                    exchange.foreign = Some(first);
                     exchange.answered_packet = (now.file, now.segment.number);
                 }
             }
@@ -384,6 +423,9 @@ impl Talk {
     pub(super) fn over(&mut self, says: &mut impl FnMut(&mut Self, Said)) {
         if let Some(exchange) = self.exchanges.pop_front() {
             self.served += u64::from(exchange.status.is_some());
+            if self.speaks.is_some() {
+                self.plain = Some(exchange.clone());
+            }
             self.done = Some(exchange);
             says(self, Said::Done);
             self.done = None;

@@ -6,7 +6,7 @@ use super::{
     fate::State,
     open::{self, Waiting},
     segment::{End, Pair, Segment, Unreachable},
-    talk::{Exchange, Talk},
+    talk::{Exchange, Speaks, Talk},
     trace::{FileNumber, Mark},
 };
 use crate::model::{
@@ -82,8 +82,11 @@ impl Analysis {
             if failure {
                 // What nginx waits for in vain when it gives up shows in no packet.
                 self.give_up_unanswered(server, talk.exchanges.front().map_or(0, |exchange| exchange.begun_ns));
+                let unexplained = !self.open.is_watched(id);
                 if let Some(tried) = tried.filter(|tried| tried.exchange.status != Some(status)) {
                     self.tried(*tried);
+                } else if unexplained && let Some(exchange) = talk.exchanges.front() {
+                    self.tried_in_another_protocol(id, server, (exchange.begun_ns, exchange.answered_ns));
                 }
             }
             if let Some(exchange) = talk.exchanges.front() {
@@ -208,7 +211,11 @@ impl Analysis {
             started: Moment(started),
             ended,
             bytes_sent: if asked { exchange.sent } else { bytes.0 },
-            bytes_received: if asked { exchange.received } else { bytes.1 },
+            bytes_received: (talk.speaks != Some(Speaks::Tls)).then_some(if asked {
+                exchange.received
+            } else {
+                bytes.1
+            }),
             head: exchange.head,
             made_for: made_for.into_iter().map(WireId).collect(),
             after: exchange.after.map(WireId),
@@ -340,8 +347,11 @@ impl Analysis {
         segment: &Segment,
         (before, by_client): (&super::fate::Fate, bool),
     ) {
-        if let Some(outcome) = super::failure::outcome(before, talk, segment, by_client) {
-            self.attempt(slot, talk, outcome, At::exactly(Moment(segment.unix_ns)), None);
+        match super::failure::outcome(before, talk, segment, by_client) {
+            Some(outcome) if talk.speaks.is_none() || !talk.is_http => {
+                self.attempt(slot, talk, outcome, At::exactly(Moment(segment.unix_ns)), None);
+            }
+            _ => self.keep_foreign(slot, talk, segment, (before, by_client)),
         }
         if by_client {
             // Nobody waits for these any more, whether they are answered or not.

@@ -1,10 +1,15 @@
 //! Attempts that were answered in full, kept until nginx has answered too: usually it passes the answer on and nobody need hear of the
 //! attempt. Where nginx answers with a failure of its own, that answer is what it could not take.
+//!
+//! Likewise connections on which something else than HTTP/1 was spoken, which nobody can see the answer in: one that ends just before nginx
+//! answers with a failure is the attempt, if it is the only one.
 
 use super::{
     analysis::{Analysis, Finding},
-    segment::{End, Pair},
-    talk::{Exchange, Talk},
+    failure,
+    fate::{Fate, State},
+    segment::{End, Pair, Segment},
+    talk::{Exchange, Speaks, Talk},
     trace::Mark,
 };
 use crate::model::{
@@ -28,7 +33,112 @@ pub(super) struct Tried {
     marks: Vec<Mark>,
 }
 
+/// nginx answers this soon after it has closed its connection to the upstream, or has seen it closed.
+const AT_ONCE_NS: u64 = 100_000_000;
+/// Of captures on two interfaces the later packet can have the earlier time.
+const SLACK_NS: u64 = 2_000_000;
+/// Connections in other protocols that are kept so long.
+const MOST_FOREIGN: usize = 4_096;
+
+/// A connection on which something else than HTTP/1 was spoken, and which has ended.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    first_ns: u64,
+    ended_ns: u64,
+    client: End,
+    server: End,
+    pair: Pair,
+    from_start: bool,
+    outcome: Outcome,
+    bytes: (u64, Option<u64>),
+    /// What answered, as far as it can be read.
+    answer: Exchange,
+    marks: Vec<Mark>,
+}
+
 impl Analysis {
+    /// Keeps a connection in another protocol of which this FIN or RST is the first.
+    pub(super) fn keep_foreign(
+        &mut self,
+        slot: u32,
+        talk: &Talk,
+        segment: &Segment,
+        (before, by_client): (&Fate, bool),
+    ) {
+        let ended = |state: State| matches!(state, State::Closed | State::Reset);
+        let first = !ended(before.originator.state) && !ended(before.responder.state) && before.responder.is_up();
+        let Some(speaks) = talk.speaks.filter(|_| first && self.options.attempts) else { return };
+        let Some(connection) = self.at(slot) else { return };
+        let mut answer = talk.exchanges.front().or(talk.plain.as_ref()).cloned().unwrap_or_default();
+        if let Some((packet, bytes)) = &talk.foreign {
+            (answer.answered_packet, answer.foreign) = (*packet, Some(bytes.clone()));
+        }
+        let received = before.responder.bytes;
+        let kept = Foreign {
+            first_ns: connection.first_ns,
+            ended_ns: segment.unix_ns,
+            client: connection.originator(),
+            server: connection.responder(),
+            pair: connection.pair,
+            from_start: connection.seen_from_start,
+            outcome: failure::foreign(before, talk, segment, by_client),
+            bytes: (before.originator.bytes, (speaks != Speaks::Tls).then_some(received)),
+            answer,
+            marks: talk.trace.packets(),
+        };
+        while self.foreign.len() >= MOST_FOREIGN
+            || self.foreign.front().is_some_and(|old| self.now.saturating_sub(old.ended_ns) > 2 * AT_ONCE_NS)
+        {
+            self.foreign.pop_front();
+        }
+        self.foreign.push_back(kept);
+    }
+
+    /// nginx answered this request with a failure, and no attempt at it is known. One in another protocol that began after it and ended
+    /// just before the answer is it, unless there are several.
+    pub(super) fn tried_in_another_protocol(
+        &mut self,
+        id: u64,
+        server: End,
+        (begun_ns, answered_ns): (u64, Option<u64>),
+    ) {
+        let Some(answered_ns) = answered_ns else { return };
+        let can_be = |kept: &Foreign| {
+            kept.client.address == server.address
+                && kept.server != server
+                && kept.first_ns >= begun_ns
+                && kept.ended_ns <= answered_ns.saturating_add(SLACK_NS)
+                && answered_ns.saturating_sub(kept.ended_ns) <= AT_ONCE_NS
+        };
+        let mut fitting = self.foreign.iter().enumerate().filter(|(_, kept)| can_be(kept)).map(|(place, _)| place);
+        let (Some(place), None) = (fitting.next(), fitting.next()) else { return };
+        let Some(kept) = self.foreign.remove(place) else { return };
+        self.open.watch(id);
+        let packets: Vec<PacketRef> =
+            kept.marks.iter().map(|mark| self.packet(mark, &kept.pair, &kept.answer)).collect();
+        let at = At::exactly(Moment(kept.ended_ns));
+        let attempt = WireAttempt {
+            id: WireId(self.next_number()),
+            local: kept.client.socket(),
+            upstream: kept.server.socket(),
+            packets,
+            seen_from_start: kept.from_start,
+            request: None,
+            outcome: kept.outcome,
+            status: None,
+            requests_before: kept.from_start.then_some(0),
+            idle_us: None,
+            started: Moment(kept.first_ns),
+            ended: at,
+            bytes_sent: kept.bytes.0,
+            bytes_received: kept.bytes.1,
+            head: None,
+            made_for: vec![WireId(id)],
+            after: None,
+        };
+        self.findings.push_back(Finding::Event(at, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
+    }
+
     /// Keeps the exchange that is over, if it was made for a request that still waits.
     pub(super) fn keep_tried(&mut self, slot: u32, talk: &mut Talk) {
         let fits = |done: &Exchange| done.status.is_some() && !done.told && done.outer.len() == 1;
@@ -69,7 +179,7 @@ impl Analysis {
             started: Moment(exchange.begun_ns),
             ended: at,
             bytes_sent: exchange.sent,
-            bytes_received: exchange.received,
+            bytes_received: Some(exchange.received),
             head: exchange.head,
             made_for: vec![WireId(made_for)],
             after: exchange.after.map(WireId),

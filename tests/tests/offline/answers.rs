@@ -77,3 +77,74 @@ fn garbage_that_nginx_relays_is_a_near_miss() -> Result<()> {
     }
     Ok(())
 }
+
+/// A ClientHello's beginning, and the alert of a server that has no version in common.
+const CLIENT_HELLO: &[u8] = &[22, 3, 1, 0, 6, 1, 0, 0, 2, 3, 3];
+const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 70];
+/// FCGI_BEGIN_REQUEST of a responder.
+const FASTCGI: &[u8] = &[1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+
+/// How an attempt in another protocol ends.
+#[derive(Clone, Copy)]
+enum End {
+    ByNginx,
+    ByUpstream,
+    Reset,
+}
+
+/// One request, and attempts in another protocol, which ends before nginx answers; `others`: as many more at the same time.
+fn foreign(asked: &[u8], answered: &[u8], end: End, status: &str, others: u16) -> Result<Said> {
+    let mut capture = Capture::default();
+    let mut down = Conversation::new(CLIENT.parse()?, NGINX.parse()?);
+    down.open(&mut capture, BEGIN_NS);
+    down.ask(&mut capture, BEGIN_NS + MS, ASKED);
+    for other in 0..=others {
+        let mut up = Conversation::new(format!("10.0.0.1:{}", 42_000 + other).parse()?, UPSTREAM.parse()?);
+        let begin = BEGIN_NS + MS + u64::from(other) * 10_000;
+        up.open(&mut capture, begin + 100_000);
+        up.ask(&mut capture, begin + 200_000, asked);
+        if !answered.is_empty() {
+            up.answer(&mut capture, begin + MS, answered);
+        }
+        match end {
+            End::ByNginx => up.close(&mut capture, begin + 2 * MS),
+            End::ByUpstream => up.closed(&mut capture, begin + 2 * MS),
+            End::Reset => up.reset(&mut capture, begin + 2 * MS),
+        }
+    }
+    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
+    down.answer(&mut capture, BEGIN_NS + 4 * MS, answer.as_bytes());
+    down.close(&mut capture, BEGIN_NS + 7 * MS);
+    let desk = Desk::new()?;
+    desk.put("in.pcap", capture.pcap(FORM, Wrap::Ethernet))?;
+    desk.analyze(&["--json", "in.pcap"])
+}
+
+#[test]
+fn attempts_in_other_protocols_are_tied_by_time() -> Result<()> {
+    let plain = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".as_slice();
+    for (asked, answered, end, status, cause, says) in [
+        (CLIENT_HELLO, ALERT, End::ByUpstream, "502 Bad Gateway", "tls-handshake-failed", "alert 70"),
+        (CLIENT_HELLO, plain, End::ByUpstream, "502 Bad Gateway", "tls-handshake-failed", "plain HTTP"),
+        (CLIENT_HELLO, b"", End::ByUpstream, "502 Bad Gateway", "tls-handshake-failed", "closed the connection"),
+        (CLIENT_HELLO, CLIENT_HELLO, End::Reset, "502 Bad Gateway", "upstream-reset", "reset the connection"),
+        (CLIENT_HELLO, CLIENT_HELLO, End::ByNginx, "502 Bad Gateway", "unknown", "do not show why"),
+        (FASTCGI, b"", End::ByNginx, "504 Gateway Time-out", "read-timeout", "stayed silent"),
+        (FASTCGI, &FASTCGI[..8], End::ByUpstream, "502 Bad Gateway", "premature-close", "after 8 bytes"),
+    ] {
+        let incident = foreign(asked, answered, end, status, 0)?.incident()?;
+        ensure!(incident.verdict.cause == cause && incident.verdict.summary.contains(says), "{cause}: {incident:#?}");
+        ensure!(incident.attempts.len() == 1 && incident.verdict.confidence != Confidence::Confirmed, "{incident:#?}");
+    }
+    Ok(())
+}
+
+/// Of two that fit neither is chosen; and one that ends well is nobody's affair.
+#[test]
+fn nothing_is_tied_by_time_that_fits_twice_or_ends_well() -> Result<()> {
+    let incident = foreign(CLIENT_HELLO, ALERT, End::ByUpstream, "502 Bad Gateway", 1)?.incident()?;
+    ensure!(incident.verdict.cause == "unknown" && incident.attempts.is_empty(), "{incident:#?}");
+    let said = foreign(FASTCGI, &FASTCGI[..8], End::ByUpstream, "200 OK", 0)?;
+    ensure!(said.lines("incident")?.is_empty() && said.lines("near_miss")?.is_empty(), "{said:?}");
+    Ok(())
+}

@@ -372,7 +372,7 @@ fn made(held: &Held) -> Attempt {
         started: Some(attempt.started),
         duration_us: attempt.ended.is_exact().then(|| attempt.ended.latest.since_ns(attempt.started) / 1_000),
         bytes_sent: Some(attempt.bytes_sent),
-        bytes_received: Some(attempt.bytes_received),
+        bytes_received: attempt.bytes_received,
         head: attempt.head,
         syscalls: Vec::new(),
         link: Link::Inferred,

@@ -3,13 +3,15 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Locality, Reading, Survival, Timer, evidence},
+        reading::{Locality, Reading, Survival, Timer, evidence, need},
         said::nginx_said,
     },
     PROCESS_GONE,
 };
 use crate::model::{
+    attempt::Outcome,
     complaint::{Message, Phase},
+    coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     packet::Content,
@@ -59,6 +61,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.complaint().is_none() && reading.outcome() == Outcome::TlsFailed {
+        return on_the_wire(reading);
+    }
     let slow = reading.complains_of(&[Message::TimedOut]) && reading.phase() == Some(Phase::TlsHandshake);
     let message = if slow { Message::TimedOut } else { Message::TlsHandshake };
     let (mut finding, complaint) = nginx_said(reading, &[message])?;
@@ -97,6 +102,39 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     };
     finding.summary = format!("The TLS handshake with {upstream} failed: {how}.");
     finding.fix.extend(advice(reading, number, no_tls, slow));
+    finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME` shows what the upstream says."));
+    Some(finding)
+}
+
+/// A handshake that came to nothing: known from packets only.
+fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
+    let mut finding = Finding::default();
+    let (alert, plain, close) = (alert(reading), plain_answer(reading), reading.close());
+    let came = reading.flow()?.packets_from_upstream().find(|(_, packet)| packet.payload_length > 0);
+    let how = if let Some((event, level, description)) = alert {
+        finding.support(Some(evidence(Fact::TlsAlert { level, description }, &[event], Weight::Direct)));
+        format!("it sent alert {description} ({})", alert_name(description))
+    } else if let Some((event, status, line)) = &plain {
+        let fact = Fact::UpstreamStatus { status: *status, line: Some(line.clone()) };
+        finding.support(Some(evidence(fact, &[*event], Weight::Direct)));
+        "the port speaks plain HTTP, not TLS".to_owned()
+    } else if let Some((event, packet)) = came {
+        let fact = Fact::PartialResponse { bytes: u64::from(packet.payload_length) };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
+        "what it sent is not TLS".to_owned()
+    } else if let Some(close) = close {
+        finding.support(Some(close.evidence(Weight::Symptom)));
+        finding.not_excluded(PROCESS_GONE);
+        "it closed the connection without a byte of an answer".to_owned()
+    } else {
+        finding.support(reading.answer_evidence());
+        "not a byte of an answer came".to_owned()
+    };
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about the handshake"));
+    let upstream = reading.upstream_name();
+    finding.summary = format!("The TLS handshake with {upstream} failed: {how}.");
+    let no_tls = alert.is_none() && (plain.is_some() || came.is_some());
+    finding.fix.extend(advice(reading, alert.map(|(_, _, description)| description), no_tls, false));
     finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME` shows what the upstream says."));
     Some(finding)
 }
