@@ -87,6 +87,8 @@ pub struct Lines {
     /// The last error lines of requests that were told without an access line: it may come later.
     awaited: VecDeque<(At, ErrorLine)>,
     hurried: bool,
+    /// The logs are read after the fact, both up to the same second: no line is under way.
+    pub(super) whole: bool,
 }
 
 impl Lines {
@@ -200,9 +202,10 @@ impl Lines {
     }
 
     /// nginx asks the same peer again where a kept connection failed (`ngx_http_upstream_next()`, 1.18 to 1.31). Then one access line
-    /// comes after both error lines; of two requests there would be two, one of them between.
+    /// comes after both error lines; of two requests there would be two, one of them between. While the logs are being written, the
+    /// second can be under way.
     fn one_access_line(&self, lines: &[Line], next: &Line) -> bool {
-        let Some(first) = lines.first() else { return false };
+        let Some(first) = lines.first().filter(|_| self.whole) else { return false };
         let of_these = |(event, line): &&(Event, AccessLine)| {
             belongs(line, &next.line) && event.at.latest >= first.event.at.earliest
         };

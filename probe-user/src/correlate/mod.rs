@@ -209,7 +209,10 @@ impl Correlator {
                     }
                 }
             }
-            Body::Wire(wire) => self.wires.handle(event, wire),
+            Body::Wire(wire) => {
+                self.wires.handle(event, wire);
+                self.lines.whole = self.wires.is_on();
+            }
             Body::Socket(_) | Body::Drop(_) | Body::Process(_) | Body::Syscall(_) => {}
         }
     }
