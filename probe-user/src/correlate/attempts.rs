@@ -16,16 +16,21 @@ use crate::model::{
 /// The attempts of a request, in order. `calls` are the worker's system calls that belong to no flow.
 #[must_use]
 pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: Moment) -> Vec<Attempt> {
-    let mut complaints =
-        request.complaints.iter().filter(|(_, _, complaint)| ends_attempt(complaint.message)).peekable();
-    let mut list = Vec::new();
+    let ending = || request.complaints.iter().filter(|(_, _, complaint)| ends_attempt(complaint.message));
+    // Of a subrequest (`mirror`, `auth_request`, SSI), while the list is the main request's: what it tried is not what made the status.
+    let elsewhere =
+        |log: &NginxLog| request.told_by.is_some() && log.request.is_some() && log.request != request.told_by;
+    let mut complaints = ending().filter(|(_, log, _)| !elsewhere(log)).peekable();
+    let beside = ending().filter(|(_, log, _)| elsewhere(log));
+    let mut list: Vec<Attempt> = beside.map(|said| one(request, None, Some(said), flows, calls, decided)).collect();
+    let beside = list.len();
     let told = told(request);
     for (index, state) in told.iter().enumerate() {
         let fits = |state: &NginxAttempt, (_, log, complaint): &(Event, NginxLog, Complaint)| {
             let same_peer = state.peer.is_none() || log.peer.is_none() || state.peer == log.peer;
             // What does not begin like HTTP is complained of, and then taken as it is.
             let relayed = log.format.starts_with("upstream sent no valid");
-            same_peer && (state.header_ms.is_none() || complaint.phase == Phase::ReadingBody || relayed)
+            same_peer && (state.header_ms.is_none() || complaint.phase.is_after_header() || relayed)
         };
         let mine = if let Some(state) = state {
             complaints.next_if(|said| fits(state, said))
@@ -40,7 +45,24 @@ pub fn attempts(request: &OpenRequest, flows: &Flows, calls: &[Event], decided: 
     for rest in complaints {
         list.push(one(request, None, Some(rest), flows, calls, decided));
     }
+    one_after_the_other(&mut list[beside..]);
     list
+}
+
+/// An attempt of which nginx did not complain, and which it left for another peer (`proxy_next_upstream http_502`), was over when the next
+/// one began.
+fn one_after_the_other(list: &mut [Attempt]) {
+    for index in (1..list.len()).rev() {
+        let Some(next) = list[index].started else { continue };
+        let attempt = &mut list[index - 1];
+        if attempt.complaint.is_some() {
+            continue;
+        }
+        match (attempt.flow.one(), attempt.duration_us) {
+            (None, Some(us)) => attempt.started = Some(next.minus_ns(us.saturating_mul(1_000))),
+            _ => attempt.duration_us = attempt.started.map(|started| next.since_ns(started) / 1_000),
+        }
+    }
 }
 
 /// Whether these are all the attempts there were: nginx's list was read whole; or, where it could not be read, nginx made the status
@@ -50,8 +72,16 @@ pub fn complete(request: &OpenRequest) -> bool {
     if request.attempts_known {
         return usize::try_from(request.attempts_total).is_ok_and(|total| total == request.attempts.len());
     }
-    let broken_off = request.complaints.last().is_some_and(|(.., complaint)| complaint.phase == Phase::ReadingBody);
+    let broken_off = request.complaints.last().is_some_and(|(.., complaint)| complaint.phase.is_after_header());
     request.special.is_some() || broken_off
+}
+
+/// nginx complained of nothing but a reset that came after the whole answer: it had not read its end yet. The client has all of it.
+pub(super) fn nothing_was_missing(list: &[Attempt]) -> bool {
+    let mut failed = list.iter().filter(|attempt| attempt.outcome != Outcome::Ok);
+    let (Some(only), None) = (failed.next(), failed.next()) else { return false };
+    let reset = |(_, c): &(Event, Complaint)| c.message == Message::ReceiveFailed && c.phase == Phase::ReadingBody;
+    only.complaint.as_ref().is_some_and(reset) && only.answer_was_whole() == Some(true)
 }
 
 /// nginx's own list without its entries for groups and between locations; `None` stands for an attempt whose record was lost, so that another is not taken
@@ -95,6 +125,12 @@ fn is_separator(state: &NginxAttempt) -> bool {
     state.peer.is_none() && state.status.is_none() && state.connect_ms == Some(0) && state.header_ms == Some(0)
 }
 
+/// nginx counts what it sent when it is done with a connection; an answer is passed on before that
+/// (`ngx_http_upstream_finalize_request()`, `ngx_http_upstream.c` in 1.22.1).
+const fn still_counting(state: &NginxAttempt) -> bool {
+    state.bytes_sent == 0 && state.header_ms.is_some()
+}
+
 fn one(
     request: &OpenRequest,
     state: Option<&NginxAttempt>,
@@ -113,7 +149,7 @@ fn one(
     let by_socket = socket.as_ref().and_then(|socket| flow_of(socket, flows, end));
     let by_connect = || {
         let worker = request.key.worker;
-        connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none())
+        connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none(), decided)
     };
     let made_for_it = if by_socket.is_none() { by_connect() } else { None };
     let flow = by_socket.or(made_for_it);
@@ -151,7 +187,7 @@ fn one(
         idle_us: if reused == Some(true) { socket.as_ref().and_then(idle_us) } else { None },
         started,
         duration_us: started.map(|started| end.since_ns(started) / 1_000),
-        bytes_sent: state.map(|s| s.bytes_sent),
+        bytes_sent: state.filter(|s| !still_counting(s)).map(|s| s.bytes_sent),
         bytes_received: state.map(|s| s.bytes_received),
         head: None,
         syscalls: calls_of(log, failed_at, calls).into_iter().chain(accept_of(request, socket.as_ref(), end)).collect(),
@@ -223,19 +259,27 @@ fn connected<'a>(
     upstream: std::net::SocketAddr,
     flows: &'a Flows,
     last: bool,
+    decided: Moment,
 ) -> Option<&'a Flow> {
-    let mut made = request.connections.iter().filter_map(|(at, fd)| {
-        flows.towards(upstream).find(|flow| {
-            flow.events.iter().any(|event| match &event.body {
-                Body::Syscall(call) => {
-                    call.pid == worker
-                        && event.at.latest >= *at
-                        && event.at.latest.since_ns(*at) < 50_000_000
-                        && matches!(&call.call, Syscall::Connect { fd: connected, .. } if connected == fd)
-                }
-                _ => false,
-            })
+    let connect = |flow: &Flow, fd: i32, at: Moment| {
+        flow.events.iter().find_map(|event| match &event.body {
+            Body::Syscall(call) if call.pid == worker && event.at.latest >= at => match &call.call {
+                Syscall::Connect { fd: connected, .. } if *connected == fd => Some(event.at.latest),
+                _ => None,
+            },
+            _ => None,
         })
+    };
+    let mut made = request.connections.iter().filter_map(|(at, fd)| {
+        // Descriptors come back at once: of several the first is meant, and none that a later request made.
+        let later =
+            request.connections.iter().filter(|(other, same)| same == fd && other > at).map(|(other, _)| *other);
+        let end = later.chain([decided, at.plus_ns(50_000_000)]).min()?;
+        let candidates = flows.towards(upstream).filter_map(|flow| Some((connect(flow, *fd, *at)?, flow)));
+        candidates
+            .filter(|(connected, _)| *connected <= end)
+            .min_by_key(|(connected, _)| *connected)
+            .map(|(_, flow)| flow)
     });
     let first = made.next()?;
     if last { made.next_back().or(Some(first)) } else { Some(first) }

@@ -47,7 +47,6 @@ pub use host::Question;
 
 use crate::model::{
     case::{Case, CaseKind, EarlierFailure, Folded, Origin},
-    complaint::Phase,
     coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
     net::Address,
@@ -326,7 +325,7 @@ impl Correlator {
         {
             self.flows.add_upstream(address);
         }
-        let truncated = complaint.phase == Phase::ReadingBody;
+        let truncated = complaint.phase.is_after_header();
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
         open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
@@ -409,6 +408,9 @@ impl Correlator {
         }
         let id = build::name(self.settings.clock, decided.at.latest, self.last_case);
         let case = build::case(self, id, decided);
+        if decided.kind == CaseKind::NearMiss && attempts::nothing_was_missing(&case.attempts) {
+            return None;
+        }
         self.remember(&case);
         Some(case)
     }

@@ -104,7 +104,8 @@ impl Notable {
                 ProcessEvent::Signalled { target, role, .. } => {
                     *role == Role::Upstream || Some(*target) == worker || holders.contains(target)
                 }
-                ProcessEvent::Held { pid, .. } => holders.contains(pid),
+                // Whoever accepted a connection can have handed it on.
+                ProcessEvent::Held { pid, role, .. } => *role == Role::Upstream || holders.contains(pid),
                 ProcessEvent::OomVictim { .. } => true,
                 ProcessEvent::Forked { .. } => false,
             },

@@ -29,6 +29,8 @@ pub struct OpenRequest {
     pub redirected: bool,
     /// nginx's own list of attempts, the last one heard.
     pub attempts: Vec<NginxAttempt>,
+    /// Whose list that is: the main request's or a subrequest's.
+    pub told_by: Option<RequestKey>,
     /// nginx's list could be read.
     pub attempts_known: bool,
     /// How many entries it has. More than are in `attempts`: the records of some were lost.
@@ -58,6 +60,7 @@ impl OpenRequest {
             special: None,
             redirected: false,
             attempts: Vec::new(),
+            told_by: None,
             attempts_known: false,
             attempts_total: 0,
             subrequest: false,

@@ -41,6 +41,7 @@ impl Correlator {
         target.heard.push(told_in);
         if attempt.index == 0 {
             target.attempts.clear();
+            target.told_by = Some(told);
             target.attempts_known = true;
             target.attempts_total = 0;
         }

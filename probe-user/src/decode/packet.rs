@@ -161,6 +161,7 @@ fn tcp(ip: &Ip<'_>, on_wire: usize) -> Option<TcpPacket> {
         payload_length: u32::try_from(payload_length).ok()?,
         window: u16::from_be_bytes([w0, w1]),
         ip_id: ip.id,
+        promised: content::promised(captured),
         content,
     })
 }

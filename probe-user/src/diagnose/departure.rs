@@ -41,7 +41,9 @@ fn manner(death: &Death<'_>) -> Manner {
     match death.how {
         _ if foreign => Manner::Killed,
         // SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS: what a process brings upon itself.
+        // And SIGPIPE, where it was its own write that nobody reads.
         Ending::Signal { signal: 4..=8 | 11 | 24 | 25 | 31, .. } => Manner::Crashed,
+        Ending::Signal { signal: 13, .. } if death.signal.is_some() => Manner::Crashed,
         Ending::Signal { .. } => Manner::Killed,
         Ending::Exit(_) if caught_fault(death).is_some() => Manner::Crashed,
         Ending::Exit(_) => Manner::Exited,

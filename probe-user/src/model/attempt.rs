@@ -147,6 +147,21 @@ impl Attempt {
             .or_else(|| self.unix_accept().map(|(_, pid, name)| (pid, name)))
     }
 
+    /// Whether everything of the answer that its header promised had reached nginx's host when nginx complained. `None`: not known. Of a
+    /// reused connection it is not asked: an earlier answer can be the one whose header was seen.
+    #[must_use]
+    pub fn answer_was_whole(&self) -> Option<bool> {
+        let (complained, _) = self.complaint.as_ref()?;
+        let flow = self.flow.one().filter(|_| self.reused == Some(false))?;
+        let tcp = self.socket_at_failure.as_ref()?.tcp?;
+        let (sequence, promised) = flow.packets_from_upstream().find_map(|(event, packet)| {
+            let promised = packet.promised.filter(|_| event.at.earliest <= complained.at.latest)?;
+            Some((packet.header.sequence, promised))
+        })?;
+        let received = u64::from(tcp.rcv_nxt.wrapping_sub(sequence));
+        Some(received >= u64::from(promised.header).saturating_add(promised.body))
+    }
+
     /// The `accept()` of its connection over a unix socket, who called it, and the caller's name.
     #[must_use]
     pub fn unix_accept(&self) -> Option<(EventId, Pid, &str)> {

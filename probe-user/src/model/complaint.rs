@@ -60,6 +60,8 @@ pub enum Phase {
     ReadingHeader,
     /// `reading upstream`: the body, after the header was passed on.
     ReadingBody,
+    /// `proxying upgraded connection`: after a 101, for instance to a WebSocket.
+    Upgraded,
     /// `resolving`.
     Resolving,
     /// Something else, or not said.
@@ -77,6 +79,14 @@ pub struct Complaint {
     pub errno: Option<Errno>,
     /// The text: from the log line where it was read, else the message's format.
     pub text: String,
+}
+
+impl Phase {
+    /// The header was passed on to the client: no status can tell of a failure any more.
+    #[must_use]
+    pub const fn is_after_header(self) -> bool {
+        matches!(self, Self::ReadingBody | Self::Upgraded)
+    }
 }
 
 impl Message {
@@ -161,6 +171,7 @@ impl Phase {
             ("sending request to upstream", Phase::Sending),
             ("reading response header from upstream", Phase::ReadingHeader),
             ("reading upstream", Phase::ReadingBody),
+            ("proxying upgraded connection", Phase::Upgraded),
             ("resolving", Phase::Resolving),
         ];
         TABLE.iter().find(|(start, _)| action.starts_with(start)).map_or(Self::Other, |(_, phase)| *phase)

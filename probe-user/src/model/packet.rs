@@ -129,6 +129,17 @@ pub struct TcpPacket {
     pub ip_id: Option<u16>,
     /// What the first payload bytes look like.
     pub content: Content,
+    /// Of a response whose whole header was captured: how long it says it is.
+    pub promised: Option<Promised>,
+}
+
+/// How long a response is by its own header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promised {
+    /// Bytes of the header, its empty line included.
+    pub header: u32,
+    /// `Content-Length`.
+    pub body: u64,
 }
 
 /// What a payload begins with.

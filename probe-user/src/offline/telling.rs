@@ -259,6 +259,7 @@ impl Analysis {
             window: mark.window,
             ip_id: mark.ip_id(),
             content,
+            promised: None,
         };
         let event = PacketEvent { reference, netns: None, body: PacketBody::Tcp(tcp) };
         self.findings.push_back(Finding::Event(At::exactly(Moment(mark.unix_ns)), Box::new(Body::Packet(event))));

@@ -28,6 +28,9 @@ const BESIDE: Duration = Duration::from_millis(30);
 /// Who looks at the process because of the failure still finds its descriptors taken.
 const STARVES: Duration = Duration::from_millis(600);
 
+/// So long after an answer nginx has read it.
+const READ_BY_THEN: Duration = Duration::from_millis(150);
+
 /// What becomes of a request that is left unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unread {
@@ -61,6 +64,8 @@ enum Afterwards {
     Keep,
     /// The end.
     End(Ending),
+    /// A reset, when nginx has certainly read what was sent.
+    ResetSoon,
     /// Nothing any more.
     Hang,
 }
@@ -186,6 +191,11 @@ impl Connection {
                         (Ok(false), _) => return None,
                         (Ok(true), Afterwards::Keep) => self.phase = Phase::Reading { since: now },
                         (Ok(true), Afterwards::Hang) => self.phase = Phase::Hanging,
+                        (Ok(true), Afterwards::ResetSoon) => {
+                            self.phase =
+                                Phase::Waiting { until: now + READ_BY_THEN, action: Action::Reset, keep: false };
+                            return None;
+                        }
                         (Ok(true), Afterwards::End(ending)) => return Some(ending),
                         (Err(()), _) => return Some(Ending::Close),
                     }
@@ -203,7 +213,7 @@ impl Connection {
             Action::Hang => (Vec::new(), Afterwards::Hang),
             Action::Answer(bytes) => (bytes, keep),
             Action::AnswerAndClose(bytes) => (bytes, Afterwards::End(Ending::Close)),
-            Action::AnswerAndReset(bytes) => (bytes, Afterwards::End(Ending::Reset)),
+            Action::AnswerAndReset(bytes) => (bytes, Afterwards::ResetSoon),
             Action::AnswerAndHang(bytes) => (bytes, Afterwards::Hang),
             Action::Shutdown => {
                 let _ = self.stream.shutdown(Shutdown::Write);

@@ -117,7 +117,8 @@ fn a_syn_stamped_late_belongs_to_the_connection_it_began() {
         flags: TcpFlags(2),
         ttl: 64,
     };
-    let tcp = TcpPacket { header, payload_length: 0, window: 502, ip_id: None, content: Content::Empty };
+    let tcp =
+        TcpPacket { header, payload_length: 0, window: 502, ip_id: None, content: Content::Empty, promised: None };
     let packet = PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(tcp) };
     world.tell(Source::Packet, Body::Packet(packet));
     let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);

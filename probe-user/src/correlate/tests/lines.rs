@@ -43,7 +43,7 @@ fn answer_packet(client: &str, code: u16) -> Body {
         ttl: 64,
     };
     let content = Content::HttpStatus { code, line: format!("HTTP/1.1 {code} Bad Gateway") };
-    let packet = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content };
+    let packet = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content, promised: None };
     Body::Packet(PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(packet) })
 }
 

@@ -39,7 +39,7 @@ fn packet(world: &mut World, from: &str, to: &str, content: Content) {
         flags: TcpFlags(24),
         ttl: 64,
     };
-    let tcp = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content };
+    let tcp = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content, promised: None };
     let body = PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(tcp) };
     world.tell(Source::Packet, Body::Packet(body));
 }

@@ -1,6 +1,7 @@
 //! The correlator against small worlds made by hand. What the kernel and nginx say, and in which order, is taken from records made live
 //! on Linux 6.18 with nginx 1.22.1.
 
+mod beside;
 mod ends;
 mod exact;
 mod folding;

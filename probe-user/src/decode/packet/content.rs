@@ -1,7 +1,7 @@
 //! What a payload begins with. Judged from the first bytes of one segment, so a segment in the middle of a body can look like
 //! anything; the reader of [`Content`] knows where in the stream it stands.
 
-use crate::model::packet::Content;
+use crate::model::packet::{Content, Promised};
 
 /// Longest line kept, bytes.
 const LINE: usize = 1024;
@@ -18,6 +18,18 @@ pub(super) fn classify(payload: &[u8]) -> Content {
         .or_else(|| http_request(payload))
         .or_else(|| Content::foreign(payload))
         .unwrap_or(Content::Other)
+}
+
+/// How long a response says it is, where its whole header was captured.
+pub(super) fn promised(payload: &[u8]) -> Option<Promised> {
+    payload.strip_prefix(b"HTTP/1.")?;
+    let end = payload.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let mut lengths = payload.get(..end)?.split(|&byte| byte == b'\n').skip(1).filter_map(|line| {
+        let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
+        name.eq_ignore_ascii_case(b"content-length").then(|| value[1..].trim_ascii())
+    });
+    let body = str::from_utf8(lengths.next()?).ok()?.parse().ok()?;
+    Some(Promised { header: u32::try_from(end + 4).ok()?, body })
 }
 
 /// `HTTP/1.1 502 …`

@@ -246,3 +246,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_response_says_how_long_it_is() {
+    let promised = |text: &str| content::promised(text.as_bytes()).map(|promised| (promised.header, promised.body));
+    assert_eq!(promised("HTTP/1.1 413 X\r\nContent-Length: 0\r\n\r\n"), Some((37, 0)));
+    assert_eq!(promised("HTTP/1.0 200 OK\r\nA: b\r\ncontent-length:12 \r\n\r\nbody"), Some((45, 12)));
+    assert_eq!(promised("HTTP/1.1 200 OK\r\nContent-Length: 12\r\n"), None, "its end was not captured");
+    assert_eq!(promised("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), None);
+    assert_eq!(promised("GET / HTTP/1.1\r\nContent-Length: 12\r\n\r\n"), None);
+}

@@ -71,7 +71,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let looks = looks.map(|(_, what)| format!(": it looks like {what}")).unwrap_or_default();
     finding.summary = if complaint.text.contains("no valid HTTP") {
         format!(
-            "What {upstream} sent does not begin like HTTP{looks}. nginx passed it on as it was: the client got it without status or \
+            "What {upstream} sent does not begin like HTTP{looks}. nginx passes such a thing on as it is, without status or \
              header."
         )
     } else {
@@ -170,7 +170,7 @@ pub(crate) mod tests {
         world.complain(Message::InvalidHeader, Phase::ReadingHeader, None, text);
         let explanation = world.expect("invalid-response", Confidence::Confirmed);
         assert!(explanation.summary.contains("looks like SSH"), "{}", explanation.summary);
-        assert!(explanation.summary.contains("passed it on"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("passes such a thing on"), "{}", explanation.summary);
     }
 
     #[test]

@@ -118,9 +118,14 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
     let who = reading.accepted_by();
     let look = match who {
         Some((pid, command)) => {
-            finding.say(format_args!(" {command} (pid {pid}) held it, and closed it."));
+            match reading.handed_to() {
+                Some(closer) => finding.say(format_args!(
+                    " {command} (pid {pid}) had accepted it, and the process with pid {closer} closed it."
+                )),
+                None => finding.say(format_args!(" {command} (pid {pid}) held it, and closed it.")),
+            }
             format!(
-                "Look into the log of {command} (pid {pid}) at the time above: it closed this request's connection unanswered."
+                "Look into the log of {command} (pid {pid}) at the time above: this request's connection was closed unanswered."
             )
         }
         None => format!(
@@ -134,12 +139,12 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, counters},
+        diagnose::testing::{LENGTH, START, World, closed_by, counters},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
-            process::Ending,
+            process::{Ending, Pid, ProcessEvent, Role},
             socket::TcpState,
             verdict::Confidence,
         },
@@ -198,19 +203,43 @@ pub(crate) mod tests {
         assert!(explanation.rivals.contains(&"upstream-killed"));
     }
 
+    fn with_an_end_of_another(how: Ending) -> World {
+        let mut world = closed_here();
+        let (pid, role, command) = (Pid(4711), Role::Upstream, "gunicorn".to_owned());
+        world.process(-45, ProcessEvent::Exited { pid, role, command, how });
+        world
+    }
+
     #[test]
     fn an_earlier_end_of_another_process_changes_nothing() {
+        let mut world = with_an_end_of_another(Ending::Exit(0));
+        closed_by(&mut world, -41, Pid(88));
+        let explanation = world.expect("premature-close", Confidence::Confirmed);
+        assert!(explanation.summary.contains("held it, and closed it"), "{}", explanation.summary);
+    }
+
+    /// A server that forks for each connection: its child holds what it accepted.
+    #[test]
+    fn a_process_that_was_handed_the_connection_and_crashed_is_the_cause() {
+        let mut world = with_an_end_of_another(Ending::Signal { signal: 11, core: false });
+        closed_by(&mut world, -41, Pid(4711));
+        let explanation = world.expect("upstream-crashed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("(pid 4711)"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn who_closed_what_another_accepted_is_named() {
         let mut world = closed_here();
-        world.process(
-            -45,
-            crate::model::process::ProcessEvent::Exited {
-                pid: crate::model::process::Pid(4711),
-                role: crate::model::process::Role::Upstream,
-                command: "gunicorn".to_owned(),
-                how: Ending::Exit(0),
-            },
-        );
-        world.expect("premature-close", Confidence::Confirmed);
+        closed_by(&mut world, -41, Pid(4711));
+        let explanation = world.expect("premature-close", Confidence::Confirmed);
+        assert!(explanation.summary.contains("had accepted it, and the process with pid 4711 closed it"));
+    }
+
+    #[test]
+    fn the_end_of_another_process_counts_where_nobody_saw_who_closed() {
+        let world = with_an_end_of_another(Ending::Signal { signal: 11, core: false });
+        let explanation = world.expect("premature-close", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-crashed"));
     }
 
     #[test]

@@ -169,17 +169,35 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
         });
         let doing = match state {
             Some(('T' | 't', _)) => ", and is stopped (SIGSTOP or a debugger)".to_owned(),
-            Some(('R', _)) => ", and is busy on a processor".to_owned(),
+            // `/proc/PID/stat` is the first thread's; another one may do the work.
+            Some(('R', _)) => ", and its main thread is busy on a processor".to_owned(),
             Some(('D', channel)) => {
-                format!(", and waits for the kernel{}", channel.map(|c| format!(" in {c}")).unwrap_or_default())
+                let channel = channel.map(|c| format!(" in {c}")).unwrap_or_default();
+                format!(", and its main thread waits for the kernel{channel}")
             }
-            Some((_, Some(channel))) => format!(", and sleeps in {channel}"),
+            Some((_, Some(channel))) => format!(", and its main thread sleeps in {channel}"),
             _ => String::new(),
         };
-        finding.say(format_args!(" {command} (pid {pid}) has the request{doing}."));
-        finding
-            .fix
-            .push(format!("Find out what {command} (pid {pid}) waits for: take its stack while a request hangs."));
+        if let Some((ended, how)) = reading.ended_before_failure(pid) {
+            finding.say(format_args!(
+                " {command} (pid {pid}) had accepted it, and ended ({}) {} before: another process keeps the connection open, \
+                 and nobody answers.",
+                super::ending(how),
+                duration(reading.failed_at().since_ns(ended.at.latest) / 1_000)
+            ));
+            finding.support(Some(evidence(
+                Fact::ProcessEnded { process: (pid, command.to_owned()), how },
+                &[ended.id],
+                Weight::Fits,
+            )));
+            finding.fix.push(format!("Find out why {command} ended under a running request: look into its log."));
+        } else {
+            finding.say(format_args!(" {command} (pid {pid}) accepted it{doing}."));
+            finding.fix.push(format!(
+                "Find out what {command} (pid {pid}) waits for, or whoever it handed the connection to: take its stack while a \
+                 request hangs."
+            ));
+        }
     } else {
         finding
             .fix

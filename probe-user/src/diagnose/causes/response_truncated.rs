@@ -2,14 +2,17 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, Survival, evidence, need},
+    reading::{Reading, Survival, Timer, evidence, need},
 };
 use crate::model::{
-    attempt::Outcome,
+    attempt::{Attempt, Outcome},
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Fact, Weight},
 };
+
+/// A worker that has had this much time since the last byte came has read it.
+const WAITED_NS: u64 = 50_000_000;
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -68,7 +71,7 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let messages = [Message::PrematurelyClosed, Message::ReceiveFailed, Message::TimedOut];
-    let said = reading.phase() == Some(Phase::ReadingBody) && reading.complains_of(&messages);
+    let said = reading.phase().is_some_and(Phase::is_after_header) && reading.complains_of(&messages);
     let seen = reading.passed_header_on() && matches!(reading.outcome(), Outcome::Reset | Outcome::Closed);
     if !(said || seen) {
         return None;
@@ -94,9 +97,26 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.missing.push(need(Sensor::SocketStates, "the FIN or RST that ended it"));
     }
     let upstream = reading.upstream_name();
-    finding.summary = format!(
-        "{upstream} {how} in the middle of the body: the client got a cut-off response, whatever its status says."
-    );
+    let upgraded = reading.phase() == Some(Phase::Upgraded);
+    finding.summary = if upgraded && slow {
+        format!("{upstream} {how} on an upgraded connection (a WebSocket, for instance), and nginx's timer ended it.")
+    } else if upgraded {
+        format!(
+            "{upstream} {how}, which had been upgraded (to a WebSocket, for instance): the client's was cut off too."
+        )
+    } else if said && reset.is_some() && !cut_for_certain(reading) {
+        finding.missing.push(need(
+            Sensor::Packets,
+            "the answer's header: a reset right behind the last byte of an answer takes nothing from it",
+        ));
+        format!(
+            "{upstream} {how} while nginx read the body: if anything of it was missing, the client got a cut-off response."
+        )
+    } else {
+        format!(
+            "{upstream} {how} in the middle of the body: the client got a cut-off response, whatever its status says."
+        )
+    };
     if let Survival::Ended(death) = reading.survival() {
         let (pid, command) = death.process.clone();
         finding
@@ -104,10 +124,29 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let fact = Fact::ProcessEnded { process: death.process, how: death.how };
         finding.support(Some(evidence(fact, &[death.event.id], Weight::Direct)));
     }
-    finding.fix.push(format!(
-        "Look into the log of the server at {upstream} at the time above: it did not finish its response."
-    ));
+    finding.fix.push(if upgraded && slow {
+        format!("Let the application send pings more often, or make {} longer there.", reading.timer(Timer::Read))
+    } else {
+        let what = if upgraded { "it dropped the connection" } else { "it did not finish its response" };
+        format!("Look into the log of the server at {upstream} at the time above: {what}.")
+    });
     Some(finding)
+}
+
+/// nginx had read what there was, and waited for more, when the reset came: it reads an answer to its end in one turn, and finds a reset
+/// that came meanwhile only behind it.
+fn cut_for_certain(reading: &Reading<'_>) -> bool {
+    if let Some(whole) = reading.attempt.and_then(Attempt::answer_was_whole) {
+        return !whole;
+    }
+    let last = reading
+        .counters_at_failure()
+        .and_then(|(tcp, _)| tcp.since_received_us)
+        .map(|ago| reading.failed_at().minus_ns(ago.saturating_mul(1_000)));
+    match (last, reading.reset()) {
+        (Some(last), Some(reset)) => reset.at.since_ns(last) >= WAITED_NS,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -118,8 +157,9 @@ pub(crate) mod tests {
             case::CaseKind,
             complaint::{Message, Phase},
             flow::Side,
+            net::Errno,
             process::Ending,
-            socket::TcpState,
+            socket::{TcpCounters, TcpState},
             verdict::Confidence,
         },
     };
@@ -153,6 +193,36 @@ pub(crate) mod tests {
         world.case.kind = CaseKind::Incident;
         world.closed_before_header();
         world.expect("premature-close", Confidence::Confirmed);
+    }
+
+    fn reset_after(us: u64) -> World {
+        let mut world = cut_off();
+        world.flow().events.clear();
+        world.connect(-99);
+        world.reset_received(-20, TcpState::Established);
+        world.complain(Message::ReceiveFailed, Phase::ReadingBody, Some(Errno::ECONNRESET), "readv() failed");
+        let tcp = TcpCounters { since_received_us: Some(us), ..counters(START + LENGTH, START + LENGTH) };
+        if let Some(socket) = &mut world.attempt().socket_at_failure {
+            socket.tcp = Some(tcp);
+        }
+        world
+    }
+
+    #[test]
+    fn a_reset_right_behind_the_last_byte_can_have_come_after_a_whole_answer() {
+        reset_after(100_000).expect("response-truncated", Confidence::Confirmed);
+        let explanation = reset_after(1_000).expect("response-truncated", Confidence::Likely);
+        assert!(explanation.summary.contains("if anything of it was missing"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn an_upgraded_connection_has_no_body() {
+        let mut world = cut_off();
+        world.flow().events.clear();
+        world.reset_received(-20, TcpState::Established);
+        world.complain(Message::ReceiveFailed, Phase::Upgraded, Some(Errno::ECONNRESET), "recv() failed");
+        let explanation = world.expect("response-truncated", Confidence::Confirmed);
+        assert!(explanation.summary.contains("upgraded"), "{}", explanation.summary);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
         departure::{Manner, departure, finding, signal_from, story},
         reading::{Death, Reading, need},
     },
-    server_advice,
+    server_advice, signal_name,
 };
 use crate::model::{coverage::Sensor, process::Ending};
 
@@ -100,27 +100,40 @@ const HABITS: [(&str, u32, &str); 3] = [
 ];
 
 fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
-    let by = signal_from(death)
-        .map_or_else(|| "by a signal whose sender was not seen".to_owned(), |signal| format!("by {signal}"));
+    let (pid, command) = &death.process;
+    let sender = death.signal.as_ref().and_then(|(_, signal, sender)| sender.as_ref().map(|sender| (*signal, sender)));
+    let own_doing = sender.filter(|(_, sender)| sender.pid == *pid);
+    let timer = match death.how {
+        // Not recorded (probe-ebpf/src/kernel/process.rs): timers send them all the time.
+        Ending::Signal { signal: signal @ (14 | 26 | 27), .. } => Some(signal_name(u32::from(signal))),
+        _ => None,
+    };
+    let by = match (own_doing, signal_from(death), timer) {
+        (Some((signal, _)), ..) => format!("by {}, which it sent to itself", signal_name(signal)),
+        (None, Some(signal), _) => format!("by {signal}"),
+        (None, None, Some(name)) => {
+            format!("by {name}: a timer of its own, or somebody sent that; who sends this signal is not recorded")
+        }
+        (None, None, None) => "by a signal whose sender was not seen".to_owned(),
+    };
     found.summary = format!("{}: it was ended {by}.", story(reading, death));
-    let own_master = death
-        .signal
-        .as_ref()
-        .and_then(|(_, signal, sender)| sender.as_ref().map(|sender| (*signal, sender)))
-        .filter(|(_, sender)| sender.command == death.process.1);
-    if let Some((signal, sender)) = own_master {
+    if let Some((signal, sender)) = sender.filter(|(_, sender)| sender.command == *command && sender.pid != *pid) {
         let habit = HABITS.iter().find(|(command, by, _)| signal == *by && sender.command.contains(command));
         let habit = habit.map_or("", |(_, _, text)| text);
         found.say(format_args!(" The sender is the server's own {} (pid {}).{habit}", sender.command, sender.pid));
     }
-    found.fix.push(match death.signal.as_ref().and_then(|(_, _, sender)| sender.as_ref()) {
-        Some(sender) => format!(
+    found.fix.push(match (own_doing, sender) {
+        (Some((signal, _)), _) => {
+            format!("Find out why {command} sends {} to itself: look into its log and its code.", signal_name(signal))
+        }
+        (None, Some((_, sender))) => format!(
             "Find out why {} (pid {}) ended it, and let it wait for running requests.",
             sender.command, sender.pid
         ),
-        None => {
+        (None, None) if !reading.sees(Sensor::Signals) => {
             "Find out who ended it: with the signal sensor on (see `probe502 doctor`) the sender is named.".to_owned()
         }
+        (None, None) => format!("Find out who ended it: look into the log of {command}, and of what supervises it."),
     });
     found.fix.extend(server_advice(&CAUSE, reading));
 }

@@ -112,7 +112,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(finding)
 }
 
-/// A server's 502 after which nginx went on to the next (`proxy_next_upstream http_502`).
+/// A server's 502 after which nginx went on to the next (`proxy_next_upstream http_502`), or to a page (`proxy_intercept_errors`).
 fn hidden(reading: &Reading<'_>, attempt: &Attempt) -> Option<Finding> {
     let said = attempt.outcome == Outcome::Ok && attempt.status == Some(502) && attempt.complaint.is_none();
     if !said || attempt.link == Link::Inferred {
@@ -125,7 +125,8 @@ fn hidden(reading: &Reading<'_>, attempt: &Attempt) -> Option<Finding> {
     finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Direct)));
     let upstream = reading.upstream_name();
     finding.summary = format!(
-        "{upstream} answered 502 itself; nginx went on to the next server (proxy_next_upstream), and the client did not see it."
+        "{upstream} answered 502 itself; nginx went on without it (proxy_next_upstream, or proxy_intercept_errors with an error_page), and \
+         the client did not see it."
     );
     finding.fix.push(format!(
         "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."

@@ -81,7 +81,7 @@ impl Reading<'_> {
     /// How the connection broke before the header was whole; `None`: it did not, or it never came about.
     pub(crate) fn broken(&self) -> Option<Broken> {
         if self.connected() == Some(false) && !self.failed_before_sending()
-            || self.phase() == Some(Phase::ReadingBody)
+            || self.phase().is_some_and(Phase::is_after_header)
             || self.passed_header_on()
         {
             return None;

@@ -40,7 +40,9 @@ impl Reading<'_> {
         match self.phase() {
             Some(Phase::Connecting) => return Some(false),
             _ if waiting => return Some(false),
-            Some(Phase::Sending | Phase::ReadingHeader | Phase::ReadingBody | Phase::TlsHandshake) => {
+            Some(
+                Phase::Sending | Phase::ReadingHeader | Phase::ReadingBody | Phase::Upgraded | Phase::TlsHandshake,
+            ) => {
                 return Some(true);
             }
             _ => {}

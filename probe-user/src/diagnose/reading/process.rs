@@ -16,6 +16,8 @@ use crate::model::{
 const EXIT_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// The clock of a capture, mapped to the kernel's, is off by less than this.
 const SKEW_NS: u64 = 1_000_000;
+/// The same, where nothing but the time ties the two: a core dump of a large process takes that long.
+const HANDED_TO_CLOSE_NS: u64 = 200_000_000;
 /// From a signal to the close by its handler: at once, as soon as the interpreter gets to it.
 const SIGNAL_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// From a fault of the processor to the exit by its handler, which may write a backtrace before.
@@ -74,6 +76,49 @@ impl<'a> Reading<'a> {
         ends.iter().find_map(|state| flow.entered(Side::Upstream, *state).find_map(|(_, e)| e.by))
     }
 
+    /// Another process than the one that accepted the connection closed it: that one had handed it on, by `fork()` or over a unix socket.
+    pub(crate) fn handed_to(&self) -> Option<Pid> {
+        let (accepted, _) = self.accepted_by()?;
+        if let Some(closer) = self.closed_by() {
+            return Some(closer).filter(|closer| *closer != accepted);
+        }
+        let inode = self.attempt?.socket_at_failure.as_ref()?.cookie.filter(|_| self.unix_path().is_some())?;
+        let until = self.failed_at();
+        self.case.processes.iter().rev().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Held { pid, connections, .. })
+                if *pid != accepted
+                    && connections.contains(&inode)
+                    && event.at.earliest <= until
+                    && until.since_ns(event.at.latest) <= EXIT_TO_CLOSE_NS =>
+            {
+                Some(*pid)
+            }
+            _ => None,
+        })
+    }
+
+    /// Who closed the connection was not seen, and another process of that server ended just before: it can have been handed to that one.
+    fn can_have_been_handed_on(&self) -> bool {
+        let Some((accepted, command)) = self.accepted_by() else { return false };
+        if self.closed_by().is_some() {
+            return false;
+        }
+        let inode = self.attempt.and_then(|attempt| attempt.socket_at_failure.as_ref()?.cookie);
+        let innocent = |other: Pid| {
+            self.case.processes.iter().any(|event| {
+                matches!(&event.body, Body::Process(ProcessEvent::Held { pid, connections, all: true, .. })
+                    if *pid == other && inode.is_some_and(|inode| !connections.contains(&inode)))
+            })
+        };
+        let end = self.ended_at().plus_ns(SKEW_NS);
+        self.case.processes.iter().any(|event| {
+            matches!(&event.body, Body::Process(ProcessEvent::Exited { pid, command: name, .. })
+                if *pid != accepted && name == command && !innocent(*pid))
+                && event.at.earliest <= end
+                && end.since_ns(event.at.latest) <= HANDED_TO_CLOSE_NS
+        })
+    }
+
     /// The process that held the upstream's end.
     pub(crate) fn holder(&self) -> Option<Pid> {
         self.accepted_by().map(|(pid, _)| pid).or_else(|| self.closed_by())
@@ -128,10 +173,21 @@ impl<'a> Reading<'a> {
                 Locality::Unknown => Survival::NotKnown(need(Sensor::Host, "whether the upstream runs on this host")),
             };
         };
-        if let Some(death) = self.death(holder) {
+        let handed = self.handed_to();
+        let of_closer = handed.and_then(|closer| self.death(closer));
+        // The last one with a copy of the descriptor may end in order, long after the one that had the request did not.
+        let in_order = |death: &Death<'_>| death.signal.is_none() && death.how == Ending::Exit(0);
+        let of_holder = if of_closer.as_ref().is_none_or(in_order) { self.death(holder) } else { None };
+        if let Some(death) = of_holder.or(of_closer) {
             return Survival::Ended(Box::new(death));
         }
-        if self.asked_to_end(holder) {
+        if self.can_have_been_handed_on() {
+            return Survival::NotKnown(need(
+                Sensor::SocketStates,
+                "which process closed the connection: another one of that server ended just before",
+            ));
+        }
+        if self.asked_to_end(holder) || handed.is_some_and(|closer| self.asked_to_end(closer)) {
             // Its handler closed the connection, or it would have closed it anyway: only its end tells.
             return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
         }
@@ -140,6 +196,18 @@ impl<'a> Reading<'a> {
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
         }
+    }
+
+    /// The end of this process, if it came before nginx gave up.
+    pub(crate) fn ended_before_failure(&self, holder: Pid) -> Option<(&'a Event, Ending)> {
+        self.case.processes.iter().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, how, .. })
+                if *pid == holder && event.at.latest < self.failed_at() =>
+            {
+                Some((event, *how))
+            }
+            _ => None,
+        })
     }
 
     /// Another process, or the kernel, had sent this one a signal that asks it to end, and it had not ended when the case was put together.

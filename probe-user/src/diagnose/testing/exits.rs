@@ -34,3 +34,10 @@ pub(crate) fn closed_by_handler(how: Ending) -> World {
     world.exit(20_000, how);
     world
 }
+
+/// The upstream's end of the connection is closed by this process.
+pub(crate) fn closed_by(world: &mut World, us: i64, pid: Pid) {
+    let change = SocketChange::State { from: TcpState::Established };
+    let socket = world.socket(Side::Upstream, TcpState::FinWait1, None);
+    world.of_flow(us, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(pid) }));
+}

@@ -3,7 +3,7 @@
 mod complaints;
 mod exits;
 
-pub(crate) use exits::{broken_by_exit, closed_by_handler};
+pub(crate) use exits::{broken_by_exit, closed_by, closed_by_handler};
 use std::net::SocketAddr;
 
 use super::judge;
@@ -245,7 +245,7 @@ impl World {
         (payload_length, content): (u32, Content),
     ) -> EventId {
         let header = TcpHeader { source, destination, sequence, acknowledgement, flags: TcpFlags(flags), ttl: 64 };
-        let tcp = TcpPacket { header, payload_length, window: 512, ip_id: None, content };
+        let tcp = TcpPacket { header, payload_length, window: 512, ip_id: None, content, promised: None };
         let reference = PacketRef(self.next);
         self.of_flow(
             us,

@@ -1,0 +1,59 @@
+//! Attempts that are told beside others: of subrequests, and of connections that come after.
+
+use super::*;
+
+const CLOSED: &str = "upstream prematurely closed connection";
+
+/// `mirror`: the copy fails after the request itself; it is not what made the status, and no attempt is told twice.
+#[test]
+fn what_a_subrequest_tried_comes_before_what_made_the_status() {
+    for mirror_first in [true, false] {
+        let mut world = World::new();
+        let mirrored = |world: &mut World| {
+            let log = NginxLog { request: Some(key(9)), parent: Some(key(1)), ..refused_log() };
+            world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+        };
+        if mirror_first {
+            mirrored(&mut world);
+        }
+        world.log((1, 41), (CLOSED, None, "reading response header from upstream"), "127.0.0.1:8000", None);
+        if !mirror_first {
+            mirrored(&mut world);
+        }
+        world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+        let cases = world.cases();
+        let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+        let outcomes: Vec<_> = case.attempts.iter().map(|attempt| attempt.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Refused, Outcome::Closed], "mirror first: {mirror_first}");
+    }
+}
+
+fn refused_log() -> NginxLog {
+    NginxLog {
+        worker: WORKER,
+        request: None,
+        parent: None,
+        number: Some(41),
+        client_requests: Some(1),
+        level: 4,
+        errno: Some(Errno::ECONNREFUSED),
+        format: "connect() failed".to_owned(),
+        status: None,
+        action: Some(CONNECTING.to_owned()),
+        peer: Some("127.0.0.1:8001".to_owned()),
+        upstream: None,
+        client: Some(address("10.0.0.7:51234")),
+        request_line: None,
+        host: None,
+    }
+}
+
+/// nginx passes an answer on before it has counted what it sent.
+#[test]
+fn what_nginx_has_not_counted_yet_is_not_zero() {
+    let mut world = World::new();
+    world.sent = 0;
+    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, Some(1))]);
+    let cases = world.cases();
+    assert_eq!(cases[0].attempts[0].bytes_sent, None);
+}
