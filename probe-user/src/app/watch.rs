@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     AppError,
-    output::{self, Folder, Form, Owner, Printer, SharedTally},
+    folder::{self, Folder, Owner},
+    output::{self, Form, Printer, SharedTally},
     recording,
     session::Session,
 };
@@ -76,7 +77,7 @@ pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     }
     live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;
     let account = account(plan)?;
-    let owner = account.map_or_else(output::owner_by_sudo, |account| Some(account.numbers()));
+    let owner = account.map_or_else(folder::owner_by_sudo, |account| Some(account.numbers()));
     let folder = plan.out.as_deref().map(|path| Folder::open(path, owner)).transpose().map_err(AppError::host)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
