@@ -62,14 +62,16 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// The first look, whose findings are told by `ready`; after it every right is given up if it is to be given up.
+    pub(super) fn begin(&mut self, account: Option<Account>) -> Result<(), AppError> {
+        self.followers.look_first().map_err(AppError::host)?;
+        account.map_or(Ok(()), |account| self.retire(account))?;
+        self.ready();
+        Ok(())
+    }
+
     pub(super) fn look(&mut self) -> Result<(), AppError> {
-        let first = self.followers.instances().next().is_none();
-        let changes = self.followers.look().map_err(AppError::host)?;
-        if first {
-            // The first look is told by `ready`.
-            return Ok(());
-        }
-        for change in changes {
+        for change in self.followers.look().map_err(AppError::host)? {
             let (what, text) = match change {
                 Change::Appeared(instance) => ("nginx-appeared", format!("nginx {} is watched too", instance.master)),
                 Change::Changed(instance) => {
@@ -84,7 +86,7 @@ impl Session<'_> {
     }
 
     /// Gives up every right, for good.
-    pub(super) fn retire(&mut self, account: Account) -> Result<(), AppError> {
+    fn retire(&mut self, account: Account) -> Result<(), AppError> {
         let followers = &mut self.followers;
         let readable = || followers.kernel().is_none_or(|kernel| kernel.losses().is_ok());
         let all = privilege::retire(account, readable)
@@ -110,7 +112,7 @@ impl Session<'_> {
         self.plan.count.is_some_and(|count| incidents >= count)
     }
 
-    pub(super) fn ready(&self) {
+    fn ready(&self) {
         let nginx: Vec<json::ReadyNginx> = self.followers.instances().map(json::ReadyNginx::from).collect();
         if self.form.json {
             let sources = self

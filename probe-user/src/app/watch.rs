@@ -205,12 +205,11 @@ async fn watch(
         records: record.is_some(),
         progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
     };
-    session.look()?;
-    account.map_or(Ok(()), |account| session.retire(account))?;
-    session.ready();
+    session.begin(account)?;
     memory::give_back();
     let lookups = plan.follows.then(|| answer_questions(intake.clone()));
 
+    let learnt = session.followers.learnt();
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
     let deadline = plan.duration.map(|duration| tokio::time::Instant::now() + duration);
     let end = loop {
@@ -231,6 +230,7 @@ async fn watch(
                 tokio::time::sleep(SETTLE).await;
                 session.look()?;
             }
+            () = learnt.notified(), if plan.follows => session.look()?,
             _ = look.tick(), if plan.follows => session.look()?,
             _ = losses.tick() => session.count_losses(),
             _ = progress.tick() => {
