@@ -91,12 +91,50 @@ pub(crate) fn all(workspace: &Workspace, missing: Missing) -> Result<Vec<Check>>
             verdict: Verdict::Skipped("rust-src is not installed for the toolchain that has clippy".to_owned()),
         },
     });
+    checks.push(fuzz_lock(workspace));
     println!("lint: deny");
     checks.push(match deny::run(workspace, missing)? {
         deny::Outcome::Checked(passed) => Check::new("deny", passed),
         deny::Outcome::Skipped(why) => Check { name: "deny", verdict: Verdict::Skipped(why) },
     });
     Ok(checks)
+}
+
+/// The fuzz targets are a workspace of their own, with a lock of its own that no other command looks at.
+fn fuzz_lock(workspace: &Workspace) -> Check {
+    const NAME: &str = "lock of the fuzz targets";
+    const MANIFEST: &str = "tests/fuzz/Cargo.toml";
+    println!("lint: {NAME}");
+    let read = |network: &[&str]| {
+        let mut cargo = workspace.cargo();
+        cargo
+            .args(["metadata", "--quiet", "--format-version=1", "--locked", "--manifest-path", MANIFEST])
+            .args(network);
+        command::read(&mut cargo)
+    };
+    // On a host that never built them their dependencies have to be fetched first.
+    let verdict = match read(&["--offline"]).or_else(|_| read(&[])) {
+        Ok(_) => Verdict::Passed,
+        Err(failure) if is_outdated(&failure.to_string()) => {
+            println!(
+                "tests/fuzz/Cargo.lock is out of date; `cargo metadata --manifest-path {MANIFEST} > /dev/null` brings it up to date"
+            );
+            Verdict::Failed
+        }
+        Err(failure) => {
+            let why = failure.to_string();
+            Verdict::Skipped(format!(
+                "its dependencies could not be fetched ({})",
+                why.lines().last().unwrap_or_default()
+            ))
+        }
+    };
+    Check { name: NAME, verdict }
+}
+
+/// Whether this is cargo's complaint about a lock that it would have to change.
+fn is_outdated(complaint: &str) -> bool {
+    complaint.lines().any(|line| line.contains("lock file") && line.contains("--locked was passed"))
 }
 
 /// Clippy over the programs themselves, which the host's clippy leaves out: they compile only for BPF.
@@ -112,4 +150,22 @@ fn kernel_clippy(workspace: &Workspace) -> Result<Command> {
         .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH))
         .args(["--", "-Dwarnings"]);
     Ok(cargo)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As cargo 1.83 and 1.95 say it.
+    #[test]
+    fn an_outdated_lock_is_told_from_a_missing_network() {
+        for words in
+            ["the lock file /x/Cargo.lock needs to be updated but", "cannot update the lock file /x/Cargo.lock because"]
+        {
+            assert!(is_outdated(&format!(
+                "`cargo metadata` failed: exit status: 101: error: {words} --locked was passed to prevent this"
+            )));
+        }
+        assert!(!is_outdated("error: failed to download `libfuzzer-sys v0.4.9`\nunable to get packages from source"));
+    }
 }

@@ -68,7 +68,7 @@ const ANSWER: std::time::Duration = std::time::Duration::from_secs(5);
 fn prepare(plan: &Check, left_out: &mut Vec<String>) -> Result<Vec<Prepared>, AppError> {
     if let Some(path) = &plan.conf {
         return Ok(vec![Prepared::file(path).map_err(|error| match error {
-            CheckError::Unknown { .. } => AppError::host(error),
+            CheckError::Unknown { .. } | CheckError::Elsewhere { .. } => AppError::host(error),
             error => AppError::usage(error),
         })?]);
     }

@@ -2,11 +2,11 @@
 
 pub mod analyze;
 #[cfg(feature = "live")]
-#[cfg(feature = "live")]
 pub mod check;
 #[cfg(feature = "live")]
 pub mod doctor;
 pub mod explain;
+pub mod folder;
 pub mod output;
 #[cfg(feature = "live")]
 mod recording;

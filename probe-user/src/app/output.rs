@@ -1,17 +1,13 @@
 //! What `watch` prints and leaves behind: text or JSON lines on stdout, a folder for each incident.
 
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    fs,
     io::{self, IsTerminal as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
 };
 
+use super::folder::{Folder, Partial};
 use crate::{
     bundle::{
         packets::{Interface, PacketStore},
@@ -139,7 +135,9 @@ impl Printer {
         if let Some(folder) = &self.folder {
             let interfaces = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let comments = comments(&incident, case, &frames);
-            if let Err(error) = folder.leave(&incident, &frames, &comments, packets, &interfaces) {
+            if let Err(error) = folder
+                .leave(&incident.id, |partial| write(partial, &incident, &frames, &comments, packets, &interfaces))
+            {
                 let text = format!("{error}; incidents are still printed, no more files are written");
                 with(&self.tally, |tally| tally.trouble.push(text));
                 self.folder = None;
@@ -247,148 +245,15 @@ fn senders(case: &Case) -> BTreeMap<PacketRef, String> {
     senders
 }
 
-/// The folder that incidents are left in.
-#[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
-    owner: Option<Owner>,
-    /// Since when, and how many incidents were left since.
-    lately: Cell<(Instant, u32)>,
-}
-
-/// So many incidents a second wait until the disk has them. In a storm that would take longer than the storm leaves; the rest are on their way
-/// to the disk as any file is.
-const AWAITED: u32 = 100;
-
-/// User and group that files are given to.
-pub type Owner = (u32, u32);
-
-/// Whoever called sudo: what root writes for somebody is somebody's.
-#[must_use]
-pub fn owner_by_sudo() -> Option<Owner> {
-    let variable = |name: &str| std::env::var(name).ok()?.parse().ok();
-    Some((variable("SUDO_UID")?, variable("SUDO_GID")?))
-}
-
-/// Gives what was made just now to its owner. Where that is not allowed, it stays whose it is.
-fn give(path: &Path, owner: Option<Owner>) {
-    if let Some((user, group)) = owner {
-        let _ = std::os::unix::fs::lchown(path, Some(user), Some(group));
-    }
-}
-
-impl Folder {
-    /// Makes it if it is not there, and finds out now whether it can be written to.
-    pub fn open(path: &Path, owner: Option<Owner>) -> Result<Self, anyhow::Error> {
-        let failed =
-            |error: io::Error| anyhow::anyhow!("cannot write to {}: {error}; choose another --out", path.display());
-        let is_new = !path.exists();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        if is_new {
-            give(path, owner);
-        }
-        let trial = path.join(format!(".probe502-{}", std::process::id()));
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&trial).map_err(failed)?;
-        fs::remove_file(&trial).map_err(failed)?;
-        clear_leftovers(path);
-        Ok(Self { path: path.to_owned(), owner, lately: Cell::new((Instant::now(), 0)) })
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Leaves an incident: under another name until it is whole.
-    fn leave(
-        &self,
-        incident: &Incident,
-        frames: &BTreeMap<PacketRef, u64>,
-        comments: &BTreeMap<u64, String>,
-        packets: &PacketStore,
-        interfaces: &[Interface],
-    ) -> Result<(), anyhow::Error> {
-        let awaited = self.is_awaited();
-        self.whole(&incident.id, |partial| write(partial, incident, frames, comments, packets, interfaces, awaited))
-    }
-
-    /// Leaves an incident whose packets are in a capture already: its evidence points there.
-    pub fn leave_alone(&self, incident: &Incident) -> Result<(), anyhow::Error> {
-        self.whole(&incident.id, |partial| {
-            fs::DirBuilder::new().mode(0o700).create(partial)?;
-            create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes(), self.is_awaited())
-        })
-    }
-
-    /// Whether the next incident is waited for until the disk has it.
-    fn is_awaited(&self) -> bool {
-        let (since, count) = self.lately.get();
-        let (since, count) =
-            if since.elapsed() < Duration::from_secs(1) { (since, count) } else { (Instant::now(), 0) };
-        self.lately.set((since, count.saturating_add(1)));
-        count < AWAITED
-    }
-
-    /// Gives a folder its name when everything is in it.
-    fn whole(&self, id: &str, fill: impl FnOnce(&Path) -> Result<(), anyhow::Error>) -> Result<(), anyhow::Error> {
-        let whole = self.path.join(id);
-        let partial = self.path.join(format!(".{id}-{}{PARTIAL}", std::process::id()));
-        let written = fill(&partial).and_then(|()| {
-            for made in [partial.join(PACKETS), partial.join(INCIDENT), partial.clone()] {
-                give(&made, self.owner);
-            }
-            fs::rename(&partial, &whole)?;
-            Ok(())
-        });
-        written.map_err(|error| {
-            // What is left of it is of no use; a disk that is full may still let go.
-            let _ = fs::remove_dir_all(&partial);
-            anyhow::anyhow!("cannot write {}: {error}", whole.display())
-        })
-    }
-}
-
-/// The end of the name of an incident that is being written, after the writer's pid.
-const PARTIAL: &str = ".partial";
-
-/// What writers that were killed have left half done: of our names, by processes that are no more. Whatever else is in there stays.
-fn clear_leftovers(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let trial = name.strip_prefix(".probe502-");
-        let partial = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL)).and_then(|name| {
-            let (_incident, pid) = name.rsplit_once('-')?;
-            Some(pid)
-        });
-        let gone = |pid: &str| {
-            pid.parse::<u32>()
-                .is_ok_and(|pid| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists())
-        };
-        let path = entry.path();
-        // Nothing that cannot be removed is in anybody's way.
-        if partial.is_some_and(gone) {
-            let _ = [PACKETS, INCIDENT].map(|file| fs::remove_file(path.join(file)));
-            let _ = fs::remove_dir(&path);
-        } else if trial.is_some_and(gone) {
-            let _ = fs::remove_file(&path);
-        }
-    }
-}
-
 /// Writes both files into a folder that has no final name yet.
 fn write(
-    partial: &Path,
+    partial: &Partial<'_>,
     incident: &Incident,
     frames: &BTreeMap<PacketRef, u64>,
     comments: &BTreeMap<u64, String>,
     packets: &PacketStore,
     interfaces: &[Interface],
-    awaited: bool,
 ) -> Result<(), anyhow::Error> {
-    fs::DirBuilder::new().mode(0o700).create(partial)?;
     let mut used: Vec<u32> = frames.keys().filter_map(|r| packets.get(*r)).map(|packet| packet.interface).collect();
     used.sort_unstable();
     used.dedup();
@@ -425,16 +290,6 @@ fn write(
             comment: comments.get(frame).map(String::as_str),
         });
     }
-    create(&partial.join(PACKETS), &pcapng::write(&described, &kept), awaited)?;
-    create(&partial.join(INCIDENT), format!("{}\n", json::line(incident)).as_bytes(), awaited)
-}
-
-fn create(path: &Path, bytes: &[u8], awaited: bool) -> Result<(), anyhow::Error> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    if awaited {
-        // Without this a full disk may be noticed only after the file has its final name.
-        file.sync_all()?;
-    }
-    Ok(())
+    partial.create(PACKETS, &pcapng::write(&described, &kept))?;
+    partial.create(INCIDENT, format!("{}\n", json::line(incident)).as_bytes())
 }

@@ -2,7 +2,10 @@
 
 use std::{fs, sync::Arc};
 
-use super::output::{self, Owner, SharedTally};
+use super::{
+    folder::Owner,
+    output::{self, SharedTally},
+};
 use crate::{
     bundle::{
         manifest::Manifest,

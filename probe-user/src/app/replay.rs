@@ -14,7 +14,8 @@ use anyhow::Context as _;
 pub use self::player::play;
 use super::{
     AppError,
-    output::{self, Folder, Form, Printer, SharedTally},
+    folder::{self, Folder},
+    output::{self, Form, Printer, SharedTally},
 };
 use crate::{
     bundle::{manifest::Manifest, packets::PacketStore, reader, tape::Interfaces},
@@ -141,7 +142,7 @@ impl Audience for Told<'_> {
             .plan
             .out
             .as_ref()
-            .map(|path| Folder::open(path, output::owner_by_sudo()).map_err(AppError::usage))
+            .map(|path| Folder::open(path, folder::owner_by_sudo()).map_err(AppError::usage))
             .transpose()?;
         // What was taken out when it was recorded is gone.
         let whole = self.plan.redaction == Level::None && Level::from_name(&manifest.redaction) == Level::None;

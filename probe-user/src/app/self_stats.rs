@@ -53,6 +53,11 @@ impl Session<'_> {
             self.events_lost(),
             packets.dropped(),
         );
+        let misses = self.followers.kernel().map(|kernel| kernel.misses()).unwrap_or_default();
+        if !misses.is_empty() {
+            let each: Vec<String> = misses.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            let _ = writeln!(text, "  not run      for events amid another of their kind: {}", each.join(", "));
+        }
         let programs = self.followers.kernel().map(|kernel| kernel.program_costs()).unwrap_or_default();
         if programs.is_empty() {
             let _ = writeln!(text, "  programs     not counted: start with --self-stats to have the kernel time them");

@@ -49,6 +49,8 @@ pub(super) struct Session<'a> {
     pub(super) counts: Arc<Counts>,
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
+    /// Events for which the kernel did not run our programs.
+    pub(super) missed: u64,
     /// Up to when it was asked what was lost.
     pub(super) counted: Mark,
     pub(super) crowded_out: u64,
@@ -62,14 +64,16 @@ pub(super) struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// The first look, whose findings are told by `ready`; after it every right is given up if it is to be given up.
+    pub(super) fn begin(&mut self, account: Option<Account>) -> Result<(), AppError> {
+        self.followers.look_first().map_err(AppError::host)?;
+        account.map_or(Ok(()), |account| self.retire(account))?;
+        self.ready();
+        Ok(())
+    }
+
     pub(super) fn look(&mut self) -> Result<(), AppError> {
-        let first = self.followers.instances().next().is_none();
-        let changes = self.followers.look().map_err(AppError::host)?;
-        if first {
-            // The first look is told by `ready`.
-            return Ok(());
-        }
-        for change in changes {
+        for change in self.followers.look().map_err(AppError::host)? {
             let (what, text) = match change {
                 Change::Appeared(instance) => ("nginx-appeared", format!("nginx {} is watched too", instance.master)),
                 Change::Changed(instance) => {
@@ -84,7 +88,7 @@ impl Session<'_> {
     }
 
     /// Gives up every right, for good.
-    pub(super) fn retire(&mut self, account: Account) -> Result<(), AppError> {
+    fn retire(&mut self, account: Account) -> Result<(), AppError> {
         let followers = &mut self.followers;
         let readable = || followers.kernel().is_none_or(|kernel| kernel.losses().is_ok());
         let all = privilege::retire(account, readable)
@@ -110,7 +114,7 @@ impl Session<'_> {
         self.plan.count.is_some_and(|count| incidents >= count)
     }
 
-    pub(super) fn ready(&self) {
+    fn ready(&self) {
         let nginx: Vec<json::ReadyNginx> = self.followers.instances().map(json::ReadyNginx::from).collect();
         if self.form.json {
             let sources = self
@@ -172,6 +176,8 @@ impl Session<'_> {
         let span = At::between(self.checked, now);
         self.checked = now;
         let losses = self.followers.kernel().and_then(|kernel| kernel.losses().ok()).unwrap_or(self.losses);
+        // One that cannot be asked any more has not taken anything back.
+        let missed = self.followers.kernel().map_or(0, |kernel| kernel.missed()).max(self.missed);
         let unreadable = self.counts.unreadable.load(Ordering::Relaxed);
         let crowded_out = self.counts.crowded_out.load(Ordering::Relaxed) + unreadable;
         let dropped = self.followers.packet_statistics().dropped();
@@ -184,12 +190,17 @@ impl Session<'_> {
             ),
             (
                 None,
+                missed - self.missed,
+                "events were not told, because the kernel was at work on another of their kind when they happened",
+            ),
+            (
+                None,
                 crowded_out - self.crowded_out,
                 "records came faster than they could be thought about, or could not be read",
             ),
             (Some(Sensor::Packets), dropped - self.packets_dropped, "packets were dropped by the capture"),
         ];
-        (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
+        (self.losses, self.missed, self.crowded_out, self.packets_dropped) = (losses, missed, crowded_out, dropped);
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
             self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
             self.unsaid
@@ -237,7 +248,7 @@ impl Session<'_> {
     }
 
     pub(super) fn events_lost(&self) -> u64 {
-        self.losses.ring_full + self.losses.map_full + self.crowded_out
+        self.losses.ring_full + self.losses.map_full + self.missed + self.crowded_out
     }
 
     pub(super) fn report_trouble(&self) {

@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     AppError,
-    output::{self, Folder, Form, Owner, Printer, SharedTally},
+    folder::{self, Folder, Owner},
+    output::{self, Form, Printer, SharedTally},
     recording,
     session::Session,
 };
@@ -76,7 +77,7 @@ pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
     }
     live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;
     let account = account(plan)?;
-    let owner = account.map_or_else(output::owner_by_sudo, |account| Some(account.numbers()));
+    let owner = account.map_or_else(folder::owner_by_sudo, |account| Some(account.numbers()));
     let folder = plan.out.as_deref().map(|path| Folder::open(path, owner)).transpose().map_err(AppError::host)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -196,6 +197,7 @@ async fn watch(
         counts,
         tally,
         losses: Losses::default(),
+        missed: 0,
         counted: intake.mark(LOSSES_WANTED_NS),
         crowded_out: 0,
         unsaid: BTreeMap::new(),
@@ -204,12 +206,11 @@ async fn watch(
         records: record.is_some(),
         progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
     };
-    session.look()?;
-    account.map_or(Ok(()), |account| session.retire(account))?;
-    session.ready();
+    session.begin(account)?;
     memory::give_back();
     let lookups = plan.follows.then(|| answer_questions(intake.clone()));
 
+    let learnt = session.followers.learnt();
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
     let deadline = plan.duration.map(|duration| tokio::time::Instant::now() + duration);
     let end = loop {
@@ -230,6 +231,7 @@ async fn watch(
                 tokio::time::sleep(SETTLE).await;
                 session.look()?;
             }
+            () = learnt.notified(), if plan.follows => session.look()?,
             _ = look.tick(), if plan.follows => session.look()?,
             _ = losses.tick() => session.count_losses(),
             _ = progress.tick() => {

@@ -1,6 +1,7 @@
 //! The set of nginx that is watched: picks up new ones, notices reloads, forgets those that are gone.
 
 mod captures;
+mod examine;
 mod functions;
 
 use std::{
@@ -13,9 +14,13 @@ use probe_abi::{
     Endpoint,
     process::{Watched, role},
 };
+use tokio::sync::Notify;
 
 pub use self::captures::CaptureNews;
-use self::captures::Captures;
+use self::{
+    captures::Captures,
+    examine::{Examinations, Examined},
+};
 use super::{
     capture::{CaptureError, Statistics},
     clock,
@@ -57,6 +62,8 @@ struct Followed {
     captures: Captures,
     tails: Tails,
     attachments: Vec<Attachment>,
+    /// Where it keeps what, as the kernel side numbers it.
+    layout: u32,
 }
 
 /// The set.
@@ -67,6 +74,7 @@ pub struct Followers {
     intake: Intake,
     counts: Arc<Counts>,
     lookup: Lookup,
+    examinations: Examinations,
     followed: BTreeMap<u32, Followed>,
     numbers: Arc<AtomicU64>,
     interfaces: Interfaces,
@@ -96,6 +104,7 @@ impl Followers {
             kernel_problem,
             intake,
             lookup: Lookup::default(),
+            examinations: Examinations::default(),
             followed: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(0)),
             interfaces,
@@ -142,9 +151,24 @@ impl Followers {
         sum
     }
 
-    /// Looks at the host and brings the set up to date. An unusable interface given by the user is an error; everything else that fails
-    /// is a gap.
+    /// What is told when something was learnt that the next [`Followers::look`] will bring in.
+    #[must_use]
+    pub fn learnt(&self) -> Arc<Notify> {
+        self.examinations.answered()
+    }
+
+    /// Looks at the host for the first time, and waits until every nginx has said what it is.
+    pub fn look_first(&mut self) -> Result<Vec<Change>, CaptureError> {
+        self.look_and(Examinations::take_all)
+    }
+
+    /// Looks at the host and brings the set up to date, as far as it is known: what an nginx is asked takes its time, and is brought in by a
+    /// later look. An unusable interface given by the user is an error; everything else that fails is a gap.
     pub fn look(&mut self) -> Result<Vec<Change>, CaptureError> {
+        self.look_and(Examinations::take)
+    }
+
+    fn look_and(&mut self, take: fn(&mut Examinations) -> Vec<Examined>) -> Result<Vec<Change>, CaptureError> {
         let masters = self.wanted(nginx::masters());
         let mut changes = Vec::new();
         let gone: Vec<u32> = self
@@ -159,16 +183,29 @@ impl Followers {
             self.leave(pid);
             changes.push(Change::Gone(pid));
         }
-        for master in masters {
-            match self.followed.get(&master.pid).map(|followed| followed.master.workers.clone()) {
-                None => changes.push(Change::Appeared(self.follow(&master)?)),
-                Some(workers) if workers != master.workers => {
-                    if let Some(instance) = self.refresh(&master)? {
-                        changes.push(Change::Changed(instance));
-                    }
+        for master in &masters {
+            let known = self.followed.get(&master.pid).map(|followed| followed.master.workers == master.workers);
+            match known {
+                None if self.examinations.expects(master) => {}
+                None => self.examinations.ask(master),
+                Some(false) => {
+                    self.take_workers(master);
+                    self.examinations.ask(master);
                 }
-                Some(_) => {}
+                Some(true) => {}
             }
+        }
+        for examined in take(&mut self.examinations) {
+            let asked = &examined.master;
+            // One that is gone needs no answer any more.
+            let now = masters.iter().find(|now| now.pid == asked.pid && now.started == asked.started);
+            let Some(now) = now else { continue };
+            changes.push(if self.followed.contains_key(&now.pid) {
+                let Some(instance) = self.refresh(now, examined)? else { continue };
+                Change::Changed(instance)
+            } else {
+                Change::Appeared(self.follow(now, examined)?)
+            });
         }
         self.tell_sensors();
         Ok(changes)
@@ -196,10 +233,10 @@ impl Followers {
         masters.into_iter().filter(|master| self.family.contains(&name(master))).collect()
     }
 
-    fn follow(&mut self, master: &Master) -> Result<NginxInstance, CaptureError> {
-        let found = nginx::examine(master);
+    fn follow(&mut self, master: &Master, examined: Examined) -> Result<NginxInstance, CaptureError> {
+        let Examined { mut found, layout, .. } = examined;
         let attachments = self.attach(master, &found);
-        let layout = self.layout(master, &found);
+        let layout = self.layout(layout.as_ref());
         self.watch_processes(master, layout);
         // Workers that were forked between the look at /proc and the watch on their master are found now.
         let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
@@ -208,19 +245,28 @@ impl Followers {
         self.learn_sides(&found, &upstreams);
         let captures = self.capture(&now, &found, &upstreams)?;
         let tails = self.follow_logs(master.pid, &found);
-        let mut found = found;
         found.instance.workers = now.workers.iter().copied().map(Pid).collect();
         let instance = found.instance.clone();
         self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
         self.tell_open_connections(&now, &upstreams);
-        self.followed.insert(master.pid, Followed { master: now, found, captures, tails, attachments });
+        self.followed.insert(master.pid, Followed { master: now, found, captures, tails, attachments, layout });
         Ok(instance)
     }
 
-    /// A reload or a dead worker: the children changed. The configuration is read again.
-    fn refresh(&mut self, master: &Master) -> Result<Option<NginxInstance>, CaptureError> {
-        let found = nginx::examine(master);
-        let layout = self.layout(master, &found);
+    /// A reload or a dead worker: the children changed. They are watched at once; what they were told is asked.
+    fn take_workers(&mut self, master: &Master) {
+        let Some(followed) = self.followed.get_mut(&master.pid) else { return };
+        followed.master = master.clone();
+        followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
+        let (layout, instance) = (followed.layout, followed.found.instance.clone());
+        self.watch_processes(master, layout);
+        self.tell(vec![Body::Host(HostFact::Nginx(instance))]);
+    }
+
+    /// After the children changed: the configuration as it is now.
+    fn refresh(&mut self, master: &Master, examined: Examined) -> Result<Option<NginxInstance>, CaptureError> {
+        let Examined { found, layout, .. } = examined;
+        let layout = self.layout(layout.as_ref());
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
         self.learn_sides(&found, &upstreams);
@@ -231,6 +277,7 @@ impl Followers {
         let tails = self.follow_logs(master.pid, &found);
         let Some(followed) = self.followed.get_mut(&master.pid) else { return Ok(None) };
         followed.master = master.clone();
+        followed.layout = layout;
         followed.found = found;
         followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
         followed.tails = tails;
@@ -248,6 +295,7 @@ impl Followers {
 
     fn leave(&mut self, pid: u32) {
         let Some(followed) = self.followed.remove(&pid) else { return };
+        self.examinations.forget(&followed.master);
         for capture in followed.captures.running {
             add(&mut self.ended_captures, capture.stop());
         }

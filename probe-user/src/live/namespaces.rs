@@ -31,6 +31,24 @@ pub fn open(pid: u32, kind: &str) -> io::Result<Option<File>> {
     Ok((own.ino() != theirs.ino()).then_some(file))
 }
 
+/// Whether a process sees the files that we see, for who may not look at it: what is mounted where has numbers of its own in each namespace,
+/// and is no secret.
+#[must_use]
+pub fn shares_files(pid: u32) -> bool {
+    let mounts =
+        |process: &str| std::fs::read(format!("/proc/{process}/mountinfo")).ok().filter(|text| !text.is_empty());
+    // Something may be mounted between the two looks.
+    (0..2).any(|_| mounts("self").is_some_and(|ours| mounts(&pid.to_string()) == Some(ours)))
+}
+
+/// Whether a process has the network that we have, for who may not look at it: each network namespace has files of its own in `/proc`.
+#[must_use]
+pub fn shares_network(pid: u32) -> bool {
+    let number =
+        |process: &str| std::fs::metadata(format!("/proc/{process}/net/dev")).ok().map(|metadata| metadata.ino());
+    number("self").is_some_and(|ours| number(&pid.to_string()) == Some(ours))
+}
+
 impl Namespaces {
     /// Those of this process that differ from ours.
     pub fn of(pid: u32) -> io::Result<Self> {

@@ -1,15 +1,13 @@
 //! The command's own behaviour: what it refuses, what it leaves out, what it prints.
 
-use std::fs;
 use std::net::SocketAddr;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use probe_tests::lab::Lab;
-use probe_tests::probe::{binary, output};
+use probe_tests::probe::output;
 
-use crate::scene::{Checked, Server, answering, serve, text};
+use crate::scene::{Checked, Server, answering, serve};
 
 #[test]
 fn bad_usage_and_unreadable_files_exit_2() -> Result<()> {
@@ -28,28 +26,6 @@ fn bad_usage_and_unreadable_files_exit_2() -> Result<()> {
     }
     let printed = output(&["check", "--pid", "1"])?;
     ensure!(printed.status.code() == Some(3), "{} {}", printed.status, printed.stderr);
-    Ok(())
-}
-
-/// A configuration file with upstreams on the loopback of a namespace is no matter of this test: the port of this one is closed.
-#[test]
-fn without_root_it_does_what_it_can() -> Result<()> {
-    let directory =
-        tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir()?;
-    let conf = directory.path().join("nginx.conf");
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    fs::write(&conf, format!("events {{}} http {{ server {{ location / {{ proxy_pass http://{closed}; }} }} }}"))?;
-    fs::set_permissions(&conf, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    let program = directory.path().join("probe502");
-    fs::copy(binary()?, &program)?;
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
-    let output = command.args(["check", "--json", "--conf", text(&conf)?]).stdin(Stdio::null()).output()?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.code() == Some(1), "{} {}", output.status, String::from_utf8_lossy(&output.stderr));
-    ensure!(printed.contains("\"upstream-refused\""), "{printed}");
-    let summary: serde_json::Value = serde_json::from_str(printed.lines().last().context("a summary")?)?;
-    ensure!(summary["left_out"].to_string().contains("only root"), "{summary}");
     Ok(())
 }
 

@@ -10,3 +10,4 @@ mod protocol;
 mod real;
 mod scene;
 mod servers;
+mod unprivileged;

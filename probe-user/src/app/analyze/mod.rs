@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     AppError,
-    output::{Folder, owner_by_sudo},
+    folder::{Folder, owner_by_sudo},
     replay::{self, Replay},
 };
 use crate::{

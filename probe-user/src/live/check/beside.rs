@@ -14,11 +14,11 @@ use super::{Prepared, owners, rules};
 use crate::{
     check::{
         plan::{Resolver, Server},
-        seen::{Barrier, Try},
+        seen::{Barrier, ConnectFailure, Try},
     },
     decode::rules::{Hook, Packet, Rules},
     live::{host::Lookup, nginx},
-    model::net::Address,
+    model::net::{Address, Errno},
 };
 
 impl Prepared {
@@ -66,6 +66,23 @@ impl Prepared {
         for (name, held) in self.seen.names.iter_mut().zip(held) {
             name.held = held;
         }
+    }
+
+    /// A socket that is closed to us may be open to nginx's workers. It counts only where its mode bits close it to them too.
+    pub(super) fn leave_out_what_only_we_may_not(&mut self) {
+        if !self.place.is_another_user() {
+            return;
+        }
+        let (kept, left): (Vec<Try>, Vec<Try>) =
+            std::mem::take(&mut self.seen.tries).into_iter().partition(|one| !is_ours_alone(one));
+        self.seen.tries = kept;
+        let not_told = left.iter().map(|one| {
+            format!(
+                "{}: it is closed to the user who asked, which says nothing about nginx (run it as root)",
+                one.address
+            )
+        });
+        self.seen.left_out.extend(not_told.collect::<BTreeSet<_>>());
     }
 
     /// Who listens, what leads to a socket, and which rules are in the way of what failed.
@@ -150,6 +167,13 @@ fn age_s(pid: u32) -> Option<i64> {
     #[expect(clippy::cast_possible_truncation, reason = "seconds since boot fit")]
     let up = uptime as i64;
     Some(up - i64::try_from(started).ok()?)
+}
+
+/// A unix socket that refused us, and whose path refuses nothing to nginx's workers as far as it can be seen.
+fn is_ours_alone(one: &Try) -> bool {
+    let refused = |failure: &ConnectFailure| matches!(failure.errno, Some(Errno::EACCES | Errno::EPERM));
+    let closed_to_them = one.path.iter().flatten().any(|part| part.mode.is_some() && !part.allowed);
+    matches!(one.address, Address::Unix(_)) && one.connect.as_ref().is_err_and(refused) && !closed_to_them
 }
 
 #[cfg(test)]

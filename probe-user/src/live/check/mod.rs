@@ -15,6 +15,7 @@ mod tries;
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
@@ -76,7 +77,7 @@ pub enum CheckError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It is no configuration.
     #[error("cannot read the configuration {}: {source}", path.display())]
@@ -85,6 +86,16 @@ pub enum CheckError {
         path: PathBuf,
         /// Where and why.
         source: ConfigError,
+    },
+    /// It runs in namespaces that may not be entered.
+    #[error(
+        "nginx {pid} runs in a container or a network namespace, which only root may enter ({source}); run it as root"
+    )]
+    Elsewhere {
+        /// The master.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
     },
     /// No configuration of a running nginx could be had.
     #[error("cannot learn the configuration of nginx {pid}: {why}; run it as root, or name the file with --conf")]
@@ -127,18 +138,21 @@ impl Prepared {
         let mut left_out = found.gaps.clone();
         let place = match Place::of(master.pid, master.workers.first().copied()) {
             Ok(place) => place,
-            Err(error) => {
-                left_out.push(format!(
-                    "nginx's namespaces cannot be entered ({error}): everything is tried from here, run it as root"
-                ));
-                Place::here()
+            Err(error) if namespaces::shares_network(master.pid) && namespaces::shares_files(master.pid) => {
+                left_out
+                    .push(format!("what nginx's workers may do ({error}): everything is tried as the user who asked"));
+                Place::beside(master.pid, master.workers.first().copied())
             }
+            // What is true here is not true there.
+            Err(source) => return Err(CheckError::Elsewhere { pid: master.pid, source }),
         };
+        // Where they cannot be told apart they are the same.
         let root =
             Root::of_process(master.pid).or_else(|_| Root::here()).map_err(|error| unknown(error.to_string()))?;
         let nginx =
             Nginx { master: Some(Pid(master.pid)), version: found.instance.version.clone(), refused: dump.refused };
-        let netns = namespaces::inode(master.pid, "net");
+        let own = || namespaces::inode(std::process::id(), "net");
+        let netns = namespaces::inode(master.pid, "net").or_else(own);
         Ok(Self::of(nginx, layout, left_out, place, root, netns, Some(found)))
     }
 
@@ -213,6 +227,7 @@ impl Prepared {
         let trust = self.trust();
         self.seen.tries = self.try_all(&targets, &trust, options);
         self.look_beside();
+        self.leave_out_what_only_we_may_not();
         if let Some(found) = &self.found {
             let workers: Vec<u32> = found.instance.workers.iter().map(|worker| worker.0).collect();
             self.seen.host = Some(limits::look(&self.seen, found.instance.master.0, &workers, before));

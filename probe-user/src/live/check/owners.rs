@@ -60,7 +60,7 @@ fn unit_of(text: &str) -> Option<String> {
 /// Every component of a path as nginx sees it, and whether its worker may pass.
 pub(super) fn path_parts(place: &Place, path: &str) -> Vec<PathPart> {
     let root = User { uid: 0, gid: 0, groups: Vec::new() };
-    let user = place.user.clone().unwrap_or(root);
+    let user = place.worker.clone().unwrap_or(root);
     let looked = place.inside(false, || {
         let mut parts: Vec<&Path> = Path::new(path).ancestors().collect();
         parts.reverse();

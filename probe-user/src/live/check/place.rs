@@ -44,6 +44,8 @@ pub(super) struct Place {
     root: Option<OwnedFd>,
     /// Whom to become; `None`: stay who we are.
     pub(super) user: Option<User>,
+    /// Whom nginx's workers are, where that is known.
+    pub(super) worker: Option<User>,
     /// Its files are ours.
     pub(super) same_files: bool,
 }
@@ -51,7 +53,17 @@ pub(super) struct Place {
 impl Place {
     /// Here, as we are.
     pub(super) const fn here() -> Self {
-        Self { namespaces: None, root: None, user: None, same_files: true }
+        Self { namespaces: None, root: None, user: None, worker: None, same_files: true }
+    }
+
+    /// Here, as we are, for an nginx that runs here too and may not be looked at.
+    pub(super) fn beside(master: u32, worker: Option<u32>) -> Self {
+        Self { worker: User::of(worker.unwrap_or(master)), ..Self::here() }
+    }
+
+    /// Whether what is refused to us says nothing of what is refused to nginx: we have other rights than its workers, and may not take theirs.
+    pub(super) fn is_another_user(&self) -> bool {
+        self.user.is_none() && !nix::unistd::geteuid().is_root()
     }
 
     /// Where this master works, as its worker.
@@ -64,9 +76,10 @@ impl Place {
                 nix::fcntl::open(format!("/proc/{master}/root").as_str(), flags, Mode::empty())
             })
             .transpose()?;
-        let user = if nix::unistd::geteuid().is_root() { User::of(worker.unwrap_or(master)) } else { None };
+        let worker = User::of(worker.unwrap_or(master));
+        let user = worker.clone().filter(|_| nix::unistd::geteuid().is_root());
         let same_files = same_mount && root.is_none();
-        Ok(Self { namespaces: Some(Namespaces::of(master)?), root, user, same_files })
+        Ok(Self { namespaces: Some(Namespaces::of(master)?), root, user, worker, same_files })
     }
 
     /// Does it there, on a thread that ends afterwards. `as_worker`: with the worker's rights instead of ours.

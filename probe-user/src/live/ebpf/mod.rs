@@ -13,6 +13,7 @@ pub mod cost;
 mod kernels;
 pub mod layout;
 pub mod load;
+mod misses;
 pub mod offsets;
 mod records;
 pub mod ring;

@@ -1,5 +1,7 @@
 //! nginx's own functions: attaching to them, and where each nginx keeps what they are asked for.
 
+use probe_abi::nginx::Layout;
+
 use super::Followers;
 use crate::live::{
     ebpf::{Attachment, State, calibrate::calibrate, layout::Build, symbols::Binary},
@@ -37,15 +39,19 @@ impl Followers {
         kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
     }
 
-    /// Where this nginx keeps what, as the kernel side numbers it: by version and build, checked against its machine code. Reads the
-    /// program, so it is asked once for each look at an nginx.
-    pub(super) fn layout(&mut self, master: &Master, found: &Found) -> u32 {
-        let Some(kernel) = &mut self.kernel else { return 0 };
-        let Some(mut build) = found.build.as_deref().and_then(|text| Build::parse(text).ok()) else { return 0 };
-        if let Ok(binary) = Binary::of_process(master.pid) {
-            let calibration = calibrate(&mut build.layout, &binary);
-            tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
-        }
-        kernel.add_layout(&build.layout).unwrap_or(0)
+    /// Where this nginx keeps what, as the kernel side numbers it.
+    pub(super) fn layout(&mut self, layout: Option<&Layout>) -> u32 {
+        let (Some(kernel), Some(layout)) = (&mut self.kernel, layout) else { return 0 };
+        kernel.add_layout(layout).unwrap_or(0)
     }
+}
+
+/// Where this nginx keeps what: by version and build, checked against its machine code. Reads the program, which takes a while.
+pub(super) fn layout_of(master: &Master, found: &Found) -> Option<Layout> {
+    let mut build = found.build.as_deref().and_then(|text| Build::parse(text).ok())?;
+    if let Ok(binary) = Binary::of_process(master.pid) {
+        let calibration = calibrate(&mut build.layout, &binary);
+        tracing::debug!("nginx {}: memory layout against machine code: {calibration:?}", master.pid);
+    }
+    Some(build.layout)
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    path::Path,
 };
 
 use memchr::memmem;
@@ -12,8 +13,13 @@ const LARGEST: u64 = 256 << 20;
 
 /// The lines of `nginx -V` that matter: the version, and the arguments of `./configure`. `None` when the program is no nginx.
 pub(super) fn build_of(pid: u32) -> io::Result<Option<String>> {
+    build_at(Path::new(&format!("/proc/{pid}/exe")))
+}
+
+/// The same of a program file.
+pub(super) fn build_at(program: &Path) -> io::Result<Option<String>> {
     let mut bytes = Vec::new();
-    File::open(format!("/proc/{pid}/exe"))?.take(LARGEST).read_to_end(&mut bytes)?;
+    File::open(program)?.take(LARGEST).read_to_end(&mut bytes)?;
     Ok(read(&bytes))
 }
 

@@ -1,6 +1,10 @@
 //! Asking nginx itself, inside its own namespaces: `-V` and `-T`.
 
-use std::{ffi::OsStr, io, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
@@ -9,6 +13,7 @@ use super::{
     confined::{self, Failure, Said},
     processes::Master,
 };
+use crate::live::namespaces;
 
 /// Why nginx could not be asked.
 #[derive(Debug, Error)]
@@ -55,6 +60,20 @@ pub(super) fn version(master: &Master) -> Result<String, CommandError> {
         Ok(Some(text)) => Ok(text),
         Ok(None) | Err(_) => run(master, "-V", &[]).map(|(_, stderr)| stderr),
     }
+}
+
+/// Where nginx is installed, for one that was started by its name alone.
+const INSTALLED: [&str; 5] = ["/usr/sbin", "/usr/local/sbin", "/usr/local/nginx/sbin", "/usr/bin", "/usr/local/bin"];
+
+/// The same for who may not look at the process, from the program that it was started as; and which that is. Only where its files are ours.
+pub(super) fn version_on_disk(master: &Master) -> Option<(PathBuf, String)> {
+    let named = PathBuf::from(master.command_line.split_whitespace().next()?);
+    if !namespaces::shares_files(master.pid) {
+        return None;
+    }
+    let places =
+        if named.is_absolute() { vec![named] } else { INSTALLED.map(|place| Path::new(place).join(&named)).into() };
+    places.into_iter().find_map(|place| Some((place.clone(), binary::build_at(&place).ok()??)))
 }
 
 /// What `nginx -T` prints: the configuration with everything included. nginx opens its logs for this as `nginx -t` does.

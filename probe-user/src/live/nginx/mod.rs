@@ -63,8 +63,10 @@ pub fn examine_with_text(master: &Master) -> (Found, Dump) {
     let build = match command::version(master) {
         Ok(text) => Some(text),
         Err(error) => {
-            gaps.push(format!("its version: {error}"));
-            None
+            let instead = command::version_on_disk(master);
+            let from = instead.as_ref().map(|(program, _)| format!(" (taken from {} instead)", program.display()));
+            gaps.push(format!("its version: {error}{}", from.unwrap_or_default()));
+            instead.map(|(_, text)| text)
         }
     };
     let root = Root::of_process(master.pid).ok();
@@ -85,12 +87,14 @@ pub fn examine_with_text(master: &Master) -> (Found, Dump) {
         }
         Err(error) => {
             // A fault on the disk is no fault of the running nginx, and its files say most of what it was started with.
-            let here = Root::here().ok();
+            let here = if namespaces::shares_files(master.pid) { Root::here().ok() } else { None };
             let files = root.as_ref().or(here.as_ref());
             dump.text = files.and_then(|files| files.dump(&main_file(master, build.as_deref())).ok());
             let decoded = dump.text.as_deref().and_then(|text| config::decode(text).ok());
             let instead = if decoded.is_some() { " (read from its files instead)" } else { "" };
             gaps.push(format!("its configuration: {error}{instead}"));
+            let unread = decoded.iter().flat_map(|decoded| &decoded.missing_includes);
+            gaps.extend(unread.map(|include| format!("a part of its configuration: {include} cannot be read")));
             decoded
         }
     };
