@@ -3,7 +3,7 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Broken, Reading, Survival, duration, need},
+        reading::{Broken, Reading, Survival, duration, evidence, need},
     },
     server_advice,
     upstream_reset::exclude_the_rest,
@@ -11,7 +11,8 @@ use super::{
 use crate::model::{
     complaint::Phase,
     coverage::Sensor,
-    evidence::{Evidence, Weight},
+    evidence::{Evidence, Fact, Weight},
+    process::Ending,
 };
 
 /// The row.
@@ -124,6 +125,12 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
                 )),
                 None => finding.say(format_args!(" {command} (pid {pid}) held it, and closed it.")),
             }
+            if let Some((event, after)) = reading.left_afterwards() {
+                let process = (pid, command.to_owned());
+                let ended = Fact::ProcessEnded { process, how: Ending::Exit(0) };
+                finding.support(Some(evidence(ended, &[event], Weight::Fits)));
+                finding.say(format_args!(" It ended in order (exit status 0) {} later.", duration(after)));
+            }
             format!(
                 "Look into the log of {command} (pid {pid}) at the time above: this request's connection was closed unanswered."
             )
@@ -139,7 +146,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, closed_by, counters},
+        diagnose::testing::{LENGTH, START, World, closed_by, closed_by_handler, counters},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
@@ -167,6 +174,12 @@ pub(crate) mod tests {
         world.listening();
         world.accepted();
         world
+    }
+
+    #[test]
+    fn a_process_for_each_connection_ends_in_order_after_it() {
+        let explanation = closed_by_handler(Ending::Exit(0)).expect("premature-close", Confidence::Confirmed);
+        assert!(explanation.summary.contains("ended in order (exit status 0) 20."), "{}", explanation.summary);
     }
 
     #[test]

@@ -60,6 +60,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let mut found = finding(reading, &death);
     signals_needed(&mut found, reading, &death);
+    if death.closed_first {
+        // It had let go of the connection before: whether it did so in order to end, its own log says.
+        found.not_excluded(&["premature-close"]);
+    }
     found.summary = format!("{}.", story(reading, &death));
     let command = &death.process.1;
     found.fix.push(match death.how {
@@ -77,7 +81,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{World, broken_by_exit},
+        diagnose::testing::{World, broken_by_exit, closed_by_handler},
         model::{coverage::Sensor, process::Ending, verdict::Confidence},
     };
 
@@ -90,6 +94,14 @@ pub(crate) mod tests {
         let explanation = exited().expect("upstream-exited", Confidence::Confirmed);
         assert!(explanation.summary.contains("gunicorn (pid 88)"), "{}", explanation.summary);
         assert!(explanation.summary.contains("exit status 1"), "{}", explanation.summary);
+    }
+
+    /// sys.exit(3) in a handler: Python closes what is open, and ends some milliseconds later.
+    #[test]
+    fn one_that_closed_first_and_then_failed_is_likely() {
+        let explanation = closed_by_handler(Ending::Exit(3)).expect("upstream-exited", Confidence::Likely);
+        assert!(explanation.summary.contains("closed it unanswered and ended (exit status 3) 20."), "{explanation:?}");
+        assert_eq!(explanation.rivals, ["premature-close"]);
     }
 
     #[test]

@@ -196,7 +196,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_close_before_the_end_is_nobodys_doing_without_a_signal_before_it() {
-        closed_by_handler(Ending::Exit(1)).expect("premature-close", Confidence::Confirmed);
+        closed_by_handler(Ending::Exit(1)).expect("upstream-exited", Confidence::Likely);
         let mut later = closed_by_handler(Ending::Exit(1));
         later.signal(10_000, 15, Some((80, "gunicorn")));
         later.expect("premature-close", Confidence::Confirmed);

@@ -238,6 +238,20 @@ impl<'a> Reading<'a> {
         })
     }
 
+    /// The orderly end of the process that had closed the connection, and how long after that, microseconds.
+    pub(crate) fn left_afterwards(&self) -> Option<(EventId, u64)> {
+        let holder = self.closed_by().filter(|closer| Some(*closer) == self.holder())?;
+        let ended = self.ended_by_kernel()?;
+        self.case.processes.iter().find_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, how: Ending::Exit(0), .. })
+                if *pid == holder && event.at.earliest > ended =>
+            {
+                Some((event.id, event.at.latest.since_ns(ended) / 1_000))
+            }
+            _ => None,
+        })
+    }
+
     /// How this process ended, if that is what ended the connection.
     fn death(&self, holder: Pid) -> Option<Death<'a>> {
         let by_kernel = self.ended_by_kernel();
@@ -270,7 +284,11 @@ impl<'a> Reading<'a> {
                 ended.since_ns(event.at.latest) <= SIGNAL_TO_CLOSE_NS
                     && sender.as_ref().is_some_and(|sender| sender.pid != holder)
             });
-            if !closed_it || signal.is_none() {
+            // An exception that ends the program does so by itself, and the exit status tells it from a process that had done its work.
+            let by_itself = self.closed_by() == Some(holder)
+                && matches!(how, Ending::Exit(1..))
+                && self.fatal_signal(holder, event.at.latest, how).is_none();
+            if !closed_it || (signal.is_none() && !by_itself) {
                 return None;
             }
             (signal, true)
