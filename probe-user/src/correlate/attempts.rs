@@ -369,6 +369,9 @@ pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> O
         };
     };
     match complaint.message {
+        Message::ReceiveFailed | Message::SendFailed if complaint.text.contains(":SSL alert number ") => {
+            Outcome::TlsFailed
+        }
         Message::ConnectFailedAtOnce => match complaint.errno {
             // On a unix socket both are answers of this host about the other end, not of a network.
             Some(Errno::ECONNREFUSED) => Outcome::Refused,

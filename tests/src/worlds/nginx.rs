@@ -175,6 +175,11 @@ impl Inner {
             unix: false,
             socket: Some(connection.nginx_socket(t)),
         });
+        self.complain_of(tape, t, words, peer, upstream);
+    }
+
+    /// The same, of a connection of any kind.
+    pub fn complain_of(&self, tape: &mut Tape, t: u64, words: Words, peer: &str, upstream: Option<UpstreamConnection>) {
         let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let log = NginxLog {
             status: None,

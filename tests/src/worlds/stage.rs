@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use probe502::model::{
     coverage::Sensor,
-    host::{Configuration, HostFact, NginxInstance, UpstreamGroup, UpstreamServer},
+    host::{Configuration, HostFact, NginxInstance, Pass, Place as Location, Takes, UpstreamGroup, UpstreamServer},
     net::Address,
     process::Pid,
 };
 
 use super::{
-    nginx::{Inner, LISTEN, Worker},
+    nginx::{HOST, Inner, LISTEN, Worker},
     tape::{NGINX_NETNS, Tape},
     tcp::Connection,
     truth::{Place, World},
@@ -54,6 +54,8 @@ pub struct Server {
     pub full: Vec<(u64, u64)>,
     /// When its process has no descriptors left.
     pub out_of_files: Vec<(u64, u64)>,
+    /// When every local port is used up by connections to it.
+    pub out_of_ports: Vec<(u64, u64)>,
 }
 
 impl Server {
@@ -101,6 +103,21 @@ pub struct Life {
     pub from: u64,
     /// When it was over.
     pub to: u64,
+}
+
+/// The locations of a master's one server: one has a cache, one answers 502 by itself, and one has both.
+fn places(server: usize) -> Vec<Location> {
+    let place = |path: &str, cache: bool, answers: bool| Location {
+        server,
+        names: vec![HOST.to_owned()],
+        takes: Takes::Prefix { path: path.to_owned(), preferred: false },
+        pass: Some(Pass { protocol: "proxy", address: None, name: Some(GROUP.to_owned()) }),
+        values: if cache { vec![("proxy_cache".to_owned(), "one".to_owned())] } else { Vec::new() },
+        answers_502: if answers { vec!["return 502".to_owned()] } else { Vec::new() },
+        scripted: None,
+        rewrites: false,
+    };
+    vec![place("/", false, false), place("/cart", true, false), place("/api/", true, true), place("/off", false, true)]
 }
 
 /// The stage.
@@ -153,6 +170,7 @@ impl<'a> Stage<'a> {
                     needed: Vec::new(),
                     full: Vec::new(),
                     out_of_files: Vec::new(),
+                    out_of_ports: Vec::new(),
                 }
             })
             .collect();
@@ -198,6 +216,7 @@ impl<'a> Stage<'a> {
         let configuration = Configuration {
             groups: vec![group],
             listen: LISTEN.get(master).copied().into_iter().collect(),
+            places: places(master),
             upstreams: self.servers.iter().map(|server| Address::Ip(server.address)).collect(),
             directives: vec![
                 ("proxy_connect_timeout".to_owned(), format!("{}ms", self.connect_timeout / MS)),
@@ -290,7 +309,7 @@ impl<'a> Stage<'a> {
                 (number, 1, SocketAddr::from(([10, 0, 0, host], self.next_client)))
             }
         };
-        let path = ["/cart", "/", "/api/items"][usize::try_from(self.tape.dice.between(0, 2)).unwrap_or(0)];
+        let path = ["/cart", "/", "/api/items", "/off"][usize::try_from(self.tape.dice.between(0, 3)).unwrap_or(0)];
         let pointer = self.workers.get_mut(worker).map_or(0x1000, |worker| worker.pointer(t));
         Inner {
             key: probe502::model::nginx::RequestKey { worker: self.worker_pid(worker), pointer },

@@ -53,13 +53,17 @@ fn requests() -> impl Strategy<Value = Request> {
 }
 
 fn courses() -> impl Strategy<Value = Course> {
-    let unix = select(vec![UnixFate::Missing, UnixFate::Refused, UnixFate::Denied, UnixFate::Full, UnixFate::Closed]);
+    let unix = prop_oneof![
+        4 => select(vec![UnixFate::Missing, UnixFate::Refused, UnixFate::Denied, UnixFate::Full]),
+        3 => select(vec![UnixFate::Closed, UnixFate::Reset, UnixFate::Silent]),
+        3 => (deaths(), any::<bool>()).prop_map(|(death, read)| UnixFate::Died { death, read }),
+    ];
     prop_oneof![
         24 => vec(attempts(), 1..=3).prop_map(Course::Passed),
         2 => select(vec![502u16, 503]).prop_map(Course::Returned),
         1 => Just(Course::Unresolved),
         1 => Just(Course::Cached),
-        3 => unix.prop_map(Course::Unix),
+        5 => unix.prop_map(Course::Unix),
         2 => (0usize..3).prop_map(|peer| Course::Abandoned { peer }),
     ]
 }

@@ -122,7 +122,7 @@ impl Tape {
     pub fn packet(&mut self, ns: u64, header: TcpHeader, payload_length: u32, content: Content) {
         let v6 = header.source.is_ipv6();
         let ip_id = if v6 { None } else { Some(u16::try_from(self.dice.between(0, 0xffff)).unwrap_or(0)) };
-        let tcp = TcpPacket { header, payload_length, window: 502, ip_id, content };
+        let tcp = TcpPacket { header, payload_length, window: 502, ip_id, content, promised: None };
         self.on_wire(ns, PacketBody::Tcp(tcp));
     }
 

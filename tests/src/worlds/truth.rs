@@ -114,6 +114,17 @@ pub enum UnixFate {
     Full,
     /// The application closes without an answer.
     Closed,
+    /// The application closes without having read the request.
+    Reset,
+    /// The application says nothing until nginx gives up.
+    Silent,
+    /// The process that holds the connection ends.
+    Died {
+        /// How.
+        death: Death,
+        /// The request was read before.
+        read: bool,
+    },
 }
 
 /// One try at one peer.
@@ -443,15 +454,20 @@ fn crossing(reused: bool, read: Read, header: u16, after_us: u32) -> Option<&'st
 }
 
 impl UnixFate {
-    /// The cause it is.
+    /// The causes that may be `confirmed`; the first says most.
     #[must_use]
-    pub const fn cause(self) -> &'static str {
+    pub fn causes(self) -> Vec<&'static str> {
         match self {
-            Self::Missing => "unix-socket-missing",
-            Self::Refused => "unix-socket-refused",
-            Self::Denied => "unix-socket-denied",
-            Self::Full => "unix-backlog-full",
-            Self::Closed => "premature-close",
+            Self::Missing => vec!["unix-socket-missing"],
+            Self::Refused => vec!["unix-socket-refused"],
+            Self::Denied => vec!["unix-socket-denied"],
+            Self::Full => vec!["unix-backlog-full"],
+            Self::Closed => vec!["premature-close"],
+            Self::Reset => vec!["upstream-reset"],
+            Self::Silent => vec!["read-timeout"],
+            Self::Died { death, read } => {
+                vec![death.cause(), if read { "premature-close" } else { "upstream-reset" }]
+            }
         }
     }
 }

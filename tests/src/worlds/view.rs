@@ -194,10 +194,15 @@ impl View {
                 wait_channel: Some("hrtimer_nanosleep".to_owned()),
                 call: None,
             },
+            Question::LocalPorts { upstream, netns } => {
+                let server = story.servers.iter().find(|server| server.address == upstream)?;
+                let gone = server.out_of_ports.iter().any(|(from, to)| (*from..=*to).contains(&ns));
+                let in_use = if gone { 28_232 } else { 40 };
+                HostFact::LocalPorts { upstream, netns, range: (32_768, 60_999), in_use, waiting: in_use / 2 }
+            }
             // The worlds have neither routes nor files; an answer that does not come must not mislead.
             Question::OtherListeners(_)
             | Question::Route { .. }
-            | Question::LocalPorts { .. }
             | Question::SystemFiles
             | Question::Name { .. }
             | Question::UnixSocket { .. } => return None,

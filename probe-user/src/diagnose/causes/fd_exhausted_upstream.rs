@@ -157,7 +157,8 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let untouched = if broken {
-        read == Some(0) && (holder.is_none() || holder == Some(last.process.0))
+        // Who hands what it accepted to another process has descriptors enough for it.
+        read == Some(0) && (holder.is_none() || holder == Some(last.process.0)) && reading.handed_to().is_none()
     } else if connecting {
         reading.sees(Sensor::Drops)
     } else {
@@ -224,7 +225,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, last: &FailedAccept<'_
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, SERVER, START, World, counters, moment},
+        diagnose::testing::{LENGTH, SERVER, START, World, closed_by, counters, moment},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
@@ -287,6 +288,15 @@ pub(crate) mod tests {
     fn shed_at_once() {
         let explanation = shed().expect("fd-exhausted-upstream", Confidence::Confirmed);
         assert!(explanation.summary.contains("node (pid 88)"), "{}", explanation.summary);
+    }
+
+    /// The process that accepts can have had descriptors for this one, which it handed to a worker.
+    #[test]
+    fn what_was_handed_to_another_process_was_not_shed() {
+        let mut world = shed();
+        closed_by(&mut world, -61, Pid(4711));
+        let explanation = world.explained();
+        assert_ne!((explanation.cause, explanation.confidence), ("fd-exhausted-upstream", Confidence::Confirmed));
     }
 
     /// A server that had taken the request, could make no socket for it, and closed.

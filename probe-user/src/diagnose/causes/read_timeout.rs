@@ -5,12 +5,14 @@ use super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Locality, Reading, Timer, duration, evidence, need},
     },
+    firewall_rejected::is_filter_drop,
     server_advice,
 };
 use crate::model::{
     attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
+    event::{Body, EventId},
     evidence::{Fact, Weight},
     verdict::Need,
 };
@@ -103,15 +105,15 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
         finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     }
-    if reading.taken_by_application().is_none() && reading.unix_path().is_none() {
+    if reading.taken_by_application().is_none() {
         finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
         finding.missing.push(match reading.locality() {
-            Locality::Elsewhere => Need {
+            Locality::Elsewhere if reading.unix_path().is_none() => Need {
                 sensor: None,
                 what: "whether an application had accepted the connection: the upstream runs on another host"
                     .to_owned(),
             },
-            Locality::Here | Locality::Unknown => {
+            Locality::Here | Locality::Elsewhere | Locality::Unknown => {
                 need(Sensor::Syscalls, "whether an application had accepted the connection")
             }
         });
@@ -125,7 +127,34 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     describe(&mut finding, reading, silent_us);
+    if let Some((reason, event)) = answer_filtered(reading) {
+        finding.oppose(Some(evidence(Fact::Dropped { reason }, &[event], Weight::Symptom)));
+        finding.not_excluded(&["path-stall", "network-reset"]);
+        finding
+            .summary
+            .push_str(" A packet filter of this host took away what the upstream sent meanwhile: perhaps its answer.");
+        finding.fix.insert(
+            0,
+            "Look at the rules of the packet filter (`nft list ruleset`) on the way back from the upstream.".to_owned(),
+        );
+    }
     Some(finding)
+}
+
+/// A packet filter of this host dropped something that the upstream sent while nginx waited.
+fn answer_filtered(reading: &Reading<'_>) -> Option<(Option<String>, EventId)> {
+    let upstream = reading.upstream()?;
+    let (since, until) = (reading.started(), reading.failed_at());
+    reading.flow_events().find_map(|event| match &event.body {
+        Body::Drop(drop)
+            if drop.packet.source == upstream
+                && event.at.earliest <= until
+                && since.is_none_or(|since| event.at.latest >= since) =>
+        {
+            is_filter_drop(drop.reason.as_deref()).then(|| (drop.reason.clone(), event.id))
+        }
+        _ => None,
+    })
 }
 
 /// How long nothing came, as far as it is known.
@@ -226,9 +255,11 @@ pub(crate) mod tests {
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
+            event::{Body, Source},
             host::HostFact,
             net::Errno,
-            socket::TcpState,
+            packet::{TcpFlags, TcpHeader},
+            socket::{DropEvent, TcpState},
             verdict::Confidence,
         },
     };
@@ -267,6 +298,25 @@ pub(crate) mod tests {
             "{}",
             explanation.summary
         );
+    }
+
+    /// A router of this host rejects the answer: the upstream's end is reset, and nginx hears nothing.
+    #[test]
+    fn an_answer_that_a_filter_took_away_is_no_silence() {
+        let mut world = silent_here();
+        let packet = TcpHeader {
+            source: "127.0.0.1:8000".parse().unwrap(),
+            destination: "127.0.0.1:41822".parse().unwrap(),
+            sequence: 1,
+            acknowledgement: 1,
+            flags: TcpFlags(0x18),
+            ttl: 64,
+        };
+        let drop = DropEvent { reason: Some("NETFILTER_DROP".to_owned()), netns: None, packet };
+        let event = world.event(-100, Source::Kernel, Body::Drop(drop));
+        world.flow().events.push(event);
+        let explanation = world.expect("read-timeout", Confidence::Possible);
+        assert!(explanation.rivals.contains(&"path-stall"), "{:?}", explanation.rivals);
     }
 
     #[test]

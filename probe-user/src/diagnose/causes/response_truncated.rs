@@ -8,7 +8,7 @@ use crate::model::{
     attempt::{Attempt, Outcome},
     complaint::{Message, Phase},
     coverage::Sensor,
-    evidence::{Fact, Weight},
+    evidence::{Evidence, Fact, Weight},
 };
 
 /// A worker that has had this much time since the last byte came has read it.
@@ -77,7 +77,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let mut finding = Finding::default();
-    finding.support(reading.complaint_evidence());
+    // Over a unix socket the end of file is the close itself, and nginx had counted what was still to come.
+    let over_unix = reading.unix_path().is_some() && reading.complains_of(&[Message::PrematurelyClosed]);
+    finding.support(reading.complaint_evidence().map(|evidence| {
+        let seen = over_unix && evidence.weight == Weight::Symptom;
+        Evidence { weight: if seen { Weight::Direct } else { evidence.weight }, ..evidence }
+    }));
     let slow = reading.complains_of(&[Message::TimedOut]);
     let (close, reset) = (reading.close(), reading.reset());
     finding.support(close.as_ref().map(|close| close.evidence(Weight::Direct)));
@@ -93,7 +98,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     } else {
         "closed the connection"
     };
-    if !slow && close.is_none() && reset.is_none() {
+    if !slow && !over_unix && close.is_none() && reset.is_none() {
         finding.missing.push(need(Sensor::SocketStates, "the FIN or RST that ended it"));
     }
     let upstream = reading.upstream_name();

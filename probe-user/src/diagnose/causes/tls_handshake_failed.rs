@@ -10,7 +10,7 @@ use super::{
 };
 use crate::model::{
     attempt::Outcome,
-    complaint::{Message, Phase},
+    complaint::{Complaint, Message, Phase},
     coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
@@ -65,7 +65,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return on_the_wire(reading);
     }
     let slow = reading.complains_of(&[Message::TimedOut]) && reading.phase() == Some(Phase::TlsHandshake);
-    let message = if slow { Message::TimedOut } else { Message::TlsHandshake };
+    let message = match reading.complaint() {
+        _ if slow => Message::TimedOut,
+        // In TLS 1.3 the client's handshake is over before its certificate, or the lack of one, is judged (RFC 8446, section 2).
+        Some((_, complaint)) if refused_late(complaint) && reading.response_bytes() == Some(0) => complaint.message,
+        _ => Message::TlsHandshake,
+    };
     let (mut finding, complaint) = nginx_said(reading, &[message])?;
     let upstream = reading.upstream_name();
     let closed = complaint.text.starts_with("peer closed");
@@ -95,6 +100,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let how = match number {
         Some(number) => format!("it sent alert {number} ({})", alert_name(number)),
         None if slow => format!("it did not finish before {connect}, which covers connecting and the handshake"),
+        None if closed && reading.errno().is_some() => "it reset the connection".to_owned(),
         None if closed => "it closed the connection".to_owned(),
         None if plain.is_some() => "the port speaks plain HTTP, not TLS".to_owned(),
         None if no_tls => "the port does not speak TLS; plain HTTP, probably".to_owned(),
@@ -185,6 +191,12 @@ fn plain_answer(reading: &Reading<'_>) -> Option<(EventId, u16, String)> {
     })
 }
 
+/// An alert about the client's certificate came where nginx already sent its request, or waited for the answer.
+fn refused_late(complaint: &Complaint) -> bool {
+    matches!(complaint.message, Message::ReceiveFailed | Message::SendFailed)
+        && matches!(alert_in(&complaint.text), Some(40 | 42..=46 | 48 | 116))
+}
+
 /// `…:SSL alert number 40)`, as OpenSSL's message ends.
 fn alert_in(text: &str) -> Option<u8> {
     let (_, number) = text.split_once("SSL alert number ")?;
@@ -219,6 +231,7 @@ const fn alert_name(description: u8) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod tests {
+
     use crate::{
         diagnose::testing::World,
         model::{
@@ -237,6 +250,16 @@ pub(crate) mod tests {
         world.connect(-900);
         world.complain(Message::TlsHandshake, Phase::TlsHandshake, None, "SSL_do_handshake() failed");
         world
+    }
+
+    #[test]
+    fn a_certificate_that_is_refused_after_the_handshake() {
+        let mut world = World::new(502);
+        let text = "SSL_read() failed (SSL: error:0A00045C:SSL routines::tlsv13 alert certificate required:SSL alert number 116)";
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, None, text);
+        world.attempt().bytes_received = Some(0);
+        let explanation = world.expect("tls-handshake-failed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("alert 116 (certificate required)"), "{}", explanation.summary);
     }
 
     #[test]

@@ -93,7 +93,14 @@ impl Reading<'_> {
                 Some(if self.errno().is_some() { Broken::Reset } else { Broken::Close })
             }
             Some(Message::ReceiveFailed | Message::SendFailed) if lost => Some(Broken::Reset),
-            Some(Message::ConnectFailed) if lost && self.reused() == Some(true) => Some(Broken::Reset),
+            // Before it writes, nginx asks the socket: a reset can have come before that, also right after the handshake.
+            Some(Message::ConnectFailed)
+                if lost
+                    && (self.reused() == Some(true) || self.connected() == Some(true))
+                    && self.errno().is_some() =>
+            {
+                Some(Broken::Reset)
+            }
             Some(_) => return None,
             None => match self.outcome() {
                 Outcome::Reset => Some(Broken::Reset),

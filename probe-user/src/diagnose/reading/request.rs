@@ -4,7 +4,7 @@ use super::{Reading, evidence};
 use crate::model::{
     attempt::Link,
     complaint::{Message, Phase},
-    event::{Event, EventId},
+    event::{Event, EventId, Source},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     packet::Content,
@@ -163,11 +163,22 @@ impl Reading<'_> {
 
     /// The upstream's kernel took the whole request.
     pub(crate) fn request_acknowledged(&self) -> Option<Evidence> {
+        if self.unix_path().is_some() {
+            return self.written_over_unix();
+        }
         let Some((tcp, event)) = self.counters_at_failure() else { return self.acknowledged_on_the_wire() };
         (self.request_sent() != Some(false) && tcp.unacknowledged() == 0).then(|| {
             let bytes = self.attempt.and_then(|attempt| attempt.bytes_sent);
             evidence(Fact::RequestAcknowledged { bytes }, &[event], Weight::Direct)
         })
+    }
+
+    /// Over a unix socket what was written lies in the other end's queue at once (`unix_stream_sendmsg()`,
+    /// <https://elixir.bootlin.com/linux/v6.12/source/net/unix/af_unix.c>); nginx reads the header when it has written all.
+    fn written_over_unix(&self) -> Option<Evidence> {
+        let (event, _) = self.complaint().filter(|(_, complaint)| complaint.phase == Phase::ReadingHeader)?;
+        let bytes = self.attempt?.bytes_sent.filter(|bytes| *bytes > 0 && event.source == Source::Kernel)?;
+        Some(evidence(Fact::RequestAcknowledged { bytes: Some(bytes) }, &[event.id], Weight::Direct))
     }
 
     /// The same by the packets alone.

@@ -34,6 +34,10 @@ impl Scene<'_, '_> {
         if shortage == Shortage::Ports {
             // The port is looked for after the state is set; the route before.
             self.connection.begin_and_drop(&mut self.stage.tape, at);
+            let until = at + self.latency(1, 900_000);
+            if let Some(server) = self.stage.servers.get_mut(self.peer) {
+                server.out_of_ports.push((t, until));
+            }
         }
         let call = Syscall::Connect {
             fd: self.connection.fd,

@@ -31,7 +31,9 @@ impl Scene<'_, '_> {
         if let Some(server) = self.stage.servers.get_mut(self.peer) {
             server.needed.push(t);
             let holder = server.process(t);
-            self.connection.accept(&mut self.stage.tape, t, holder);
+            // As servers do that fork for a connection, or pass its descriptor to a worker.
+            let acceptor = if self.stage.tape.dice.chance(150) { server.master } else { holder.0 };
+            self.connection.accept_for(&mut self.stage.tape, t, acceptor, holder);
         }
     }
 

@@ -351,14 +351,26 @@ impl Scene<'_, '_> {
 
 /// A process of a server ends, as this host's kernel tells it. Returns when its files are closed.
 pub fn end_process(stage: &mut Stage<'_>, peer: usize, t: u64, process: (Pid, &str), death: Death) -> u64 {
-    let (pid, command) = process;
     let master = stage.servers.get(peer).map_or(Pid(1), |server| server.master);
     let until_exit = stage.tape.dice.between(30 * US, 4 * MS);
     let until_closed = stage.tape.dice.between(10 * US, 2 * MS);
     let gone = t + until_exit + until_closed;
-    if !stage.world.place(peer).is_here() {
-        return gone;
+    if stage.world.place(peer).is_here() {
+        tell_end(stage, (t, t + until_exit), process, master, death, None);
     }
+    gone
+}
+
+/// What this host's kernel tells of the end of a process that something is done to at `t`, and that has ended at `exit`. `held`: the
+/// connections over unix sockets that it still has then.
+pub fn tell_end(
+    stage: &mut Stage<'_>,
+    (t, exit): (u64, u64),
+    (pid, command): (Pid, &str),
+    master: Pid,
+    death: Death,
+    held: Option<Vec<u64>>,
+) {
     let killer = if stage.tape.dice.chance(500) {
         Sender { pid: master, command: command.to_owned() }
     } else {
@@ -381,9 +393,12 @@ pub fn end_process(stage: &mut Stage<'_>, peer: usize, t: u64, process: (Pid, &s
         let event = ProcessEvent::Signalled { target: pid, role: Role::Upstream, signal: u32::from(signal), sender };
         stage.tape.process(t + 2 * US, event);
     }
+    if let Some(connections) = held {
+        let event = ProcessEvent::Held { pid, role: Role::Upstream, connections, all: true };
+        stage.tape.process(exit - US, event);
+    }
     let event = ProcessEvent::Exited { pid, role: Role::Upstream, command: command.to_owned(), how };
-    stage.tape.process(t + until_exit, event);
-    gone
+    stage.tape.process(exit, event);
 }
 
 /// The connection breaks after its header was passed on, at `t`. Returns when nginx complained of it.

@@ -3,16 +3,37 @@
 
 use probe502::model::{
     net::{Address, Errno},
-    socket::Syscall,
+    nginx::UpstreamConnection,
+    process::Pid,
+    socket::{Socket, Syscall, TcpState},
 };
 
 use super::{
     Became, CONNECTING, CaseKind, Dress, Inner, MS, Play, Report, STATUSES_WITH_A_PAGE, State, US, UnixFate, Words,
+    fate,
 };
 use crate::worlds::nginx::READING_HEADER;
+use crate::worlds::truth::Death;
 
 /// The server behind the unix socket.
 const SOCKET: &str = "unix:/run/app.sock";
+
+/// An end of a connection over a unix socket, as the kernel's records name it.
+fn unix_end(inode: u64) -> Socket {
+    Socket {
+        pointer: None,
+        cookie: Some(inode),
+        netns: None,
+        local: None,
+        remote: None,
+        state: TcpState::Established,
+        error: None,
+        soft_error: None,
+        retransmits: 0,
+        tcp: None,
+        accept_queue: None,
+    }
+}
 
 impl Play<'_> {
     /// The resolver has no address.
@@ -37,33 +58,80 @@ impl Play<'_> {
             UnixFate::Refused => Some(Errno::ECONNREFUSED),
             UnixFate::Denied => Some(Errno::EACCES),
             UnixFate::Full => Some(Errno::EAGAIN),
-            UnixFate::Closed => None,
+            UnixFate::Closed | UnixFate::Reset | UnixFate::Silent | UnixFate::Died { .. } => None,
         };
         let fd = self.stage.workers.get_mut(worker).map_or(3, crate::worlds::nginx::Worker::descriptor);
         inner.connection_made(&mut self.stage.tape, t + 500, fd);
         let address = Address::parse(SOCKET);
-        let result = errno.map_or(Ok(0), Err);
         let pid = self.stage.worker_pid(worker);
-        self.stage.tape.call(t + US, pid, Syscall::Connect { fd, address, result, socket: None });
-        let (at, words) = if let Some(errno) = errno {
-            let level = if errno == Errno::ENOENT || errno == Errno::EACCES { 3 } else { 4 };
-            (t + 3 * US, Words { level, ..Words::new("connect() to %V failed", Some(errno), CONNECTING) })
-        } else {
-            let later = t + self.stage.tape.dice.between(50 * US, 200 * MS);
-            let words = Words::new("upstream prematurely closed connection", None, READING_HEADER);
-            (self.stage.turn(worker, later), words)
-        };
-        inner.complain(&mut self.stage.tape, at, words, SOCKET, None);
-        let became = match fate {
-            UnixFate::Closed => Became::Closed,
-            UnixFate::Refused => Became::Refused,
-            _ => Became::LocalError,
-        };
-        let sent = if fate == UnixFate::Closed { 210 } else { 0 };
         let peer = Some(SOCKET.to_owned());
-        inner.states.push(State { peer, status: Some(502), span: (t, at), sent, ..State::default() });
-        let report = Some(Report::without_attempt(fate.cause()));
-        self.finish(worker, inner, at + 3 * US, (502, true), vec![(SOCKET.to_owned(), became)], report);
+        let told = |became: Became| vec![(SOCKET.to_owned(), became)];
+        let report = Some(Report { kind: CaseKind::Incident, causes: fate.causes(), about: None });
+        if let Some(errno) = errno {
+            let call = Syscall::Connect { fd, address, result: Err(errno), socket: None };
+            self.stage.tape.call(t + US, pid, call);
+            let level = if errno == Errno::ENOENT || errno == Errno::EACCES { 3 } else { 4 };
+            let words = Words { level, ..Words::new("connect() to %V failed", Some(errno), CONNECTING) };
+            let at = t + 3 * US;
+            inner.complain(&mut self.stage.tape, at, words, SOCKET, None);
+            inner.states.push(State { peer, status: Some(502), span: (t, at), ..State::default() });
+            let became = if fate == UnixFate::Refused { Became::Refused } else { Became::LocalError };
+            return self.finish(worker, inner, at + 3 * US, (502, true), told(became), report);
+        }
+        // The kernel gives the numbers of inodes in order.
+        self.inodes += 2;
+        let inode = self.inodes;
+        let socket = Some(unix_end(inode));
+        self.stage.tape.call(t + US, pid, Syscall::Connect { fd, address, result: Ok(0), socket: socket.clone() });
+        let later = t + self.stage.tape.dice.between(50 * US, 200 * MS);
+        let broken = self.unix_server(t + 2 * US, later, inode, fate);
+        let (status, words, became) = match fate {
+            UnixFate::Silent => {
+                let words = Words::new("upstream timed out", Some(Errno::ETIMEDOUT), READING_HEADER);
+                (504, words, Became::TimeoutRead)
+            }
+            UnixFate::Reset | UnixFate::Died { read: false, .. } => {
+                (502, Words::new("recv() failed", Some(Errno::ECONNRESET), READING_HEADER), Became::Reset)
+            }
+            _ => (502, Words::new("upstream prematurely closed connection", None, READING_HEADER), Became::Closed),
+        };
+        let at = self.stage.turn(worker, broken);
+        let upstream = UpstreamConnection { fd, requests: Some(1), unix: true, socket };
+        inner.complain_of(&mut self.stage.tape, at, words, SOCKET, Some(upstream));
+        let state =
+            State { peer, status: Some(status), span: (t, at), connected: Some(t), sent: 210, ..State::default() };
+        inner.states.push(state);
+        self.finish(worker, inner, at + 3 * US, (status, true), told(became), report);
+    }
+
+    /// The server behind the unix socket takes a connection, and does this with it at `later`. Returns when nginx knows.
+    fn unix_server(&mut self, t: u64, later: u64, inode: u64, fate: UnixFate) -> u64 {
+        const MASTER: Pid = Pid(5_000);
+        const COMMAND: &str = "uwsgi";
+        let taken = t + self.stage.tape.dice.between(2 * US, 40 * US);
+        self.servers += 2;
+        let (holder, sibling) = (Pid(MASTER.0 + self.servers), Pid(MASTER.0 + self.servers + 1));
+        // A server that accepts and hands the connection on to its worker.
+        let handed_on = self.stage.tape.dice.chance(200);
+        let acceptor = if handed_on { MASTER } else { holder };
+        let (socket, command) = (Some(unix_end(inode + 1)), COMMAND.to_owned());
+        let call = Syscall::Accept { listener: 5, result: Ok(9), socket, peer: Some(inode), command };
+        self.stage.tape.call(taken, acceptor, call);
+        if self.stage.tape.dice.chance(300) {
+            let moment =
+                (later.saturating_sub(900 * US).max(taken + US), later.saturating_sub(20 * US).max(taken + 5 * US));
+            let death = Death::Killed(9);
+            fate::tell_end(&mut self.stage, moment, (sibling, COMMAND), MASTER, death, Some(Vec::new()));
+        }
+        match fate {
+            UnixFate::Silent => t + self.stage.read_timeout,
+            UnixFate::Died { death, .. } => {
+                let exit = later + self.stage.tape.dice.between(30 * US, 4 * MS);
+                fate::tell_end(&mut self.stage, (later, exit), (holder, COMMAND), MASTER, death, Some(vec![inode]));
+                exit + self.stage.tape.dice.between(10 * US, 2 * MS)
+            }
+            _ => later,
+        }
     }
 
     /// The end of a request: its status, and whether nginx makes a special response of it; its line, its truth.

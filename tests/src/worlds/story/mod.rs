@@ -111,6 +111,8 @@ pub fn play(world: &World) -> Story {
         kept: BTreeMap::new(),
         disabled: BTreeMap::new(),
         dress: Dress::Plain,
+        inodes: 70_000,
+        servers: 0,
     };
     play.stage.introduce(BEGIN + MS);
     for (at, job) in jobs(world, &mut play.stage) {
@@ -215,6 +217,10 @@ struct Play<'w> {
     disabled: BTreeMap<(usize, usize), u64>,
     /// Of the request that is played.
     dress: Dress,
+    /// The last inode of a connection over a unix socket.
+    inodes: u64,
+    /// The last process of the server behind it.
+    servers: u32,
 }
 
 /// Those that have an `error_page`, where there is one.

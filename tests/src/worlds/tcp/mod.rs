@@ -360,6 +360,12 @@ impl Connection {
 
     /// The upstream's process takes it.
     pub fn accept(&mut self, tape: &mut Tape, t: u64, holder: (Pid, String)) {
+        let acceptor = holder.0;
+        self.accept_for(tape, t, acceptor, holder);
+    }
+
+    /// One process accepts the connection and hands it on to another of the same server.
+    pub fn accept_for(&mut self, tape: &mut Tape, t: u64, acceptor: Pid, holder: (Pid, String)) {
         if self.here() {
             let call = Syscall::Accept {
                 listener: 5,
@@ -368,7 +374,7 @@ impl Connection {
                 peer: None,
                 command: holder.1.clone(),
             };
-            tape.call(t, holder.0, call);
+            tape.call(t, acceptor, call);
         }
         self.holder = holder;
     }
