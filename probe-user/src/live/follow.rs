@@ -24,7 +24,7 @@ use self::{
 use super::{
     capture::{CaptureError, Statistics},
     clock,
-    ebpf::{Attachment, Kernel},
+    ebpf::{Attachment, Kernel, LoadError},
     host::Lookup,
     logs::{self, CutOff, Tails},
     nginx::{self, Found, Master},
@@ -316,7 +316,7 @@ impl Followers {
         let own = if single { role::NGINX_WORKER } else { role::NGINX_MASTER };
         let children = master.workers.iter().chain(&master.others).filter(|pid| **pid != master.pid);
         for (pid, role) in [(master.pid, own)].into_iter().chain(children.map(|pid| (*pid, role::NGINX_WORKER))) {
-            if let Err(error) = kernel.watch_process(pid, watched(role)) {
+            if let Err(error) = watch_living(kernel, pid, watched(role)) {
                 tracing::warn!("nginx process {pid} is not watched: {error}");
             }
         }
@@ -346,7 +346,7 @@ impl Followers {
                 nginx::masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
             for pid in servers.iter().filter(|pid| !nginx.contains(&pid.0)) {
                 let watched = Watched { role: role::UPSTREAM, layout: 0, master: pid.0, reserved: 0 };
-                if let Err(error) = kernel.watch_process(pid.0, watched) {
+                if let Err(error) = watch_living(kernel, pid.0, watched) {
                     tracing::warn!("upstream process {pid} is not watched: {error}");
                 }
             }
@@ -416,6 +416,13 @@ impl Followers {
         let arrivals = bodies.into_iter().map(|body| Arrival { at, source: Source::Probe, body }).collect();
         self.intake.deliver(Delivery::Arrivals(arrivals));
     }
+}
+
+/// Watches a process. The kernel side forgets it when it ends; one that had ended before would never be forgotten, and its number is another's
+/// some day.
+fn watch_living(kernel: &mut Kernel, pid: u32, watched: Watched) -> Result<(), LoadError> {
+    kernel.watch_process(pid, watched)?;
+    if nginx::is_living(pid) { Ok(()) } else { kernel.unwatch_process(pid) }
 }
 
 fn add(sum: &mut Statistics, more: Statistics) {

@@ -16,7 +16,7 @@ pub use command::CommandError;
 pub use connections::open_connections;
 pub(crate) use connections::plain;
 pub(crate) use files::Root;
-pub use processes::{Master, masters};
+pub use processes::{Master, is_living, masters};
 
 use super::{namespaces, tail::Place};
 use crate::{

@@ -43,6 +43,13 @@ impl Master {
     }
 }
 
+/// Whether a process of this number runs: one that is only waited for has ended.
+#[must_use]
+pub fn is_living(pid: u32) -> bool {
+    let stat = i32::try_from(pid).ok().and_then(|pid| Process::new(pid).ok()?.stat().ok());
+    stat.is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
 /// Every nginx on this host. Processes that end meanwhile are left out.
 #[must_use]
 pub fn masters() -> Vec<Master> {
@@ -144,5 +151,17 @@ mod tests {
         assert_eq!(lab.argument("-p"), Some("/tmp/x"));
         assert_eq!(lab.argument("-e"), Some("/tmp/x/e.log"));
         assert_eq!(lab.directives().as_deref(), Some("daemon off;"));
+    }
+
+    #[test]
+    fn one_that_is_only_waited_for_has_ended() {
+        assert!(is_living(std::process::id()) && !is_living(u32::MAX));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let began = std::time::Instant::now();
+        while is_living(child.id()) && began.elapsed().as_secs() < 5 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(!is_living(child.id()));
+        child.wait().unwrap();
     }
 }
