@@ -133,9 +133,9 @@ pub(crate) fn ends(sock: impl Sock, mini: bool) -> Option<Ends> {
     Some(Ends { local, remote })
 }
 
-/// Writes what is known of a socket into a record. `old_state` is left to the caller where it differs.
+/// Writes into a record which socket it is: ends, state, namespace.
 #[inline(always)]
-pub(crate) fn describe(record: &mut Socket, sock: impl Sock, ends: &Ends, state: u8) {
+pub(crate) fn identify(record: &mut Socket, sock: impl Sock, ends: &Ends, state: u8) {
     record.pointer = sock.address();
     record.state = state;
     record.old_state = state;
@@ -144,6 +144,12 @@ pub(crate) fn describe(record: &mut Socket, sock: impl Sock, ends: &Ends, state:
     record.present = present::TUPLE;
     record.netns = sock.netns().unwrap_or(0);
     sock.copy(&mut record.cookie, offset!(sock_cookie));
+}
+
+/// Writes what is known of a socket into a record. `old_state` is left to the caller where it differs.
+#[inline(always)]
+pub(crate) fn describe(record: &mut Socket, sock: impl Sock, ends: &Ends, state: u8) {
+    identify(record, sock, ends, state);
     if is_mini(state) {
         return;
     }

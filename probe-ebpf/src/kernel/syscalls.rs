@@ -20,7 +20,7 @@ use super::{
     process::command,
     read,
     request::{endpoint, internet},
-    socket::{Probed, Sock, TCP, describe},
+    socket::{Probed, Sock, TCP, describe, identify},
     target, unix,
 };
 
@@ -181,7 +181,12 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         record.fd = listener;
         record.command = command();
         if let (Some(sock), Some((ends, state))) = (sock, found) {
-            describe(&mut record.socket, Probed(sock), &ends, state);
+            if exit.result < 0 {
+                describe(&mut record.socket, Probed(sock), &ends, state);
+            } else {
+                // Who has it now is what this tells; how far it is, its state changes do.
+                identify(&mut record.socket, Probed(sock), &ends, state);
+            }
         } else if let Some(sock) = sock {
             unix::describe(&mut record.socket, sock);
         }

@@ -1,8 +1,12 @@
 //! What the sieve lets go, and what not.
 
+use probe_abi::{
+    Endpoint,
+    socket::{Socket, present, state},
+};
 use zerocopy::IntoBytes;
 
-use super::*;
+use super::{fates::endpoint, *};
 
 const NGINX: u64 = 0x1000;
 const SERVER: u64 = 0x2000;
@@ -44,10 +48,15 @@ fn went_on(sieve: &mut Sieve, until: u64) -> usize {
     count
 }
 
+fn take(sieve: &mut Sieve, record: &[u8]) {
+    sieve.records(record.to_vec(), &[record.len()]);
+}
+
+/// As the ring's reader delivers them: several together.
 fn fed(records: &[Vec<u8>]) -> Sieve {
     let mut sieve = Sieve::default();
-    for record in records {
-        sieve.record(record);
+    for together in records.chunks(3) {
+        sieve.records(together.concat(), &together.iter().map(Vec::len).collect::<Vec<_>>());
     }
     sieve
 }
@@ -57,7 +66,8 @@ fn a_whole_and_healthy_life_is_let_go() {
     let mut sieve = fed(&life(1));
     assert_eq!(went_on(&mut sieve, 100), 0);
     assert_eq!(sieve.let_go(), 8);
-    assert!(sieve.fates.is_empty() && sieve.held.is_empty() && sieve.records.is_empty());
+    assert_eq!(sieve.fates.count(), 0);
+    assert!(sieve.held.is_empty() && sieve.records.is_empty() && sieve.bytes == 0);
 }
 
 #[test]
@@ -73,7 +83,7 @@ fn a_connection_that_is_still_open_goes_on_with_all_that_comes_later() {
     let mut sieve = fed(&life[..4]);
     assert_eq!(went_on(&mut sieve, 4), 4);
     for record in &life[4..] {
-        sieve.record(record);
+        take(&mut sieve, record);
     }
     assert_eq!(went_on(&mut sieve, 100), 4);
 }
@@ -86,7 +96,7 @@ fn a_word_of_nginx_keeps_all_of_it() {
     log.header.time_ns = 5;
     log.socket = Socket { local: nginx, remote: server, ..Socket::default() };
     let mut sieve = fed(&life(1));
-    sieve.record(log.as_bytes());
+    take(&mut sieve, log.as_bytes());
     assert_eq!(went_on(&mut sieve, 100), 9);
 }
 
@@ -137,9 +147,44 @@ fn a_failure_of_the_same_worker_keeps_its_connections() {
         let mut status: probe_abi::nginx::Status = zerocopy::FromZeros::new_zeroed();
         status.header = Header { time_ns: 6, kind: Kind::NginxSendHeader as u16, tgid, ..Header::default() };
         let mut sieve = fed(&records);
-        sieve.record(status.as_bytes());
+        take(&mut sieve, status.as_bytes());
         assert_eq!(went_on(&mut sieve, 100), kept);
     }
+}
+
+#[test]
+fn what_nginx_said_before_it_connected_shares_the_fate() {
+    let (nginx, server) = ends();
+    let said = |fd| {
+        let mut made: Connection = zerocopy::FromZeros::new_zeroed();
+        made.header = Header { time_ns: 1, kind: Kind::NginxConnection as u16, tgid: 7, ..Header::default() };
+        made.fd = fd;
+        made.as_bytes().to_vec()
+    };
+    let mut connect: Connect = zerocopy::FromZeros::new_zeroed();
+    connect.header = Header { time_ns: 1, kind: Kind::Connect as u16, tgid: 7, ..Header::default() };
+    (connect.result, connect.fd) = (IN_PROGRESS, 9);
+    let to_unix = connect.as_bytes().to_vec();
+    connect.socket = Socket { local: nginx, remote: server, ..Socket::default() };
+    let connect = connect.as_bytes().to_vec();
+    let lived = |before: &[Vec<u8>]| [before, &life(1)[..1], std::slice::from_ref(&connect), &life(1)[1..]].concat();
+    assert_eq!(went_on(&mut fed(&lived(&[said(9)])), 100), 0);
+    // Another descriptor's, and one's over a unix socket.
+    assert_eq!(went_on(&mut fed(&lived(&[said(8)])), 100), 1);
+    assert_eq!(went_on(&mut fed(&lived(&[said(9), to_unix])), 100), 2);
+    // What has gone on stays gone on.
+    let mut sieve = fed(&[said(9)]);
+    assert_eq!(went_on(&mut sieve, 2), 1);
+    for record in &lived(&[]) {
+        take(&mut sieve, record);
+    }
+    assert_eq!(went_on(&mut sieve, 100), 0);
+    assert_eq!(sieve.fates.count(), 0);
+    // A failure keeps it with the connection.
+    let mut records = lived(&[said(9)]);
+    records.pop();
+    let count = records.len();
+    assert_eq!(went_on(&mut fed(&records), 100), count);
 }
 
 #[test]
@@ -153,9 +198,9 @@ fn who_serves_is_told_once_a_second() {
         accept.result = 5;
         accept.socket = Socket { local: server, remote: nginx, ..Socket::default() };
         for record in &life(start) {
-            sieve.record(record);
+            take(&mut sieve, record);
         }
-        sieve.record(accept.as_bytes());
+        take(&mut sieve, accept.as_bytes());
         told.push(went_on(&mut sieve, start + 50));
     }
     assert_eq!(told, [9, 0, 9]);
@@ -166,7 +211,7 @@ fn an_open_sieve_lets_nothing_go() {
     let mut sieve = Sieve::default();
     sieve.set_open(true);
     for record in &life(1) {
-        sieve.record(record);
+        take(&mut sieve, record);
     }
     assert_eq!(went_on(&mut sieve, 100), 8);
 }

@@ -99,14 +99,6 @@ impl Records {
     pub const fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
-
-    fn each(&self, mut take: impl FnMut(&[u8])) {
-        let mut from = 0;
-        for length in &self.lengths {
-            take(self.bytes.get(from..from + length).unwrap_or_default());
-            from += length;
-        }
-    }
 }
 
 /// Something a source delivers.
@@ -326,8 +318,8 @@ impl Thinker {
                 }
             }
             Delivery::Records(records) => {
-                records.each(|record| self.sieve.record(record));
                 self.names = records.names;
+                self.sieve.records(records.bytes, &records.lengths);
             }
             Delivery::Line(both) => {
                 let (arrival, raw) = *both;

@@ -36,7 +36,14 @@ pub enum Contender {
     Bpftrace,
     /// `probe502 watch` with one of its hooks only; see [`HOOKS`].
     Hook(&'static str),
+    /// Another build's `watch --depth light`; see [`BEFORE`].
+    LightBefore,
+    /// Another build's `watch`; see [`BEFORE`].
+    StandardBefore,
 }
+
+/// The environment variable that names another build of the probe, to be measured in turns with this one: what a change costs or saves.
+pub const BEFORE: &str = "PROBE502_BEFORE";
 
 /// What the probe attaches, each priced alone: `packets` is the capture without any hook, `nothing` the rest of the program.
 /// Several that are one to the kernel are priced together.
@@ -106,6 +113,9 @@ impl Contender {
         Self::Bpftrace,
     ];
 
+    /// Another build beside this one; only where asked for.
+    pub const BEFORE: [Self; 2] = [Self::LightBefore, Self::StandardBefore];
+
     /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -120,13 +130,20 @@ impl Contender {
             Self::TcpdumpReset => "tcpdump-rst",
             Self::Bpftrace => "bpftrace",
             Self::Hook(name) => name,
+            Self::LightBefore => "before-light",
+            Self::StandardBefore => "before-standard",
         }
     }
 
     /// Starts watching; returns when it does.
     pub(super) fn start(self, stage: &Stage) -> Result<Watcher> {
+        let before =
+            || std::env::var_os(BEFORE).map(PathBuf::from).with_context(|| format!("{BEFORE} names no program"));
+        let probe = |stage, arguments: &[&str]| start_probe(stage, binary()?, arguments);
         let running = match self {
             Self::Bare => Running::Nobody,
+            Self::LightBefore => start_probe(stage, before()?, &["watch", "--depth", "light"])?,
+            Self::StandardBefore => start_probe(stage, before()?, &["watch", "--depth", "standard"])?,
             Self::Light => probe(stage, &["watch", "--depth", "light"])?,
             Self::Standard => probe(stage, &["watch", "--depth", "standard"])?,
             Self::Deep => probe(stage, &["watch", "--depth", "deep"])?,
@@ -146,10 +163,10 @@ impl Contender {
     }
 }
 
-fn probe(stage: &Stage, arguments: &[&str]) -> Result<Running> {
+fn start_probe(stage: &Stage, program: PathBuf, arguments: &[&str]) -> Result<Running> {
     let data = file(stage, "probe502.jsonl");
     let out = fs::File::create(&data).with_context(|| format!("make {}", data.display()))?;
-    let mut command = Command::new(binary()?);
+    let mut command = Command::new(program);
     command.args(arguments).args(["--json", "-q", "--pid", &stage.nginx().master().to_string()]);
     let mut command = quiet(command);
     command.stdout(out);

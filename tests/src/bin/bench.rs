@@ -38,7 +38,10 @@ fn main() -> Result<()> {
             "--rounds" => plan.rounds = value.parse().context("--rounds takes a number")?,
             "--seconds" => plan.seconds = value.parse().context("--seconds takes a number")?,
             "--loads" => plan.loads = chosen(&value, &Load::ALL, Load::name)?,
-            "--watchers" => plan.contenders = chosen(&value, &Contender::ALL, Contender::name)?,
+            "--watchers" => {
+                let all = [&Contender::ALL[..], &Contender::BEFORE].concat();
+                plan.contenders = chosen(&value, &all, Contender::name)?;
+            }
             "--hooks" => (plan.contenders, prompt) = (hooks(&value)?, false),
             "--promptness" => {
                 (costs, prompt) = match value.as_str() {
