@@ -7,10 +7,12 @@
 //! access line alone (`access`).
 
 mod access;
+mod answers;
 mod attempts;
 
 use std::collections::VecDeque;
 
+use self::answers::Answered;
 pub use self::attempts::attempts;
 use super::limits::NOTABLE_LINGER_NS;
 use crate::model::{
@@ -86,6 +88,8 @@ pub struct Lines {
     unexplained: VecDeque<(Moment, EventId)>,
     /// The last error lines of requests that were told without an access line: it may come later.
     awaited: VecDeque<(At, ErrorLine)>,
+    /// Requests that were told without their answer: when it was, and for whom. What fits another as well can be theirs.
+    unanswered: VecDeque<(At, Option<String>)>,
     hurried: bool,
     /// The logs are read after the fact, both up to the same second: no line is under way.
     pub(super) whole: bool,
@@ -243,21 +247,8 @@ impl Lines {
         let access = self.take_access(last);
         let status = access.as_ref().and_then(|(_, line)| line.status);
         let client = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
-        let window = At::between(last.event.at.earliest, last.event.at.latest.plus_ns(ANSWER_WINDOW_NS));
-        let fits = |(event, code, client): &&(Event, u16, std::net::SocketAddr)| {
-            event.at.overlaps(&window)
-                && status.is_none_or(|status| status == *code)
-                && last.line.client.as_deref().is_none_or(|text| text == client.ip().to_string())
-        };
-        let mut fitting = self.answers.iter().filter(fits);
-        let answer = match (fitting.next(), fitting.next()) {
-            (Some(answer), None) => Some(answer.clone()),
-            _ => None,
-        };
-        if let Some((taken, ..)) = &answer {
-            self.answers.retain(|(event, ..)| event.id != taken.id);
-        }
-        let status = status.or(answer.as_ref().map(|(_, code, _)| *code));
+        let Answered { answer, code } = self.answer_of(last, status);
+        let status = status.or(code);
         let kind = match status {
             Some(status) if !statuses.contains(&status) => CaseKind::NearMiss,
             _ => CaseKind::Incident,

@@ -47,7 +47,7 @@ impl Lines {
         };
         let mut fitting = self.answers.iter().filter(fits);
         let answer = match (fitting.next(), fitting.next()) {
-            (Some(answer), None) => Some(answer.clone()),
+            (Some(answer), None) if !self.can_be_anothers(answer, None) => Some(answer.clone()),
             _ => None,
         };
         if let Some((taken, ..)) = &answer {

@@ -86,6 +86,25 @@ fn two_answers_that_fit_are_ambiguous_and_none_is_chosen() {
     assert_eq!(cases[0].request.client_address.as_deref(), Some("10.0.0.7"));
 }
 
+/// One of two answers was not captured: the other can be of either request.
+#[test]
+fn one_answer_that_fits_two_requests_is_neithers() {
+    let mut world = World::without_uprobes();
+    world.upstream("127.0.0.1:8000");
+    for number in [41, 42] {
+        world.tell(
+            Source::ErrorLog,
+            error_line(number, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, "http://127.0.0.1:8000/cart"),
+        );
+    }
+    world.tell(Source::Packet, answer_packet("10.0.0.7:51235", 502));
+    world.tell(Source::AccessLog, access_line(502));
+    world.tell(Source::AccessLog, access_line(502));
+    let cases = world.cases();
+    assert_eq!(cases.len(), 2);
+    assert!(cases.iter().all(|case| case.request.client.is_none() && case.status == Some(502)), "{cases:#?}");
+}
+
 #[test]
 fn a_masked_failure_is_a_near_miss_from_the_logs_too() {
     let mut world = World::without_uprobes();
