@@ -95,10 +95,8 @@ impl Speaks {
         match payload {
             // A handshake record with a ClientHello (RFC 8446, section 4).
             [22, 3, 0..=4, _, _, 1, ..] => Some(Self::Tls),
-            // FCGI_BEGIN_REQUEST, version 1; eight bytes; a responder.
-            [1, 1, _, _, 0, 8, _, _, 0, 1, ..] => Some(Self::Other),
-            // uwsgi's modifier 0 of a request, and its first key as nginx writes it.
-            [0, _, _, 0, _, 0, b'A'..=b'Z', b'A'..=b'Z', ..] => Some(Self::Other),
+            // FCGI_BEGIN_REQUEST, version 1; eight bytes; a responder. Or uwsgi's modifier 0, and its first key as nginx writes it.
+            [1, 1, _, _, 0, 8, _, _, 0, 1, ..] | [0, _, _, 0, _, 0, b'A'..=b'Z', b'A'..=b'Z', ..] => Some(Self::Other),
             _ => None,
         }
     }

@@ -78,10 +78,10 @@ fn garbage_that_nginx_relays_is_a_near_miss() -> Result<()> {
     Ok(())
 }
 
-/// A ClientHello's beginning, and the alert of a server that has no version in common.
+/// A `ClientHello`'s beginning, and the alert of a server that has no version in common.
 const CLIENT_HELLO: &[u8] = &[22, 3, 1, 0, 6, 1, 0, 0, 2, 3, 3];
 const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 70];
-/// FCGI_BEGIN_REQUEST of a responder.
+/// `FCGI_BEGIN_REQUEST` of a responder.
 const FASTCGI: &[u8] = &[1, 1, 0, 1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
 
 /// How an attempt in another protocol ends.
