@@ -147,7 +147,12 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
     if message == Message::TemporarilyDisabled || (warning && message != Message::TimedOut) {
         return None;
     }
-    let phase = log.action.as_deref().map_or(Phase::Other, Phase::classify);
+    let phase = match (log.action.as_deref(), message) {
+        (Some(action), _) => Phase::classify(action),
+        // In a worker that was just forked the action's text may not be there to be read. This message is of one phase only.
+        (None, Message::ConnectFailed | Message::ConnectFailedAtOnce) => Phase::Connecting,
+        (None, _) => Phase::Other,
+    };
     Some(Complaint { message, phase, errno: log.errno, text: log.format.clone() })
 }
 

@@ -319,6 +319,13 @@ impl Followers {
             if let Err(error) = watch_living(kernel, pid, watched(role)) {
                 tracing::warn!("nginx process {pid} is not watched: {error}");
             }
+            if self.scope.uprobes
+                && let Err(error) = nginx::literals::touch(pid)
+            {
+                tracing::debug!(
+                    "the literals of nginx process {pid} may be missing from its first complaints: {error}"
+                );
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod command;
 mod confined;
 mod connections;
 mod files;
+pub(in crate::live) mod literals;
 mod processes;
 mod resolve;
 #[cfg(test)]
