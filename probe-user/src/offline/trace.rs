@@ -77,7 +77,7 @@ impl Mark {
 }
 
 /// The packets.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Trace {
     first: Vec<Mark>,
     beginning: Vec<Mark>,

@@ -10,7 +10,7 @@ use super::{
     fate::{Fate, State},
     segment::{End, Pair, Segment},
     talk::{Exchange, Speaks, Talk},
-    trace::Mark,
+    trace::{Mark, Trace},
 };
 use crate::model::{
     attempt::Outcome,
@@ -30,7 +30,7 @@ pub(super) struct Tried {
     pair: Pair,
     from_start: bool,
     served: u64,
-    marks: Vec<Mark>,
+    trace: Trace,
 }
 
 /// nginx answers this soon after it has closed its connection to the upstream, or has seen it closed.
@@ -155,15 +155,15 @@ impl Analysis {
         };
         // It is counted among those served already.
         let served = talk.served.saturating_sub(1);
-        let marks = talk.trace.packets();
-        self.open.was_tried(made_for, Tried { exchange, made_for, client, server, pair, from_start, served, marks });
+        let trace = talk.trace.clone();
+        self.open.was_tried(made_for, Tried { exchange, made_for, client, server, pair, from_start, served, trace });
     }
 
     /// nginx answered otherwise than this attempt did.
     pub(super) fn tried(&mut self, tried: Tried) {
-        let Tried { exchange, made_for, client, server, pair, from_start, served, marks } = tried;
+        let Tried { exchange, made_for, client, server, pair, from_start, served, trace } = tried;
         self.open.watch(made_for);
-        let packets: Vec<PacketRef> = marks.iter().map(|mark| self.packet(mark, &pair, &exchange)).collect();
+        let packets: Vec<PacketRef> = trace.packets().iter().map(|mark| self.packet(mark, &pair, &exchange)).collect();
         let at = At::exactly(Moment(exchange.answered_ns.unwrap_or(exchange.begun_ns)));
         let attempt = WireAttempt {
             id: WireId(exchange.id),
