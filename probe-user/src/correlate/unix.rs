@@ -102,7 +102,7 @@ mod tests {
         event::Source,
         net::Address,
         process::{Ending, Role},
-        socket::{SocketPointer, SyscallEvent, TcpState},
+        socket::{SocketPointer, SyscallEvent},
         time::{At, Moment},
     };
 
@@ -110,19 +110,7 @@ mod tests {
     const SERVER: Pid = Pid(88);
 
     fn end(inode: u64) -> Socket {
-        Socket {
-            pointer: Some(SocketPointer(7)),
-            cookie: Some(inode),
-            netns: None,
-            local: None,
-            remote: None,
-            state: TcpState::Established,
-            error: None,
-            soft_error: None,
-            retransmits: 0,
-            tcp: None,
-            accept_queue: None,
-        }
+        Socket { pointer: Some(SocketPointer(7)), ..Socket::over_unix(inode) }
     }
 
     fn event(id: u64, body: Body) -> Event {

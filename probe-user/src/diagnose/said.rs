@@ -2,7 +2,7 @@
 
 use super::{
     cause::Finding,
-    reading::{Reading, complaint_evidence, need},
+    reading::{Reading, complaint_evidence, evidence, need},
 };
 use crate::model::evidence::Fact;
 use crate::model::{
@@ -26,6 +26,15 @@ pub(super) fn nginx_said<'a>(reading: &Reading<'a>, messages: &[Message]) -> Opt
     }
     finding.support(Some(evidence));
     Some((finding, complaint))
+}
+
+/// So many bytes of an answer came that nginx did not take: known from packets only, without its word.
+pub(super) fn support_not_taken(finding: &mut Finding, reading: &Reading<'_>, bytes: u64) -> Option<()> {
+    let last = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
+    let events: Vec<_> = last.iter().map(|(event, _)| event.id).collect();
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    Some(())
 }
 
 /// `connect()` itself returned one of these errnos: no packet was needed for it.

@@ -241,6 +241,7 @@ impl Followers {
         // Workers that were forked between the look at /proc and the watch on their master are found now.
         let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
         self.watch_processes(&now, layout);
+        self.touch_literals(&now, None);
         let upstreams = self.watch_upstreams(&now, &found);
         self.learn_sides(&found, &upstreams);
         let captures = self.capture(&now, &found, &upstreams)?;
@@ -256,10 +257,11 @@ impl Followers {
     /// A reload or a dead worker: the children changed. They are watched at once; what they were told is asked.
     fn take_workers(&mut self, master: &Master) {
         let Some(followed) = self.followed.get_mut(&master.pid) else { return };
-        followed.master = master.clone();
+        let before = std::mem::replace(&mut followed.master, master.clone());
         followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
         let (layout, instance) = (followed.layout, followed.found.instance.clone());
         self.watch_processes(master, layout);
+        self.touch_literals(master, Some(&before));
         self.tell(vec![Body::Host(HostFact::Nginx(instance))]);
     }
 
@@ -319,9 +321,18 @@ impl Followers {
             if let Err(error) = watch_living(kernel, pid, watched(role)) {
                 tracing::warn!("nginx process {pid} is not watched: {error}");
             }
-            if self.scope.uprobes
-                && let Err(error) = nginx::literals::touch(pid)
-            {
+        }
+    }
+
+    /// What processes will complain with is made present in those that were not followed before.
+    fn touch_literals(&self, master: &Master, before: Option<&Master>) {
+        if !self.asks_nginx() {
+            return;
+        }
+        let known = |pid: u32| before.is_some_and(|before| before.has(pid));
+        let all = [master.pid].into_iter().chain(master.workers.iter().chain(&master.others).copied());
+        for pid in all.filter(|pid| !known(*pid)) {
+            if let Err(error) = nginx::literals::touch(pid) {
                 tracing::debug!(
                     "the literals of nginx process {pid} may be missing from its first complaints: {error}"
                 );

@@ -60,6 +60,26 @@ pub struct Socket {
     pub accept_queue: Option<(u32, u32)>,
 }
 
+impl Socket {
+    /// An end of a connection over a unix socket, which has neither addresses nor counters; `inode`: what the kernel's records name it by.
+    #[must_use]
+    pub const fn over_unix(inode: u64) -> Self {
+        Self {
+            pointer: None,
+            cookie: Some(inode),
+            netns: None,
+            local: None,
+            remote: None,
+            state: TcpState::Established,
+            error: None,
+            soft_error: None,
+            retransmits: 0,
+            tcp: None,
+            accept_queue: None,
+        }
+    }
+}
+
 /// What `tcp_sock` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpCounters {

@@ -41,7 +41,7 @@ pub(super) fn outcome(before: &Fate, talk: &Talk, segment: &Segment, by_client: 
     }
     let silent_server = before.responder.bytes == 0 && before.originator.bytes > 0;
     // Whoever asked has not gone away before.
-    let waits = !matches!(before.originator.state, State::Closed | State::Reset);
+    let waits = !before.originator.has_ended();
     let foreign = !talk.is_http && talk.exchanges.is_empty() && waits;
     let exchange = talk.outstanding();
     if by_server {

@@ -166,6 +166,12 @@ impl Side {
     pub const fn is_up(&self) -> bool {
         matches!(self.state, State::Established | State::Partial)
     }
+
+    /// It sent a FIN or a RST.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        matches!(self.state, State::Closed | State::Reset)
+    }
 }
 
 /// Both sides.

@@ -229,7 +229,7 @@ impl Analysis {
                 exchange.told = true;
             }
         }
-        self.findings.push_back(Finding::Event(ended, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
+        self.tell_attempt(attempt);
     }
 
     /// A packet of an attempt; its name.

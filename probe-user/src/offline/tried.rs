@@ -6,11 +6,12 @@
 
 use super::{
     analysis::{Analysis, Finding},
+    connection::Connection,
     failure,
-    fate::{Fate, State},
+    fate::Fate,
     segment::{End, Pair, Segment},
     talk::{Exchange, Speaks, Talk},
-    trace::{Mark, Trace},
+    trace::Trace,
 };
 use crate::model::{
     attempt::Outcome,
@@ -25,12 +26,29 @@ use crate::model::{
 pub(super) struct Tried {
     pub(super) exchange: Exchange,
     made_for: u64,
+    leg: Leg,
+    served: u64,
+    trace: Trace,
+}
+
+/// The connection of an attempt, as far as it is told.
+#[derive(Clone, Copy, Debug)]
+struct Leg {
     client: End,
     server: End,
     pair: Pair,
     from_start: bool,
-    served: u64,
-    trace: Trace,
+}
+
+impl Leg {
+    const fn of(connection: &Connection) -> Self {
+        Self {
+            client: connection.originator(),
+            server: connection.responder(),
+            pair: connection.pair,
+            from_start: connection.seen_from_start,
+        }
+    }
 }
 
 /// nginx answers this soon after it has closed its connection to the upstream, or has seen it closed.
@@ -45,15 +63,12 @@ const MOST_FOREIGN: usize = 4_096;
 pub(super) struct Foreign {
     first_ns: u64,
     ended_ns: u64,
-    client: End,
-    server: End,
-    pair: Pair,
-    from_start: bool,
+    leg: Leg,
     outcome: Outcome,
     bytes: (u64, Option<u64>),
     /// What answered, as far as it can be read.
     answer: Exchange,
-    marks: Vec<Mark>,
+    trace: Trace,
 }
 
 impl Analysis {
@@ -65,8 +80,7 @@ impl Analysis {
         segment: &Segment,
         (before, by_client): (&Fate, bool),
     ) {
-        let ended = |state: State| matches!(state, State::Closed | State::Reset);
-        let first = !ended(before.originator.state) && !ended(before.responder.state) && before.responder.is_up();
+        let first = !before.originator.has_ended() && before.responder.is_up();
         let Some(speaks) = talk.speaks.filter(|_| first && self.options.attempts) else { return };
         let Some(connection) = self.at(slot) else { return };
         let mut answer = talk.exchanges.front().or(talk.plain.as_ref()).cloned().unwrap_or_default();
@@ -77,14 +91,11 @@ impl Analysis {
         let kept = Foreign {
             first_ns: connection.first_ns,
             ended_ns: segment.unix_ns,
-            client: connection.originator(),
-            server: connection.responder(),
-            pair: connection.pair,
-            from_start: connection.seen_from_start,
+            leg: Leg::of(connection),
             outcome: failure::foreign(before, talk, segment, by_client),
             bytes: (before.originator.bytes, (speaks != Speaks::Tls).then_some(received)),
             answer,
-            marks: talk.trace.packets(),
+            trace: talk.trace.clone(),
         };
         while self.foreign.len() >= MOST_FOREIGN
             || self.foreign.front().is_some_and(|old| self.now.saturating_sub(old.ended_ns) > 2 * AT_ONCE_NS)
@@ -104,8 +115,8 @@ impl Analysis {
     ) {
         let Some(answered_ns) = answered_ns else { return };
         let can_be = |kept: &Foreign| {
-            kept.client.address == server.address
-                && kept.server != server
+            kept.leg.client.address == server.address
+                && kept.leg.server != server
                 && kept.first_ns >= begun_ns
                 && kept.ended_ns <= answered_ns.saturating_add(SLACK_NS)
                 && answered_ns.saturating_sub(kept.ended_ns) <= AT_ONCE_NS
@@ -113,30 +124,22 @@ impl Analysis {
         let mut fitting = self.foreign.iter().enumerate().filter(|(_, kept)| can_be(kept)).map(|(place, _)| place);
         let (Some(place), None) = (fitting.next(), fitting.next()) else { return };
         let Some(kept) = self.foreign.remove(place) else { return };
-        self.open.watch(id);
-        let packets: Vec<PacketRef> =
-            kept.marks.iter().map(|mark| self.packet(mark, &kept.pair, &kept.answer)).collect();
-        let at = At::exactly(Moment(kept.ended_ns));
+        let number = self.next_number();
+        let ended = At::exactly(Moment(kept.ended_ns));
         let attempt = WireAttempt {
-            id: WireId(self.next_number()),
-            local: kept.client.socket(),
-            upstream: kept.server.socket(),
-            packets,
-            seen_from_start: kept.from_start,
+            id: WireId(number),
             request: None,
             outcome: kept.outcome,
             status: None,
-            requests_before: kept.from_start.then_some(0),
-            idle_us: None,
+            requests_before: kept.leg.from_start.then_some(0),
             started: Moment(kept.first_ns),
-            ended: at,
             bytes_sent: kept.bytes.0,
             bytes_received: kept.bytes.1,
             head: None,
-            made_for: vec![WireId(id)],
             after: None,
+            ..self.answered_attempt(id, kept.leg, &kept.answer, &kept.trace, ended)
         };
-        self.findings.push_back(Finding::Event(at, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
+        self.tell_attempt(attempt);
     }
 
     /// Keeps the exchange that is over, if it was made for a request that still waits.
@@ -145,9 +148,7 @@ impl Analysis {
         if !self.options.attempts || !talk.done.as_ref().is_some_and(fits) {
             return;
         }
-        let Some(connection) = self.at(slot) else { return };
-        let (client, server, pair) = (connection.originator(), connection.responder(), connection.pair);
-        let from_start = connection.seen_from_start;
+        let Some(leg) = self.at(slot).map(Leg::of) else { return };
         let Some(exchange) = talk.done.take() else { return };
         let Some(made_for) = exchange.outer.first().copied().filter(|outer| self.open.waits(exchange.key, *outer))
         else {
@@ -156,34 +157,52 @@ impl Analysis {
         // It is counted among those served already.
         let served = talk.served.saturating_sub(1);
         let trace = talk.trace.clone();
-        self.open.was_tried(made_for, Tried { exchange, made_for, client, server, pair, from_start, served, trace });
+        self.open.was_tried(made_for, Tried { exchange, made_for, leg, served, trace });
     }
 
     /// nginx answered otherwise than this attempt did.
     pub(super) fn tried(&mut self, tried: Tried) {
-        let Tried { exchange, made_for, client, server, pair, from_start, served, trace } = tried;
+        let Tried { exchange, made_for, leg, served, trace } = tried;
+        let ended = At::exactly(Moment(exchange.answered_ns.unwrap_or(exchange.begun_ns)));
+        let attempt = self.answered_attempt(made_for, leg, &exchange, &trace, ended);
+        self.tell_attempt(WireAttempt { requests_before: leg.from_start.then_some(served), ..attempt });
+    }
+
+    /// An attempt for this request as its exchange tells it; its packets are told.
+    fn answered_attempt(
+        &mut self,
+        made_for: u64,
+        leg: Leg,
+        exchange: &Exchange,
+        trace: &Trace,
+        ended: At,
+    ) -> WireAttempt {
         self.open.watch(made_for);
-        let packets: Vec<PacketRef> = trace.packets().iter().map(|mark| self.packet(mark, &pair, &exchange)).collect();
-        let at = At::exactly(Moment(exchange.answered_ns.unwrap_or(exchange.begun_ns)));
-        let attempt = WireAttempt {
+        let packets: Vec<PacketRef> =
+            trace.packets().iter().map(|mark| self.packet(mark, &leg.pair, exchange)).collect();
+        WireAttempt {
             id: WireId(exchange.id),
-            local: client.socket(),
-            upstream: server.socket(),
+            local: leg.client.socket(),
+            upstream: leg.server.socket(),
             packets,
-            seen_from_start: from_start,
+            seen_from_start: leg.from_start,
             request: exchange.request(),
             outcome: Outcome::Ok,
             status: exchange.status,
-            requests_before: from_start.then_some(served),
+            requests_before: None,
             idle_us: None,
             started: Moment(exchange.begun_ns),
-            ended: at,
+            ended,
             bytes_sent: exchange.sent,
             bytes_received: Some(exchange.received),
             head: exchange.head,
             made_for: vec![WireId(made_for)],
             after: exchange.after.map(WireId),
-        };
-        self.findings.push_back(Finding::Event(at, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
+        }
+    }
+
+    /// Gives out an attempt, after its packets.
+    pub(super) fn tell_attempt(&mut self, attempt: WireAttempt) {
+        self.findings.push_back(Finding::Event(attempt.ended, Box::new(Body::Wire(Wire::Attempt(Box::new(attempt))))));
     }
 }

@@ -41,18 +41,7 @@ impl Lines {
         self.forget_copies(&event, &line);
         let window = At::between(event.at.earliest.minus_ns(ANSWER_WINDOW_NS), event.at.latest);
         let asked_by = line.client.as_deref();
-        let fits = |(answer, code, client): &&(Event, u16, std::net::SocketAddr)| {
-            let same = |text: &str| text == client.to_string() || text == client.ip().to_string();
-            answer.at.overlaps(&window) && line.status == Some(*code) && asked_by.is_none_or(same)
-        };
-        let mut fitting = self.answers.iter().filter(fits);
-        let answer = match (fitting.next(), fitting.next()) {
-            (Some(answer), None) if !self.can_be_anothers(answer, None) => Some(answer.clone()),
-            _ => None,
-        };
-        if let Some((taken, ..)) = &answer {
-            self.answers.retain(|(other, ..)| other.id != taken.id);
-        }
+        let answer = self.only_answer(window, line.status, asked_by, None).answer;
         let logged_client = asked_by.and_then(|text| text.parse().ok());
         Some(LineGroup {
             pid: line.pid,

@@ -22,9 +22,9 @@ fn window(line: &Line) -> At {
     At::between(line.event.at.earliest, line.event.at.latest.plus_ns(ANSWER_WINDOW_NS))
 }
 
-/// Whether this is the client, as far as it is known.
+/// Whether this is the client, as far as it is known; some formats of the access log have its port.
 fn went_to(told: Option<&str>, client: SocketAddr) -> bool {
-    told.is_none_or(|text| text == client.ip().to_string())
+    told.is_none_or(|text| text == client.ip().to_string() || text == client.to_string())
 }
 
 impl Lines {
@@ -34,33 +34,42 @@ impl Lines {
         while self.unanswered.front().is_some_and(|(at, _)| at.latest.plus_ns(NOTICED_WITHIN_NS) < window.earliest) {
             self.unanswered.pop_front();
         }
+        let found = self.only_answer(window, status, last.line.client.as_deref(), Some(last));
+        if found.answer.is_none() {
+            bounded(&mut self.unanswered, (window, last.line.client.clone()));
+        }
+        found
+    }
+
+    /// The one answer of this time, with this status and to this client as far as they are known, that nobody else's request can have;
+    /// `mine`: a line of the request itself. It is taken.
+    pub(super) fn only_answer(
+        &mut self,
+        window: At,
+        status: Option<u16>,
+        told: Option<&str>,
+        mine: Option<&Line>,
+    ) -> Answered {
         let fits = |(event, code, client): &&(Event, u16, SocketAddr)| {
-            event.at.overlaps(&window)
-                && status.is_none_or(|status| status == *code)
-                && went_to(last.line.client.as_deref(), *client)
+            event.at.overlaps(&window) && status.is_none_or(|status| status == *code) && went_to(told, *client)
         };
         let mut fitting = self.answers.iter().filter(fits);
-        let Some(first) = fitting.next().cloned() else { return self.without_answer(last, window, None) };
+        let Some(first) = fitting.next().cloned() else { return Answered::default() };
         let mut code = Some(first.1);
         let mut several = false;
         for (_, other, _) in fitting {
             several = true;
             code = code.filter(|code| code == other);
         }
-        if several || self.can_be_anothers(&first, Some(last)) {
-            return self.without_answer(last, window, code);
+        if several || self.can_be_anothers(&first, mine) {
+            return Answered { answer: None, code };
         }
         self.answers.retain(|(event, ..)| event.id != first.0.id);
         Answered { answer: Some(first), code }
     }
 
-    fn without_answer(&mut self, last: &Line, window: At, code: Option<u16>) -> Answered {
-        bounded(&mut self.unanswered, (window, last.line.client.clone()));
-        Answered { answer: None, code }
-    }
-
     /// Whether the answer fits another request too: one whose lines wait, or one that was told without its answer.
-    pub(super) fn can_be_anothers(&self, (event, _, client): &(Event, u16, SocketAddr), last: Option<&Line>) -> bool {
+    fn can_be_anothers(&self, (event, _, client): &(Event, u16, SocketAddr), last: Option<&Line>) -> bool {
         let waits = self.errors.iter().any(|line| {
             last.is_none_or(|last| (line.line.pid, line.line.number) != (last.line.pid, last.line.number))
                 && event.at.overlaps(&window(line))

@@ -1,6 +1,6 @@
 //! Lines of nginx's error log, and what the packets show of the same attempts.
 
-use super::{Held, Wires, made, one_of};
+use super::{Answered, Held, Wires, made, one_of};
 use crate::{
     correlate::{attempts::ends_attempt, lines},
     model::{
@@ -95,12 +95,10 @@ impl Wires {
     /// without a word of its own (a refused connection) is told by nothing else.
     fn made_for_the_request_of(&self, line: &ErrorLine, held: &Held) -> bool {
         let known = held.attempt.made_for.iter().filter_map(|id| self.answers.get(id));
-        let asked = |answered: &super::Answered| match (&line.request, &answered.answer.request) {
-            (Some(logged), Some(asked)) => *logged == asked.line && of_client(line, answered),
-            _ => true,
-        };
+        let can_be =
+            |answered: &Answered| asked_alike(line, answered).is_none_or(|same| same && of_client(line, answered));
         let mut known = known.peekable();
-        known.peek().is_none() || known.any(asked)
+        known.peek().is_none() || known.any(can_be)
     }
 
     /// The answers that can be this group's, by what was asked, by whom and when.
@@ -111,10 +109,7 @@ impl Wires {
             let answer = &answered.answer;
             let status = answer.status.is_some_and(|status| statuses.contains(&status));
             let client = of_client(&line.line, answered);
-            let asked = match (&line.line.request, &answer.request) {
-                (Some(logged), Some(asked)) => *logged == asked.line,
-                _ => true,
-            };
+            let asked = asked_alike(&line.line, answered) != Some(false);
             !answered.told
                 && status
                 && group.status.is_none_or(|status| answer.status == Some(status))
@@ -126,8 +121,13 @@ impl Wires {
     }
 }
 
+/// Whether what was asked is the request of the line; `None`: one of them is not known.
+fn asked_alike(line: &ErrorLine, answered: &Answered) -> Option<bool> {
+    Some(*line.request.as_ref()? == answered.answer.request.as_ref()?.line)
+}
+
 /// Whether this answer went to the client of the line.
-fn of_client(line: &ErrorLine, answered: &super::Answered) -> bool {
+fn of_client(line: &ErrorLine, answered: &Answered) -> bool {
     line.client.as_deref().is_none_or(|text| text == answered.answer.client.ip().to_string())
 }
 

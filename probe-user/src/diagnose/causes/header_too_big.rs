@@ -2,16 +2,10 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
-    said::nginx_said,
+    reading::Reading,
+    said::{nginx_said, support_not_taken},
 };
-use crate::model::{
-    attempt::Outcome,
-    complaint::Message,
-    coverage::Sensor,
-    evidence::{Fact, Weight},
-    wire::WireHead,
-};
+use crate::model::{attempt::Outcome, complaint::Message, wire::WireHead};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -58,6 +52,8 @@ pub(crate) const CAUSE: Cause = Cause {
     rule,
 };
 
+const LOOK: &str = "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.";
+
 /// The smallest buffer that nginx has by default: one page of the smallest kind.
 const PAGE: u64 = 4_096;
 
@@ -95,9 +91,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let now = reading.directive(&size).unwrap_or("one page, 4k or 8k, by default");
     let twin = if reading.protocol().is_some() { "" } else { "; for FastCGI and others its twin" };
     finding.fix.push(format!("{size} 16k; (now {now}) for this location, with {busy} at least as large{twin}."));
-    finding.fix.push(
-        "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
-    );
+    finding.fix.push(LOOK.to_owned());
     Some(finding)
 }
 
@@ -116,10 +110,7 @@ fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
     let attempt = reading.attempt?;
     let bytes = oversized(reading)?;
     let mut finding = Finding::default();
-    let answer = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
-    let events: Vec<_> = answer.iter().map(|(event, _)| event.id).collect();
-    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
-    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    support_not_taken(&mut finding, reading, bytes)?;
     finding.not_excluded(&["invalid-response"]);
     let upstream = reading.upstream_name();
     let (size, busy) = (reading.directive_name("buffer_size"), reading.directive_name("busy_buffers_size"));
@@ -131,9 +122,7 @@ fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
     };
     finding.summary = format!("{upstream} {answered}: it does not fit nginx's buffer ({size}, {now}).");
     finding.fix.push(format!("{size} 16k; with {busy} at least as large; nginx's error log says whether that was it."));
-    finding.fix.push(
-        "Look at what the upstream sends: `curl -sD- -o/dev/null` straight to it shows which header grows.".to_owned(),
-    );
+    finding.fix.push(LOOK.to_owned());
     Some(finding)
 }
 

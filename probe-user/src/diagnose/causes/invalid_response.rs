@@ -2,14 +2,13 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
-    said::nginx_said,
+    reading::{Reading, evidence},
+    said::{nginx_said, support_not_taken},
 };
 use crate::model::{
     attempt::Outcome,
     case::CaseKind,
     complaint::Message,
-    coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     packet::Content,
@@ -107,10 +106,7 @@ fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
         finding.support(Some(evidence(Fact::LooksLike { what }, &[event], Weight::Direct)));
     }
     let looks = looks.map(|(_, what)| format!(": it looks like {what}")).unwrap_or_default();
-    let began = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
-    let events: Vec<_> = began.iter().map(|(event, _)| event.id).collect();
-    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
-    finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    support_not_taken(&mut finding, reading, bytes)?;
     let upstream = reading.upstream_name();
     let (head, status) = reading.attempt.map_or((None, None), |attempt| (attempt.head, attempt.status));
     if head != Some(WireHead::Foreign) {

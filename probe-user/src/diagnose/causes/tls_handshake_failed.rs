@@ -231,7 +231,6 @@ const fn alert_name(description: u8) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod tests {
-
     use crate::{
         diagnose::testing::World,
         model::{

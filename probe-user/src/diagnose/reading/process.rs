@@ -200,11 +200,15 @@ impl<'a> Reading<'a> {
 
     /// The end of this process, if it came before nginx gave up.
     pub(crate) fn ended_before_failure(&self, holder: Pid) -> Option<(&'a Event, Ending)> {
-        self.case.processes.iter().find_map(|event| match &event.body {
-            Body::Process(ProcessEvent::Exited { pid, how, .. })
-                if *pid == holder && event.at.latest < self.failed_at() =>
-            {
-                Some((event, *how))
+        let mut exits = self.exits_of(holder);
+        exits.find(|(event, ..)| event.at.latest < self.failed_at()).map(|(event, _, how)| (event, how))
+    }
+
+    /// The ends of this process, and its name.
+    fn exits_of(&self, process: Pid) -> impl Iterator<Item = (&'a Event, &'a str, Ending)> + use<'a> {
+        self.case.processes.iter().filter_map(move |event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == process => {
+                Some((event, command.as_str(), *how))
             }
             _ => None,
         })
@@ -242,14 +246,9 @@ impl<'a> Reading<'a> {
     pub(crate) fn left_afterwards(&self) -> Option<(EventId, u64)> {
         let holder = self.closed_by().filter(|closer| Some(*closer) == self.holder())?;
         let ended = self.ended_by_kernel()?;
-        self.case.processes.iter().find_map(|event| match &event.body {
-            Body::Process(ProcessEvent::Exited { pid, how: Ending::Exit(0), .. })
-                if *pid == holder && event.at.earliest > ended =>
-            {
-                Some((event.id, event.at.latest.since_ns(ended) / 1_000))
-            }
-            _ => None,
-        })
+        let mut exits = self.exits_of(holder);
+        let (event, ..) = exits.find(|(event, _, how)| *how == Ending::Exit(0) && event.at.earliest > ended)?;
+        Some((event.id, event.at.latest.since_ns(ended) / 1_000))
     }
 
     /// How this process ended, if that is what ended the connection.
@@ -260,12 +259,7 @@ impl<'a> Reading<'a> {
         let over_unix = self.attempt.is_some_and(|attempt| attempt.unix_accept().is_some());
         let closed_it = over_unix || self.closed_by() == Some(holder);
         let held = self.held_at_end(holder);
-        let (event, command, how) = self.case.processes.iter().find_map(|event| match &event.body {
-            Body::Process(ProcessEvent::Exited { pid, command, how, .. }) if *pid == holder => {
-                Some((event, command, *how))
-            }
-            _ => None,
-        })?;
+        let (event, command, how) = self.exits_of(holder).next()?;
         let before = event.at.earliest <= ended && held.is_none_or(|(held, _)| held);
         let (signal, closed_first) = if before {
             if !closed_it && ended.since_ns(event.at.latest) > EXIT_TO_CLOSE_NS {
@@ -298,7 +292,7 @@ impl<'a> Reading<'a> {
         );
         Some(Death {
             event,
-            process: (holder, command.clone()),
+            process: (holder, command.to_owned()),
             how,
             oom,
             signal,

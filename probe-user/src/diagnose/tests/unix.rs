@@ -9,7 +9,7 @@ use crate::{
         event::{Body, Source},
         net::{Address, Errno},
         process::{Ending, ProcessEvent, Role},
-        socket::{Socket, Syscall, SyscallEvent, TcpState},
+        socket::{Socket, Syscall, SyscallEvent},
         verdict::Confidence,
     },
 };
@@ -18,29 +18,13 @@ use crate::{
 const INODE: u64 = 5_001;
 const FAULT: Ending = Ending::Signal { signal: 11, core: false };
 
-fn socket(inode: u64) -> Socket {
-    Socket {
-        pointer: None,
-        cookie: Some(inode),
-        netns: None,
-        local: None,
-        remote: None,
-        state: TcpState::Established,
-        error: None,
-        soft_error: None,
-        retransmits: 0,
-        tcp: None,
-        accept_queue: None,
-    }
-}
-
 /// A connection over a unix socket ends without a byte of an answer.
 fn world() -> World {
     let mut world = World::new(502);
     let attempt = world.attempt();
     attempt.upstream = Some(Address::Unix("/run/app.sock".to_owned()));
     attempt.flow = Joined::None;
-    attempt.socket_at_failure = Some(socket(INODE));
+    attempt.socket_at_failure = Some(Socket::over_unix(INODE));
     attempt.bytes_sent = Some(80);
     world.closed_before_header();
     world
@@ -50,7 +34,7 @@ fn accept(world: &mut World) {
     let call = Syscall::Accept {
         listener: 3,
         result: Ok(9),
-        socket: Some(socket(INODE + 1)),
+        socket: Some(Socket::over_unix(INODE + 1)),
         peer: Some(INODE),
         command: "gunicorn".to_owned(),
     };
@@ -143,7 +127,7 @@ fn an_idle_close_that_crossed_the_request() {
     let attempt = world.attempt();
     attempt.upstream = Some(Address::Unix("/run/app.sock".to_owned()));
     attempt.flow = Joined::None;
-    attempt.socket_at_failure = Some(socket(INODE));
+    attempt.socket_at_failure = Some(Socket::over_unix(INODE));
     (attempt.reused, attempt.requests_before) = (Some(true), Some(3));
     let text = "writev() failed";
     world.complain(Message::SendFailed, Phase::Sending, Some(Errno::EPIPE), text);

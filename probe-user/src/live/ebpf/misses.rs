@@ -27,7 +27,7 @@ impl Kernel {
     /// The same of all programs together. Cheap enough to be asked all the time: a system call for each.
     #[must_use]
     pub fn missed(&self) -> u64 {
-        self.ebpf.programs().filter_map(|(_, program)| misses_of(program.fd().ok()?.as_fd()).ok().flatten()).sum()
+        self.misses().values().sum()
     }
 }
 

@@ -25,6 +25,12 @@ pub struct Master {
 const NAMES: &[&str] = &["nginx", "angie", "openresty", "tengine", "freenginx", "nginx-debug"];
 
 impl Master {
+    /// Whether this process is the master or a child of it.
+    #[must_use]
+    pub fn has(&self, pid: u32) -> bool {
+        pid == self.pid || self.workers.contains(&pid) || self.others.contains(&pid)
+    }
+
     /// The value of a command line option (`-c`, `-p`, `-e`).
     #[must_use]
     pub fn argument(&self, option: &str) -> Option<&str> {

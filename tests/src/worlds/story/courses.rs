@@ -5,7 +5,7 @@ use probe502::model::{
     net::{Address, Errno},
     nginx::UpstreamConnection,
     process::Pid,
-    socket::{Socket, Syscall, TcpState},
+    socket::{Socket, Syscall},
 };
 
 use super::{
@@ -17,23 +17,6 @@ use crate::worlds::truth::Death;
 
 /// The server behind the unix socket.
 const SOCKET: &str = "unix:/run/app.sock";
-
-/// An end of a connection over a unix socket, as the kernel's records name it.
-fn unix_end(inode: u64) -> Socket {
-    Socket {
-        pointer: None,
-        cookie: Some(inode),
-        netns: None,
-        local: None,
-        remote: None,
-        state: TcpState::Established,
-        error: None,
-        soft_error: None,
-        retransmits: 0,
-        tcp: None,
-        accept_queue: None,
-    }
-}
 
 impl Play<'_> {
     /// The resolver has no address.
@@ -81,7 +64,7 @@ impl Play<'_> {
         // The kernel gives the numbers of inodes in order.
         self.inodes += 2;
         let inode = self.inodes;
-        let socket = Some(unix_end(inode));
+        let socket = Some(Socket::over_unix(inode));
         self.stage.tape.call(t + US, pid, Syscall::Connect { fd, address, result: Ok(0), socket: socket.clone() });
         let later = t + self.stage.tape.dice.between(50 * US, 200 * MS);
         let broken = self.unix_server(t + 2 * US, later, inode, fate);
@@ -114,7 +97,7 @@ impl Play<'_> {
         // A server that accepts and hands the connection on to its worker.
         let handed_on = self.stage.tape.dice.chance(200);
         let acceptor = if handed_on { MASTER } else { holder };
-        let (socket, command) = (Some(unix_end(inode + 1)), COMMAND.to_owned());
+        let (socket, command) = (Some(Socket::over_unix(inode + 1)), COMMAND.to_owned());
         let call = Syscall::Accept { listener: 5, result: Ok(9), socket, peer: Some(inode), command };
         self.stage.tape.call(taken, acceptor, call);
         if self.stage.tape.dice.chance(300) {
