@@ -33,7 +33,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     /// Install what building and testing need, and check that the versions fit each other
-    Setup,
+    Setup {
+        /// And what `cargo xtask bench` compares with: tcptrace, strace, bpftrace, and a Suricata in a folder of its own
+        #[arg(long)]
+        bench: bool,
+    },
     /// Build target/release/probe502
     Build,
     /// Break an nginx in several ways and let probe502 explain each
@@ -77,7 +81,10 @@ enum Task {
 fn main() -> ExitCode {
     let task = Arguments::parse().task;
     let done = Workspace::find().and_then(|workspace| match task {
-        Task::Setup => setup::run(&workspace).map(|()| true),
+        Task::Setup { bench } => {
+            let done = if bench { setup::for_benches(&workspace) } else { setup::run(&workspace) };
+            done.map(|()| true)
+        }
         Task::Build => program::build(&workspace).map(|_| true),
         Task::Demo => program::demo(&workspace),
         Task::LabTable { filter } => program::lab_table(&workspace, filter.as_deref()),

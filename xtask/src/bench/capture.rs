@@ -213,6 +213,8 @@ pub(crate) fn write(path: &Path, shape: Shape) -> io::Result<Written> {
         put(&mut upstreams, who, upstream);
     }
     writer.out.flush()?;
+    // The first tool must not run beside the kernel writing half a gigabyte to the disk.
+    writer.out.get_ref().sync_all()?;
     Ok(Written { packets: writer.packets, failures })
 }
 

@@ -14,7 +14,7 @@ use self::{
     capture::Shape,
     run::{Measured, Tool},
 };
-use crate::{program, workspace::Workspace};
+use crate::{program, setup::Suricata, workspace::Workspace};
 
 /// What is measured.
 #[derive(Clone, Debug, Subcommand)]
@@ -63,13 +63,13 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     };
     let folder = std::env::temp_dir().join(format!("probe502-bench-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let done = measure(&program, &folder, *runs);
+    let done = measure(workspace, &program, &folder, *runs);
     // What was made is large.
     let _ = fs::remove_dir_all(&folder);
     done
 }
 
-fn measure(program: &std::path::Path, folder: &std::path::Path, runs: u32) -> Result<bool> {
+fn measure(workspace: &Workspace, program: &std::path::Path, folder: &std::path::Path, runs: u32) -> Result<bool> {
     let mut rows = Vec::new();
     for (name, shape) in [("keepalive", KEEPALIVE), ("short", SHORT)] {
         let path = folder.join(format!("{name}.pcap"));
@@ -83,11 +83,11 @@ fn measure(program: &std::path::Path, folder: &std::path::Path, runs: u32) -> Re
             written.failures
         );
         let mut ours: Option<Measured> = None;
-        for tool in Tool::all(program) {
+        for tool in Tool::all(program, Suricata::find(workspace)?) {
             let Some(measured) = tool.measure(&path, folder, runs)? else {
                 println!(
-                    "  {:<10} is not installed here, and so not compared (Debian's package is {})",
-                    tool.name, tool.name
+                    "  {:<10} is not installed here, and so not compared (`cargo xtask setup --bench` installs it)",
+                    tool.name
                 );
                 rows.push(serde_json::json!({ "capture": name, "tool": tool.name, "installed": false }));
                 continue;

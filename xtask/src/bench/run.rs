@@ -1,6 +1,7 @@
 //! Runs a tool and measures it.
 
 use std::{
+    ffi::OsString,
     fs::File,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,12 +10,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::setup::Suricata;
+
 /// A tool that reads captures.
 pub(crate) struct Tool {
     /// Its name.
     pub(crate) name: &'static str,
     program: PathBuf,
-    arguments: Vec<&'static str>,
+    arguments: Vec<OsString>,
 }
 
 /// What a run took.
@@ -33,14 +36,17 @@ const FOLDER: &str = "{folder}";
 
 impl Tool {
     /// Ours first: the others are compared with it.
-    pub(crate) fn all(ours: &Path) -> Vec<Self> {
-        let tool = |name, arguments: &[&'static str]| Self {
+    pub(crate) fn all(ours: &Path, suricata: Option<Suricata>) -> Vec<Self> {
+        let own = |program: PathBuf, before: Vec<OsString>, name, arguments: &[&str]| Self {
             name,
-            program: PathBuf::from(name),
-            arguments: arguments.to_vec(),
+            program,
+            arguments: before.into_iter().chain(arguments.iter().map(OsString::from)).collect(),
         };
+        let tool = |name, arguments: &[&str]| own(PathBuf::from(name), Vec::new(), name, arguments);
+        let suricata =
+            suricata.unwrap_or_else(|| Suricata { program: PathBuf::from("suricata"), arguments: Vec::new() });
         vec![
-            Self { name: "probe502", program: ours.to_owned(), arguments: vec!["analyze", "--json", "-q", CAPTURE] },
+            own(ours.to_owned(), Vec::new(), "probe502", &["analyze", "--json", "-q", CAPTURE]),
             // What an engineer types today.
             tool(
                 "tshark",
@@ -59,7 +65,9 @@ impl Tool {
                 ],
             ),
             // Flows and every exchange, without rules.
-            tool(
+            own(
+                suricata.program,
+                suricata.arguments,
                 "suricata",
                 &[
                     "-r",
@@ -99,10 +107,10 @@ impl Tool {
     }
 
     fn once(&self, capture: &Path, folder: &Path) -> Result<Measured> {
-        let arguments = self.arguments.iter().map(|argument| match *argument {
-            CAPTURE => capture.as_os_str().to_owned(),
-            FOLDER => folder.as_os_str().to_owned(),
-            other => other.into(),
+        let arguments = self.arguments.iter().map(|argument| match argument.to_str() {
+            Some(CAPTURE) => capture.as_os_str(),
+            Some(FOLDER) => folder.as_os_str(),
+            _ => argument,
         });
         // GNU time tells the peak of what it ran; its own file keeps it apart from what the tool says.
         let report = folder.join("time");

@@ -7,17 +7,18 @@ mod debian;
 mod fit;
 mod linker;
 mod needs;
+mod suricata;
 
 use std::{error::Error, fmt, fs};
 
 use anyhow::Result;
 
-pub(crate) use self::debian::Host;
 use self::{
     compiler::Compiler,
     linker::{Linker, State},
     needs::Need,
 };
+pub(crate) use self::{debian::Host, suricata::Suricata};
 use crate::workspace::Workspace;
 
 /// The machine does not allow it: the program ends with status 3.
@@ -95,8 +96,18 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
 /// Everything [`run`] provides, and what virtual machines need beside it.
 pub(crate) fn for_machines(workspace: &Workspace) -> Result<()> {
+    with(workspace, needs::FOR_MACHINES)
+}
+
+/// Everything [`run`] provides, and what benches compare with.
+pub(crate) fn for_benches(workspace: &Workspace) -> Result<()> {
+    with(workspace, needs::FOR_BENCHES)?;
+    suricata::install(workspace)
+}
+
+fn with(workspace: &Workspace, needs: &'static [Need]) -> Result<()> {
     run(workspace)?;
-    let packages: Vec<&Need> = needs::FOR_MACHINES.iter().filter(|need| !need.is_met()).collect();
+    let packages: Vec<&Need> = needs.iter().filter(|need| !need.is_met()).collect();
     let missing = Missing { packages, ..Missing::default() };
     if missing.is_empty() { Ok(()) } else { install(workspace, &missing) }
 }

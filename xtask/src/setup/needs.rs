@@ -50,6 +50,19 @@ pub(crate) const FOR_MACHINES: &[Need] = &[
     Need::program("busybox-static", "busybox", "the emulated machines have no other programs"),
 ];
 
+/// What only benches need: they compare with it, and say what they do without.
+pub(crate) const FOR_BENCHES: &[Need] = &[
+    Need::program("tcptrace", "tcptrace", "reading old captures is compared with it"),
+    Need::program("strace", "strace", "watching is compared with it"),
+    Need::program("bpftrace", "bpftrace", "watching is compared with it"),
+    Need::file("time", &["/usr/bin/time"], "it tells the memory that a program took"),
+    Need::program(
+        "debootstrap",
+        "debootstrap",
+        "Debian 12 has no Suricata: Debian 13's is put into a folder of its own",
+    ),
+];
+
 /// Everything, in the order in which it is shown.
 pub(crate) const ALL: &[Need] = &[
     Need::file(
