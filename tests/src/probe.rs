@@ -32,9 +32,15 @@ pub fn binary() -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("PROBE502_BIN={}", path.display()))
 }
 
+/// Whether this is an emulated machine, which nobody else uses.
+#[must_use]
+pub fn is_emulated() -> bool {
+    std::env::var_os(EMULATED).is_some()
+}
+
 /// How long something may take here that usually takes so long.
 fn patience(usually: Duration) -> Duration {
-    if std::env::var_os(EMULATED).is_some() { EMULATED_PATIENCE } else { usually }
+    if is_emulated() { EMULATED_PATIENCE } else { usually }
 }
 
 /// What a command that ends by itself has printed.

@@ -27,13 +27,14 @@ pub const MARK: &str = "@@ ";
 /// An emulated machine is slow, and loads forty programs one after another.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Refused, reset, closed early, masked by a retry; and what must not be reported at all.
-const FAULTS: [&str; 7] = [
+/// Refused, reset, closed early, out of memory, masked by a retry; and what must not be reported at all.
+const FAULTS: [&str; 8] = [
     "upstream-refused",
     "upstream-reset",
     "upstream-reset-unread",
     "premature-close",
     "keepalive-race-post",
+    "upstream-oom-killed",
     "masked-retry",
     "harmless-answers",
 ];

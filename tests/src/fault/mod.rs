@@ -1,10 +1,9 @@
 //! Faults as values: how each is set up, how it is brought about, what must be said about it and what must not.
 //!
+//! A host that is out of memory is made in virtual machines only ([`crate::vm`]).
+//!
 //! What the lab does not make, because it would reach beyond its own namespaces on a machine that others use:
 //!
-//! - The OOM killer out of memory of the whole host. The kernel marks a victim by the same tracepoint with the same fields whether a control
-//!   group or the host is short (`mark_oom_victim()`, <https://elixir.bootlin.com/linux/v6.12/source/mm/oom_kill.c>), so `gunicorn-oom`
-//!   shows all of what the probe is told; the line in the kernel's log that names the constraint is not read.
 //! - A full table of connection tracking: `nf_conntrack_max` is the host's, and read-only in a network namespace. The packets that a full
 //!   table throws away are dropped like those of a rule (`firewall-dropped-…`).
 //! - A security module that says no (`SELinux`, `AppArmor`): it needs a policy of the whole host. Its EACCES from `connect()` is that of
@@ -144,6 +143,12 @@ impl Fault {
         origin::FAULTS.to_vec()
     }
 
+    /// What takes a whole machine: for virtual machines only.
+    #[must_use]
+    pub fn of_machines() -> Vec<Self> {
+        process::OF_A_WHOLE_MACHINE.to_vec()
+    }
+
     /// Every fault of every suite.
     #[must_use]
     pub fn every() -> Vec<Self> {
@@ -214,7 +219,8 @@ impl Fault {
 
     /// A fault by its name.
     pub fn named(name: &str) -> Result<Self> {
-        Self::every().into_iter().find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
+        let mut all = Self::every().into_iter().chain(Self::of_machines());
+        all.find(|fault| fault.name == name).with_context(|| format!("no fault {name}"))
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::Fault;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
 use crate::line::Outcome;
 use crate::nginx::children_of;
+use crate::probe::is_emulated;
 use crate::process::send;
 use crate::site::{Plan, Site};
 
@@ -41,11 +42,20 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
 ];
 
+/// What takes the whole machine, and so wants one that nobody else uses.
+pub(super) const OF_A_WHOLE_MACHINE: &[Fault] = &[Fault::new(
+    "upstream-oom-killed",
+    "memory runs out on the whole host, and the kernel takes the upstream's worker",
+    workers_eat,
+    out_of_memory,
+)];
+
 const CRASH: u16 = 9101;
 const EXIT: u16 = 9102;
 const KILL: u16 = 9103;
 const SIBLING: u16 = 9104;
 const IDLE: u16 = 9105;
+const EAT: u16 = 9106;
 
 const ENDED: &[Outcome] = &[Outcome::Reset, Outcome::Closed];
 const ENDED_ERRNO: &[Option<&str>] = &[None, Some("ECONNRESET")];
@@ -115,6 +125,21 @@ fn killed(site: &Site<'_>) -> Result<Vec<Witness>> {
         witnesses.push(Witness::new(client.receive()?, expected)?);
     }
     Ok(witnesses)
+}
+
+fn workers_eat(plan: &mut Plan) {
+    serve(plan, "upstream-oom-killed", EAT, 1);
+}
+
+fn out_of_memory(site: &Site<'_>) -> Result<Vec<Witness>> {
+    ensure!(is_emulated(), "the memory of a machine that others use is not taken");
+    let exchange = site.connect()?.get("/upstream-oom-killed/eat-memory")?;
+    let attempt = Attempt::fresh(site.app(EAT), ENDED, ENDED_ERRNO);
+    let expected = Expectation::incident(502, &["upstream-oom-killed"], vec![attempt])
+        .logged(" while reading response header from upstream")
+        .says(&["OOM", "upstream (pid "])
+        .never(&["premature-close", "upstream-reset", "upstream-killed", "upstream-crashed"]);
+    Ok(vec![Witness::new(exchange, expected)?])
 }
 
 fn siblings(plan: &mut Plan) {

@@ -36,6 +36,8 @@ pub(super) enum Action {
     Crash(i32),
     /// The process ends with this status.
     Exit(i32),
+    /// The process takes memory until the kernel has none left and ends it.
+    EatMemory,
     /// Opens so much of this that no descriptor is left, holds it for a moment, and does the other thing.
     Starve(Wanted, Box<Self>),
     /// A fault in another worker; this one closes a little later, for reasons of its own.
@@ -89,6 +91,7 @@ impl Behaviour {
             "shutdown" => Action::Shutdown,
             "crash" => Action::Crash(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "exit" => Action::Exit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
+            "eat-memory" => Action::EatMemory,
             "sibling" => Action::SiblingCrash,
             "dial-close" => Action::Starve(Wanted::Sockets, Box::new(Action::Close)),
             "dial-502" => {

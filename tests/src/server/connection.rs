@@ -224,6 +224,10 @@ impl Connection {
                 return Some(Ending::Close);
             }
             Action::Exit(status) => std::process::exit(status),
+            Action::EatMemory => {
+                prefork::eat_memory();
+                return Some(Ending::Close);
+            }
             Action::Starve(what, then) => {
                 starve(what);
                 return self.act(*then, keep, now);

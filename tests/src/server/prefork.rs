@@ -10,6 +10,7 @@ use nix::sys::wait::wait;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 use crate::nginx::children_of;
+use crate::probe::is_emulated;
 
 /// A worker that ends at once must not keep the master busy.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -68,6 +69,19 @@ pub(super) fn crash(number: i32) {
             let _ = raise(signal);
         }
         Err(_) => {}
+    }
+}
+
+/// Takes memory until the host has none and the kernel ends this process. Only on a machine that nobody else uses.
+pub(super) fn eat_memory() {
+    if !is_emulated() {
+        return;
+    }
+    // The first to go, whatever else is large there.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    loop {
+        // What is not written takes no memory.
+        std::mem::forget(std::hint::black_box(vec![1_u8; 8 << 20]));
     }
 }
 
