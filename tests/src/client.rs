@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
+use crate::probe::patience;
 use crate::process::wait_until;
 
 /// Longer than every fault takes; a client that waits longer has found a bug.
@@ -73,7 +74,7 @@ impl Connection {
     pub fn open_here(target: SocketAddr) -> Result<Self> {
         let stream =
             TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect the client to {target}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience(PATIENCE)))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         let local = stream.local_addr()?;

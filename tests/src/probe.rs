@@ -39,7 +39,7 @@ pub fn is_emulated() -> bool {
 }
 
 /// How long something may take here that usually takes so long.
-fn patience(usually: Duration) -> Duration {
+pub(crate) fn patience(usually: Duration) -> Duration {
     if is_emulated() { EMULATED_PATIENCE } else { usually }
 }
 

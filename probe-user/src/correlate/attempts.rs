@@ -107,7 +107,11 @@ fn told(request: &OpenRequest) -> Vec<Option<&NginxAttempt>> {
 pub const fn ends_attempt(message: Message) -> bool {
     !matches!(
         message,
-        Message::NoLiveUpstreams | Message::NotResolved | Message::TemporarilyDisabled | Message::AcceptFailed
+        Message::NoLiveUpstreams
+            | Message::NotResolved
+            | Message::TemporarilyDisabled
+            | Message::AcceptFailed
+            | Message::AuthRequest
     )
 }
 
@@ -396,9 +400,11 @@ pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> O
         }
         Message::TlsHandshake | Message::TlsCertificate => Outcome::TlsFailed,
         Message::TooBigHeader | Message::InvalidHeader | Message::FastCgi | Message::Grpc => Outcome::BadResponse,
-        Message::NoLiveUpstreams | Message::TemporarilyDisabled | Message::NotResolved | Message::Other => {
-            Outcome::Unknown
-        }
+        Message::NoLiveUpstreams
+        | Message::TemporarilyDisabled
+        | Message::NotResolved
+        | Message::AuthRequest
+        | Message::Other => Outcome::Unknown,
     }
 }
 

@@ -102,6 +102,10 @@ impl Lines {
         if message == Message::TemporarilyDisabled || line.level == "warn" || line.number.is_none() {
             return;
         }
+        // The server's own 404, 500, 503 and 504 are answers.
+        if message == Message::AuthRequest && !line.message.ends_with(": 502") {
+            return;
+        }
         let phase = line.action.as_deref().map_or(Phase::Other, Phase::classify);
         let complaint = Complaint { message, phase, errno: line.errno, text: line.message.clone() };
         bounded(&mut self.errors, Line { event: event.clone(), line: line.clone(), complaint });
@@ -243,7 +247,13 @@ impl Lines {
         Some(first)
     }
 
-    fn group(&mut self, lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
+    fn group(&mut self, mut lines: Vec<Line>, last: &Line, statuses: &[u16], due: Moment) -> LineGroup {
+        // auth_request's word says less than the failure before it.
+        let by_answer = |line: &Line| line.complaint.message == Message::AuthRequest;
+        let origin = if lines.iter().all(by_answer) { Origin::Upstream } else { Origin::Nginx };
+        if origin == Origin::Nginx {
+            lines.retain(|line| !by_answer(line));
+        }
         let access = self.take_access(last);
         let status = access.as_ref().and_then(|(_, line)| line.status);
         let client = access.as_ref().and_then(|(_, line)| line.client.as_deref()?.parse::<std::net::SocketAddr>().ok());
@@ -262,7 +272,7 @@ impl Lines {
             unexplained: None,
             number: last.line.number,
             kind,
-            origin: Origin::Nginx,
+            origin,
             // What does not begin like HTTP is relayed as it is, and logged with status 009: the client gets none then.
             status: status.filter(|status| *status >= 100),
             client: answer.map(|(.., client)| client).or(client),

@@ -47,6 +47,7 @@ pub use host::Question;
 
 use crate::model::{
     case::{Case, CaseKind, EarlierFailure, Folded, Origin},
+    complaint::Message,
     coverage::{Sensor, Sight},
     event::{Body, Event, EventId},
     net::Address,
@@ -117,6 +118,9 @@ pub struct Correlator {
     answered: Answered,
     /// Whose attempts each worker is telling. As many as there are workers.
     telling: BTreeMap<Pid, Telling>,
+    /// The newest subrequest of each worker that was answered 502 by a server, of a request of which nothing else was heard. `auth_request`
+    /// complains of it in the same turn of nginx's loop; else it is nobody's failure.
+    passed: BTreeMap<Pid, OpenRequest>,
     last_case: u64,
     put_off: Option<EventId>,
     /// What was decided before this moment was told by the run that this one takes up.
@@ -155,6 +159,7 @@ impl Correlator {
             failures: VecDeque::new(),
             answered: Answered::default(),
             telling: BTreeMap::new(),
+            passed: BTreeMap::new(),
             last_case: 0,
             put_off: None,
             told_before: Moment(0),
@@ -326,6 +331,17 @@ impl Correlator {
             self.flows.add_upstream(address);
         }
         let truncated = complaint.phase.is_after_header();
+        let identity = (log.number, log.client_requests);
+        if complaint.message == Message::AuthRequest {
+            // It says less than what was complained of before it.
+            if self.requests.get_mut(key).is_some_and(|open| !open.complaints.is_empty()) {
+                return;
+            }
+            let passed = self.passed.remove(&key.worker);
+            if let Some(passed) = passed.filter(|passed| passed.key == key && passed.identity == identity) {
+                self.requests.put(passed);
+            }
+        }
         let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
         open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
@@ -400,8 +416,10 @@ impl Correlator {
                 complaint.text.clone_from(&line.message);
             }
         }
-        let (key, number) = (decided.request.key, decided.request.identity.0);
-        decided.request.connections = self.connections.of(key, number, decided.at.latest);
+        // A subrequest's attempts have the connections that were made for it.
+        let of = decided.request.told_by.unwrap_or(decided.request.key);
+        let number = decided.request.identity.0;
+        decided.request.connections = self.connections.of(of, number, decided.at.latest);
         decided.line = lines.into_iter().flatten().next();
         if decided.at.latest < self.told_before {
             return None;

@@ -51,7 +51,7 @@ impl OpenRequest {
         Self::new(RequestKey { worker: Pid(0), pointer: 0 }, since, (None, None))
     }
 
-    fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
+    pub(super) fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
         Self {
             key,
             since,
@@ -113,6 +113,12 @@ impl Requests {
         self.open.remove(&key).filter(|request| !differs(request.identity, identity))
     }
 
+    /// Opens a request with what was heard of it elsewhere.
+    pub(super) fn put(&mut self, request: OpenRequest) {
+        let place = self.entry(request.key, request.identity, request.since);
+        *place = request;
+    }
+
     /// Requests forgotten for lack of room.
     #[must_use]
     pub const fn forgotten(&self) -> u64 {
@@ -137,6 +143,13 @@ impl Requests {
 fn differs(one: (Option<u64>, Option<u64>), other: (Option<u64>, Option<u64>)) -> bool {
     let unequal = |a: Option<u64>, b: Option<u64>| matches!((a, b), (Some(a), Some(b)) if a != b);
     unequal(one.0, other.0) || unequal(one.1, other.1)
+}
+
+/// nginx answers 500, because the server that `auth_request` asked said 502 itself; `None`: it complained of something else, or of nothing.
+fn refused_by_answer(request: &OpenRequest) -> Option<bool> {
+    let [(.., only)] = request.complaints.as_slice() else { return None };
+    let said_so = |last: &NginxAttempt| last.header_ms.is_some() && last.status == Some(502);
+    (only.message == Message::AuthRequest).then(|| request.attempts.last().is_some_and(said_so))
 }
 
 /// What a message of nginx complains of, if it is a failure of an attempt or a shortage, and not a warning that accompanies one.
@@ -166,6 +179,13 @@ fn hides_failure(request: &OpenRequest) -> bool {
 /// What the status sent to the client means.
 #[must_use]
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
+    match refused_by_answer(request) {
+        Some(true) if watched.contains(&status) => return Some((CaseKind::Incident, Origin::Upstream)),
+        Some(true) => return Some((CaseKind::NearMiss, Origin::Upstream)),
+        // That server's own 500, 503 or 504 is an answer.
+        Some(false) => return None,
+        None => {}
+    }
     let complained = !request.complaints.is_empty();
     let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
     // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile: to

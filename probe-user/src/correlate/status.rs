@@ -1,6 +1,6 @@
 //! What a status that nginx decided means for its request: an answer's header, an error page, a subrequest that is over.
 
-use super::{Correlator, identity_of, telling::Telling};
+use super::{Correlator, identity_of, requests::OpenRequest, telling::Telling};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::Complaint,
@@ -38,7 +38,15 @@ impl Correlator {
                 open.redirected = true;
             }
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
-            StatusPoint::SendHeader => self.piece_missing(event, main, identity),
+            StatusPoint::SendHeader => {
+                self.piece_missing(event, main, identity);
+                if status.status == 502 && self.requests.get_mut(main).is_none() {
+                    let mut passed = OpenRequest::new(main, event.at.latest, identity);
+                    passed.heard.push(event.id);
+                    passed.subrequest = true;
+                    self.passed.insert(main.worker, passed);
+                }
+            }
         }
     }
 

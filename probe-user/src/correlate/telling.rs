@@ -35,7 +35,8 @@ impl Correlator {
         let target = if decided {
             self.decided.iter_mut().rev().map(|decided| &mut decided.request).find(|request| request.key == main)
         } else {
-            self.requests.get_mut(main)
+            let passed = self.passed.get_mut(&main.worker).filter(|passed| passed.key == main);
+            self.requests.get_mut(main).or(passed)
         };
         let Some(target) = target else { return };
         target.heard.push(told_in);

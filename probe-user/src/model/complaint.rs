@@ -29,6 +29,9 @@ pub enum Message {
     NoLiveUpstreams,
     /// `upstream server temporarily disabled` (a warning that accompanies a failure).
     TemporarilyDisabled,
+    /// `auth request unexpected status: N`: what `auth_request`'s server said is neither yes nor no, and nginx answers 500
+    /// (`ngx_http_auth_request_module.c`, 1.22.1). It follows the failure of that subrequest, or stands alone where the server said so itself.
+    AuthRequest,
     /// `… could not be resolved`, `no resolver defined to resolve …`.
     NotResolved,
     /// `peer closed connection in SSL handshake`, `SSL_do_handshake() failed`.
@@ -115,6 +118,7 @@ impl Message {
             ("no live upstreams", Message::NoLiveUpstreams),
             ("upstream server temporarily disabled", Message::TemporarilyDisabled),
             ("no resolver defined to resolve", Message::NotResolved),
+            ("auth request unexpected status", Message::AuthRequest),
             ("peer closed connection in SSL handshake", Message::TlsHandshake),
             ("SSL_do_handshake() failed", Message::TlsHandshake),
             ("upstream SSL certificate", Message::TlsCertificate),

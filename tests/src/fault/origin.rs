@@ -44,6 +44,12 @@ pub(super) const FAULTS: &[Fault] = &[
         ask_configured,
     ),
     Fault::new("masked-fallback", "an error_page hides nginx's 502: the client sees 200", fallback, ask_fallback),
+    Fault::new(
+        "upstream-sent-502-auth",
+        "the server behind auth_request answers 502 itself: the client sees 500",
+        auth_answers,
+        ask_auth_answers,
+    ),
     Fault::new("upstream-refused-auth", "the server behind auth_request refuses: the client sees 500", auth, ask_auth),
     Fault::new("harmless-limit", "limit_req answers 503, and the configuration returns 500", limited, ask_limited),
 ];
@@ -222,6 +228,30 @@ fn auth(plan: &mut Plan) {
     plan.config.location("/upstream-refused-auth/", &["auth_request /upstream-refused-auth-check;", &pass]);
     let check = format!("proxy_pass http://{nobody};");
     plan.config.location("= /upstream-refused-auth-check", &["internal;", &check, "proxy_pass_request_body off;"]);
+}
+
+fn auth_answers(plan: &mut Plan) {
+    let pass = format!("proxy_pass http://{}/ok/;", plan.app(9001));
+    for status in [502, 503] {
+        let (name, check) = (format!("/upstream-sent-502-auth/{status}/"), format!("/upstream-sent-502-auth-{status}"));
+        plan.config.location(&name, &[&format!("auth_request {check};"), &pass]);
+        let ask = format!("proxy_pass http://{}/status/{status};", plan.app(9001));
+        plan.config.location(&format!("= {check}"), &["internal;", &ask, "proxy_pass_request_body off;"]);
+    }
+}
+
+fn ask_auth_answers(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/upstream-sent-502-auth/502/1")?;
+    let attempt = Attempt::fresh(site.app(9001), &[Outcome::Ok], &[None]);
+    let expected = Expectation::incident(500, &["upstream-sent-502"], vec![attempt])
+        .logged("auth request unexpected status: 502")
+        .says(&["auth_request"]);
+    let mut witnesses = vec![Witness::new(exchange, expected)?];
+    // Its own 503 is an answer, though the client gets 500.
+    let exchange = site.connect()?.get("/upstream-sent-502-auth/503/1")?;
+    let expected = Expectation::nothing(Some(500)).logged("auth request unexpected status: 503");
+    witnesses.push(Witness::new(exchange, expected)?);
+    Ok(witnesses)
 }
 
 fn ask_auth(site: &Site<'_>) -> Result<Vec<Witness>> {

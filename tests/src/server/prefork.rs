@@ -80,8 +80,10 @@ pub(super) fn eat_memory() {
     // The first to go, whatever else is large there.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     loop {
-        // What is not written takes no memory.
-        std::mem::forget(std::hint::black_box(vec![1_u8; 8 << 20]));
+        // What is not written takes no memory; one byte takes a page.
+        let mut taken = vec![0_u8; 8 << 20];
+        taken.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        std::mem::forget(std::hint::black_box(taken));
     }
 }
 

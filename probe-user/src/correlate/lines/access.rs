@@ -96,12 +96,7 @@ pub(super) fn attempts(group: &LineGroup, event: &Event, line: &AccessLine, flow
     let window = At::between(group.at.earliest.min(event.at.earliest).minus_ns(NOTICED_WITHIN_NS), group.at.latest);
     let sent = |flow: &&Flow| status_line(flow, status, window).is_some();
     if line.upstream_address.is_none() {
-        let candidates: Vec<&Flow> = flows.all().filter(sent).collect();
-        let Some(first) = candidates.first() else { return Vec::new() };
-        let upstream = Some(first.upstream).filter(|one| candidates.iter().all(|flow| flow.upstream == *one));
-        let name = upstream.map(|upstream| upstream.to_string());
-        let attempt = unsaid(upstream.map(Address::Ip), name.as_deref(), None, Outcome::Unknown);
-        return vec![on(attempt, &candidates, status, window)];
+        return answered(status, window, flows).into_iter().collect();
     }
     let last = group.logged.len().saturating_sub(1);
     let one = |(index, (peer, said)): (usize, &(String, Option<u16>))| {
@@ -120,6 +115,16 @@ pub(super) fn attempts(group: &LineGroup, event: &Event, line: &AccessLine, flow
         }
     };
     group.logged.iter().enumerate().map(one).collect()
+}
+
+/// The attempt at a server that is known by its answer on the wire only.
+pub(super) fn answered(status: u16, window: At, flows: &Flows) -> Option<Attempt> {
+    let candidates: Vec<&Flow> = flows.all().filter(|flow| status_line(flow, status, window).is_some()).collect();
+    let first = candidates.first()?;
+    let upstream = Some(first.upstream).filter(|one| candidates.iter().all(|flow| flow.upstream == *one));
+    let name = upstream.map(|upstream| upstream.to_string());
+    let attempt = unsaid(upstream.map(Address::Ip), name.as_deref(), None, Outcome::Unknown);
+    Some(on(attempt, &candidates, status, window))
 }
 
 /// The attempt on the connections on which the answer was seen.

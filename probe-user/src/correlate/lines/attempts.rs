@@ -1,6 +1,6 @@
 //! The attempts of a request that is known from its lines, each with the connections that can be meant.
 
-use super::{Line, LineGroup, NOTICED_WITHIN_NS, access, peer_of};
+use super::{ANSWER_WINDOW_NS, Line, LineGroup, NOTICED_WITHIN_NS, access, peer_of};
 use crate::{
     correlate::{attempts as exact, flows::Flows},
     model::{
@@ -20,6 +20,13 @@ use crate::{
 pub fn attempts(group: &LineGroup, flows: &Flows, calls: &[Event]) -> Vec<Attempt> {
     if let Some((event, line)) = &group.unexplained {
         return access::attempts(group, event, line, flows);
+    }
+    if let [Line { event, complaint, .. }] = group.lines.as_slice()
+        && complaint.message == Message::AuthRequest
+    {
+        // It names no server. The answer came in the same turn of nginx's loop.
+        let window = At::between(event.at.earliest.minus_ns(ANSWER_WINDOW_NS), event.at.latest);
+        return access::answered(502, window, flows).into_iter().collect();
     }
     let mut lines = group.lines.iter().filter(|line| exact::ends_attempt(line.complaint.message)).peekable();
     let mut list = Vec::new();

@@ -28,6 +28,51 @@ fn what_a_subrequest_tried_comes_before_what_made_the_status() {
     }
 }
 
+/// `auth_request`: its server answers 502 itself, and nginx makes 500 of it. Only nginx's word ties the two together.
+#[test]
+fn a_502_that_auth_request_got_is_the_clients_500() {
+    for complained in [true, false] {
+        let mut world = World::new();
+        world.say_status_of(Some(key(1)), (StatusPoint::SendHeader, 502), key(9), 41, 1);
+        world.say_attempt(key(9), (0, 1), ("127.0.0.1:8000", 502, Some(1)));
+        if complained {
+            let format = "auth request unexpected status: %ui".to_owned();
+            let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
+            world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+        }
+        world.answer(1, 41, 500, &[]);
+        let cases = world.cases();
+        assert_eq!(cases.len(), usize::from(complained), "{cases:#?}");
+        for case in cases {
+            assert_eq!((case.kind, case.origin, case.status), (CaseKind::Incident, Origin::Upstream, Some(500)));
+            assert_eq!(case.attempts[0].status, Some(502));
+        }
+    }
+}
+
+/// Its own 503 is an answer like its 404.
+#[test]
+fn another_status_that_auth_request_got_is_no_failure() {
+    let mut world = World::new();
+    let format = "auth request unexpected status: %ui".to_owned();
+    let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
+    world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+    world.answer(1, 41, 500, &[]);
+    assert_eq!(world.cases().len(), 0);
+}
+
+/// A mirror's 502 is not what the client got.
+#[test]
+fn a_502_of_another_subrequest_is_not_the_main_requests() {
+    let mut world = World::new();
+    world.say_status_of(Some(key(1)), (StatusPoint::SendHeader, 502), key(9), 41, 1);
+    world.say_attempt(key(9), (0, 1), ("127.0.0.1:8000", 502, Some(1)));
+    world.answer(1, 41, 502, &[]);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!((case.origin, case.attempts.len()), (Origin::Nginx, 0));
+}
+
 fn refused_log() -> NginxLog {
     NginxLog {
         worker: WORKER,

@@ -216,11 +216,23 @@ impl World {
 
     /// A status without its list of attempts.
     fn say_status(&mut self, point: StatusPoint, request: RequestKey, number: u64, status: u16, attempts: u32) {
+        self.say_status_of(None, (point, status), request, number, attempts);
+    }
+
+    /// `parent`: of a subrequest.
+    fn say_status_of(
+        &mut self,
+        parent: Option<RequestKey>,
+        (point, status): (StatusPoint, u16),
+        request: RequestKey,
+        number: u64,
+        attempts: u32,
+    ) {
         let said = NginxStatus {
             point,
             worker: request.worker,
             request,
-            parent: None,
+            parent,
             number: Some(number),
             client_requests: Some(1),
             status,

@@ -2,11 +2,12 @@
 
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
-    reading::{Reading, evidence, need},
+    reading::{Reading, complaint_evidence, evidence, need},
 };
 use crate::model::{
     attempt::{Attempt, Link, Outcome},
     case::{CaseKind, Origin},
+    complaint::Message,
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
     packet::Content,
@@ -60,6 +61,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if let Some((event, complaint)) = reading.complained(Message::AuthRequest) {
+        return by_auth_request(reading, complaint_evidence(event, complaint));
+    }
     let attempt = reading.attempt?;
     if reading.case.kind == CaseKind::NearMiss {
         return hidden(reading, attempt);
@@ -109,6 +113,35 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.fix.push(format!(
         "Look into the log of {upstream} at this time; if it is a proxy, watch it with probe502 on its own host."
     ));
+    Some(finding)
+}
+
+/// The server that `auth_request` asked answered 502: nginx answers 500. Its error log does not name that server.
+fn by_auth_request(reading: &Reading<'_>, said: Evidence) -> Option<Finding> {
+    let mut finding = Finding::default();
+    finding.support(Some(said));
+    let line = status_line(reading, 502);
+    let listed = reading.attempt.is_some_and(|attempt| attempt.status == Some(502) && attempt.outcome == Outcome::Ok);
+    if listed {
+        let fact = Fact::UpstreamStatus { status: 502, line: None };
+        finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Direct)));
+    } else if line.is_none() {
+        // A failure of nginx's own would have been logged before.
+        finding.missing.push(need(Sensor::NginxFunctions, "which server the subrequest asked, and what it said"));
+        finding.not_excluded(&["upstream-refused", "premature-close", "upstream-reset"]);
+    }
+    finding.support(line);
+    finding.summary = if reading.attempt.is_some_and(|attempt| attempt.upstream.is_some()) {
+        format!(
+            "{} answered 502 itself when nginx asked it on behalf of auth_request, and nginx made 500 of it: the fault lies behind it.",
+            reading.upstream_name()
+        )
+    } else {
+        "auth_request got a 502, and nginx made 500 of it; it logged no failure of its own: so it looks when the server that was asked \
+         answers 502 itself."
+            .to_owned()
+    };
+    finding.fix.push("Look into that server's own log at this time; auth_request takes 2xx for yes, 401 and 403 for no, and makes 500 of all else.".to_owned());
     Some(finding)
 }
 
@@ -198,6 +231,7 @@ pub(crate) mod tests {
         model::{
             attempt::Outcome,
             case::{CaseId, CaseKind, EarlierFailure, Origin},
+            complaint::{Message, Phase},
             packet::Content,
             verdict::Confidence,
         },
@@ -252,6 +286,24 @@ pub(crate) mod tests {
             "{}",
             explanation.summary
         );
+    }
+
+    #[test]
+    fn auth_request_makes_500_of_it() {
+        let text = "auth request unexpected status: 502";
+        let mut world = passed_on();
+        world.case.status = Some(500);
+        world.attempt().status = Some(502);
+        world.complain(Message::AuthRequest, Phase::Other, None, text);
+        let explanation = world.expect("upstream-sent-502", Confidence::Confirmed);
+        assert!(explanation.summary.contains("auth_request"), "{}", explanation.summary);
+        // From nginx's log alone: which server that was it does not say.
+        let mut world = World::new(500);
+        world.case.attempts.clear();
+        world.case.origin = Origin::Upstream;
+        world.log(Message::AuthRequest, Phase::Other, None, text);
+        let explanation = world.expect("upstream-sent-502", Confidence::Possible);
+        assert!(explanation.rivals.contains(&"upstream-refused"), "{:?}", explanation.rivals);
     }
 
     #[test]
