@@ -62,7 +62,7 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some((event, complaint)) = reading.complained(Message::AuthRequest) {
-        return by_auth_request(reading, complaint_evidence(event, complaint));
+        return Some(by_auth_request(reading, complaint_evidence(event, complaint)));
     }
     let attempt = reading.attempt?;
     if reading.case.kind == CaseKind::NearMiss {
@@ -117,7 +117,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 }
 
 /// The server that `auth_request` asked answered 502: nginx answers 500. Its error log does not name that server.
-fn by_auth_request(reading: &Reading<'_>, said: Evidence) -> Option<Finding> {
+fn by_auth_request(reading: &Reading<'_>, said: Evidence) -> Finding {
     let mut finding = Finding::default();
     finding.support(Some(said));
     let line = status_line(reading, 502);
@@ -142,7 +142,7 @@ fn by_auth_request(reading: &Reading<'_>, said: Evidence) -> Option<Finding> {
             .to_owned()
     };
     finding.fix.push("Look into that server's own log at this time; auth_request takes 2xx for yes, 401 and 403 for no, and makes 500 of all else.".to_owned());
-    Some(finding)
+    finding
 }
 
 /// A server's 502 after which nginx went on to the next (`proxy_next_upstream http_502`), or to a page (`proxy_intercept_errors`).
