@@ -21,6 +21,12 @@ pub(super) const FAULTS: &[Fault] = &[
         workers,
         crash,
     ),
+    Fault::new(
+        "upstream-crashed-forked",
+        "a server that forks a child for each connection: the child crashes, the parent has closed its own end long before",
+        forking,
+        child_crashes,
+    ),
     Fault::new("upstream-exited", "the upstream's worker calls exit() in the middle of a request", workers_exit, exit),
     Fault::new(
         "upstream-killed",
@@ -56,6 +62,7 @@ const KILL: u16 = 9103;
 const SIBLING: u16 = 9104;
 const IDLE: u16 = 9105;
 const EAT: u16 = 9106;
+const FORK: u16 = 9107;
 
 const ENDED: &[Outcome] = &[Outcome::Reset, Outcome::Closed];
 const ENDED_ERRNO: &[Option<&str>] = &[None, Some("ECONNRESET")];
@@ -84,6 +91,20 @@ fn crash(site: &Site<'_>) -> Result<Vec<Witness>> {
         witnesses.push(Witness::new(exchange, expected)?);
     }
     Ok(witnesses)
+}
+
+fn forking(plan: &mut Plan) {
+    serve(plan, "upstream-crashed-forked", FORK, 1);
+}
+
+fn child_crashes(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/upstream-crashed-forked/crash-in-child/11")?;
+    let attempt = Attempt::fresh(site.app(FORK), ENDED, ENDED_ERRNO);
+    let expected = Expectation::incident(502, &["upstream-crashed"], vec![attempt])
+        .logged(" while reading response header from upstream")
+        .says(&["SIGSEGV", "upstream (pid "])
+        .never(&["premature-close", "upstream-reset", "upstream-killed", "upstream-exited"]);
+    Ok(vec![Witness::new(exchange, expected)?])
 }
 
 fn workers_exit(plan: &mut Plan) {

@@ -34,6 +34,8 @@ pub(super) enum Action {
     Shutdown,
     /// The process ends by this signal, of its own making.
     Crash(i32),
+    /// A child gets the connection, as forking servers do it (inetd, Python's `ForkingMixIn`), and ends by this signal a little later.
+    CrashInChild(i32),
     /// The process ends with this status.
     Exit(i32),
     /// The process takes memory until the kernel has none left and ends it.
@@ -90,6 +92,7 @@ impl Behaviour {
             "half-reset" => Action::AnswerAndReset(HALF.to_vec()),
             "shutdown" => Action::Shutdown,
             "crash" => Action::Crash(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
+            "crash-in-child" => Action::CrashInChild(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "exit" => Action::Exit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "eat-memory" => Action::EatMemory,
             "sibling" => Action::SiblingCrash,

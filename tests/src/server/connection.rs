@@ -223,6 +223,11 @@ impl Connection {
                 prefork::crash(signal);
                 return Some(Ending::Close);
             }
+            Action::CrashInChild(signal) => {
+                // The parent's descriptor is closed; that is no end of the connection.
+                prefork::crash_in_child(signal);
+                return Some(Ending::Close);
+            }
             Action::Exit(status) => std::process::exit(status),
             Action::EatMemory => {
                 prefork::eat_memory();

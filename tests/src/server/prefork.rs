@@ -15,6 +15,9 @@ use crate::probe::is_emulated;
 /// A worker that ends at once must not keep the master busy.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// The parent closes its descriptor at once.
+const BESIDE_PARENT: Duration = Duration::from_millis(30);
+
 /// Forks so many workers, replaces those that end, and returns in each of them. Without workers it returns at once.
 pub(super) fn begin(workers: usize) -> Result<()> {
     if workers == 0 {
@@ -69,6 +72,16 @@ pub(super) fn crash(number: i32) {
             let _ = raise(signal);
         }
         Err(_) => {}
+    }
+}
+
+/// Forks a child that has every connection of this process, and crashes when the parent has closed its own.
+pub(super) fn crash_in_child(number: i32) {
+    // SAFETY: the server has one thread, so the child has everything the parent has.
+    if matches!(unsafe { fork() }, Ok(ForkResult::Child)) {
+        std::thread::sleep(BESIDE_PARENT);
+        crash(number);
+        std::process::exit(1);
     }
 }
 
