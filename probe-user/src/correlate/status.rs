@@ -1,6 +1,6 @@
 //! What a status that nginx decided means for its request: an answer's header, an error page, a subrequest that is over.
 
-use super::{Correlator, identity_of, requests::OpenRequest, telling::Telling};
+use super::{Correlator, Decided, identity_of, requests::OpenRequest, telling::Telling};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::Complaint,
@@ -32,6 +32,7 @@ impl Correlator {
                     }
                 }
             }
+            StatusPoint::Redirect if self.hides_decided(event, status, main, identity) => {}
             StatusPoint::Redirect => {
                 let open = self.requests.entry(main, identity, event.at.latest);
                 open.heard.push(event.id);
@@ -48,6 +49,51 @@ impl Correlator {
                 }
             }
         }
+    }
+
+    /// A page takes the place of an error that has been taken for the answer, because headers are not seen: whether it was that one.
+    ///
+    /// `error_page 502 =200 /sorry` tells the status that follows; `error_page 502 = @other` tells none, and unless that fails too it is not
+    /// known what reached the client.
+    fn hides_decided(
+        &mut self,
+        event: &Event,
+        status: &NginxStatus,
+        main: RequestKey,
+        identity: (Option<u64>, Option<u64>),
+    ) -> bool {
+        if self.sight(Sensor::NginxStatuses) == Sight::On || status.parent.is_some() {
+            return false;
+        }
+        let this = |decided: &&mut Decided| decided.request.key == main && decided.request.identity == identity;
+        let Some(decided) = self.decided.iter_mut().rev().find(this) else { return false };
+        decided.status = Some(status.status);
+        decided.request.redirected = true;
+        decided.request.heard.push(event.id);
+        self.tells_of_decided(main.worker);
+        true
+    }
+
+    /// What took the place of an error failed as well: that made the status.
+    fn page_failed(
+        &mut self,
+        event: &Event,
+        status: &NginxStatus,
+        main: RequestKey,
+        identity: (Option<u64>, Option<u64>),
+    ) {
+        let this = |decided: &&mut Decided| decided.request.key == main && decided.request.identity == identity;
+        let hidden = self.decided.iter_mut().rev().find(this).filter(|decided| decided.request.redirected);
+        let Some(decided) = hidden else { return };
+        if let Some(open) = self.requests.take(main, identity) {
+            decided.request.complaints.extend(open.complaints);
+            decided.request.accepts.extend(open.accepts);
+            decided.request.heard.extend(open.heard);
+            decided.request.special = open.special;
+        }
+        decided.request.redirected = false;
+        (decided.status, decided.at, decided.by) = (Some(status.status), event.at, event.clone());
+        decided.statuses.insert(0, status.clone());
     }
 
     /// A subrequest is over that had trouble. If the client's answer had begun by then, no status will follow that could decide it.
@@ -67,9 +113,11 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
-        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer.
+        // Where the header is seen with gaps only, the special response has decided already, and this is the header of the same answer;
+        // or the page that took its place failed too.
         if identity_of(main, identity).is_some_and(|identity| self.deciding.contains_key(&identity)) {
             self.tells_of_decided(main.worker);
+            self.page_failed(event, status, main, identity);
             return;
         }
         let mut request = if let Some(request) = self.requests.take(main, identity) {

@@ -155,6 +155,7 @@ fn group(block: &Directive, names: &mut Vec<(String, u16)>) -> UpstreamGroup {
             addresses,
             max_fails: parameter("max_fails").and_then(|text| text.parse().ok()).unwrap_or(1),
             fail_timeout_ms: parameter("fail_timeout").and_then(units::milliseconds).unwrap_or(10_000),
+            max_conns: parameter("max_conns").and_then(|text| text.parse().ok()).unwrap_or(0),
             down: parameters.iter().any(|text| text == "down"),
             backup: parameters.iter().any(|text| text == "backup"),
         });

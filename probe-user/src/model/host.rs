@@ -407,6 +407,9 @@ pub struct UpstreamServer {
     pub max_fails: u64,
     /// `fail_timeout`, default 10 s, milliseconds.
     pub fail_timeout_ms: u64,
+    /// `max_conns`, 0: no limit.
+    #[serde(default)]
+    pub max_conns: u64,
     /// `down`.
     pub down: bool,
     /// `backup`.

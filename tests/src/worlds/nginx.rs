@@ -274,7 +274,8 @@ impl Inner {
         self.status(tape, t, StatusPoint::SpecialResponse, status, overriding)
     }
 
-    /// The request goes on to an error page.
+    /// The request goes on to an error page; `status`: what is put into `r->err_status` for it (`ngx_http_send_error_page()`,
+    /// `ngx_http_special_response.c` in 1.22.1).
     pub fn redirect(&self, tape: &mut Tape, t: u64, status: u16) -> u64 {
         self.status(tape, t, StatusPoint::Redirect, status, None)
     }

@@ -206,6 +206,7 @@ impl<'a> Stage<'a> {
                 name: server.address.to_string(),
                 addresses: vec![Address::Ip(server.address)],
                 max_fails: u64::from(self.world.counts_failures),
+                max_conns: 0,
                 fail_timeout_ms: 10_000,
                 down: false,
                 backup: false,

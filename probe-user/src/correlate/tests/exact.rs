@@ -285,6 +285,39 @@ fn an_error_page_that_answers_200_is_a_near_miss() {
     assert_eq!((cases[0].kind, cases[0].status), (CaseKind::NearMiss, Some(200)));
 }
 
+/// Depth light: a page is seen to take the error's place, the header is not seen.
+#[test]
+fn a_page_that_hides_an_error_hides_it_also_where_headers_are_not_seen() {
+    let refused = |world: &mut World, upstream: &str| {
+        world.log((1, 41), ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING), upstream, None);
+    };
+    let first = [("127.0.0.1:8000", 502, None)];
+    for (page, status) in [(200, Some(200)), (0, None)] {
+        let mut world = World::without_headers();
+        refused(&mut world, "127.0.0.1:8000");
+        world.status(StatusPoint::SpecialResponse, 1, 41, 502, &first);
+        world.status(StatusPoint::Redirect, 1, 41, page, &first);
+        let cases = world.cases();
+        let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+        assert_eq!((case.kind, case.status, case.attempts.len()), (CaseKind::NearMiss, status, 1));
+        // What nginx answers by its configuration, and nobody sees, is nobody's business.
+        let mut world = World::without_headers();
+        world.status(StatusPoint::SpecialResponse, 1, 41, 502, &[]);
+        world.status(StatusPoint::Redirect, 1, 41, page, &[]);
+        assert_eq!(world.cases().len(), 0);
+    }
+    let mut world = World::without_headers();
+    refused(&mut world, "127.0.0.1:8000");
+    world.status(StatusPoint::SpecialResponse, 1, 41, 502, &first);
+    world.status(StatusPoint::Redirect, 1, 41, 0, &first);
+    refused(&mut world, "127.0.0.1:8001");
+    let both = [first[0], ("127.0.0.1:8001", 502, None)];
+    world.status(StatusPoint::SpecialResponse, 1, 41, 502, &both);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!((case.kind, case.status, case.attempts.len()), (CaseKind::Incident, Some(502), 2));
+}
+
 #[test]
 fn a_blackout_knows_the_failures_that_made_it() {
     let mut world = World::new();
@@ -293,6 +326,7 @@ fn a_blackout_knows_the_failures_that_made_it() {
         addresses: vec![Address::parse(name).unwrap()],
         max_fails: 1,
         fail_timeout_ms: 10_000,
+        max_conns: 0,
         down: false,
         backup: false,
     };

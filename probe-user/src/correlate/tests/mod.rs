@@ -100,6 +100,13 @@ impl World {
         world
     }
 
+    fn without_headers() -> Self {
+        let mut world = Self::new();
+        let off = Coverage::Sensor { sensor: Sensor::NginxStatuses, sight: Sight::Off, why: None };
+        world.tell(Source::Probe, Body::Coverage(off));
+        world
+    }
+
     fn tell(&mut self, source: Source, body: Body) -> EventId {
         self.now += 10_000;
         self.events += 1;

@@ -8,9 +8,10 @@ use super::{
     servers::{REQUEST_LOGS, and_servers},
 };
 use crate::model::{
-    case::Origin,
+    attempt::{Link, Outcome},
+    case::{CaseKind, Origin},
     coverage::Sensor,
-    evidence::{Fact, Weight},
+    evidence::{Evidence, Fact, Weight},
     verdict::Need,
 };
 
@@ -47,6 +48,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.attempt.is_some() {
+        return renamed(reading);
+    }
     let nothing = reading.case.attempts.is_empty() && reading.case.complaints.is_empty();
     if reading.nothing_tried_by_the_logs() {
         return by_the_logs(reading);
@@ -94,6 +98,39 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(finding)
 }
 
+/// A server's own answer for which a page with the status 502 stands (`proxy_intercept_errors`, `error_page 503 =502 /page`).
+fn renamed(reading: &Reading<'_>) -> Option<Finding> {
+    let attempt = reading.attempt.filter(|attempt| attempt.outcome == Outcome::Ok && attempt.complaint.is_none())?;
+    let status = attempt.status.filter(|status| *status != 502)?;
+    let answered_502 = reading.case.status == Some(502) && reading.case.kind == CaseKind::Incident;
+    if !answered_502 || attempt.link == Link::Inferred {
+        return None;
+    }
+    let (answers, scripted) = reading.configured_answers();
+    let code = status.to_string();
+    let of_code = |answer: &Evidence| match &answer.fact {
+        Fact::Configured { directive, .. } => {
+            directive.starts_with("error_page ") && directive.split(' ').any(|word| word == code)
+        }
+        _ => false,
+    };
+    let answers: Vec<Evidence> = answers.into_iter().filter(of_code).collect();
+    let place = said(&answers.first()?.fact)?;
+    let mut finding = Finding::default();
+    let fact = Fact::UpstreamStatus { status, line: None };
+    finding.support(Some(evidence(fact, &[reading.case.decided_by], Weight::Symptom)));
+    finding.because.extend(answers);
+    if let Some(script) = scripted {
+        finding.missing.push(Need { sensor: None, what: format!("what the script of {script} answered") });
+    }
+    finding.summary =
+        format!("{} answered {status}, and nginx's configuration makes 502 of it: {place}.", reading.upstream_name());
+    finding.fix.push(format!(
+        "Look into the server's own log for the {status}; without `=502` the client would have got that."
+    ));
+    Some(finding)
+}
+
 /// The access log says that no upstream was asked, and the error log nothing; a cache that holds a failure looks the same.
 fn by_the_logs(reading: &Reading<'_>) -> Option<Finding> {
     let (answers, _) = reading.configured_answers();
@@ -131,7 +168,7 @@ fn said(fact: &Fact) -> Option<String> {
 pub(crate) mod tests {
     use crate::{
         diagnose::testing::World,
-        model::{coverage::Sensor, verdict::Confidence},
+        model::{attempt::Outcome, coverage::Sensor, verdict::Confidence},
     };
 
     #[test]
@@ -157,6 +194,20 @@ pub(crate) mod tests {
         let text = "http { server { location / { content_by_lua_file /x.lua; error_page 404 =502 /x; } } }";
         world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
         world.expect("configured-502", Confidence::Likely);
+    }
+
+    #[test]
+    fn a_page_that_makes_502_of_a_servers_503() {
+        let mut world = World::new(502);
+        world.attempt().outcome = Outcome::Ok;
+        world.attempt().status = Some(503);
+        let text = "http { server { location / { proxy_pass http://127.0.0.1:8000; error_page 503 =502 /x; } } }";
+        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        let explanation = world.expect("configured-502", Confidence::Confirmed);
+        assert!(explanation.summary.contains("answered 503, and"), "{}", explanation.summary);
+        let text = "http { server { location / { proxy_pass http://127.0.0.1:8000; error_page 404 =502 /x; } } }";
+        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
     }
 
     #[test]

@@ -248,7 +248,18 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, group: Option<&Upstrea
         finding.fix.push("Take the parameter `down` from the server that is to serve, and reload nginx.".to_owned());
         return;
     }
-    if blamed.is_empty() {
+    let limited = group.and_then(|group| group.servers.iter().find(|server| !server.down && server.max_conns > 0));
+    if let (true, Some(server)) = (blamed.is_empty(), limited) {
+        let (name, limit) = (&server.name, server.max_conns);
+        finding.say(format_args!(
+            " No failure that took them out was seen. {name} has max_conns={limit}, and is passed over as well while so many connections to \
+             it are open."
+        ));
+        finding.fix.push(format!(
+            "Count its connections at such a moment (`ss -Htn dst {name} | wc -l`): with {limit} of them, raise max_conns, add servers, or \
+             have the requests answered sooner."
+        ));
+    } else if blamed.is_empty() {
         finding.summary.push_str(" What took them out was not seen.");
         finding
             .fix
@@ -305,9 +316,21 @@ pub(crate) mod tests {
             addresses: vec![Address::parse(address).unwrap()],
             max_fails: 1,
             fail_timeout_ms: 10_000,
+            max_conns: 0,
             down: false,
             backup: false,
         }
+    }
+
+    #[test]
+    fn a_limit_of_connections_takes_a_server_out_without_a_failure() {
+        let mut world = blackout();
+        world.case.earlier.clear();
+        if let Some(configuration) = &mut world.case.configuration {
+            configuration.groups[0].servers = vec![UpstreamServer { max_conns: 7, ..server("127.0.0.1:8001") }];
+        }
+        let explanation = world.expect("no-live-upstreams", Confidence::Likely);
+        assert!(explanation.summary.contains("127.0.0.1:8001 has max_conns=7"), "{}", explanation.summary);
     }
 
     fn earlier(peer: &str, us: i64, cause: Option<&'static str>) -> EarlierFailure {

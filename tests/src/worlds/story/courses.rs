@@ -136,7 +136,7 @@ impl Play<'_> {
             let hides = self.dress == Dress::HiddenPage && STATUSES_WITH_A_PAGE.contains(&status);
             now = inner.special_response(&mut self.stage.tape, now, status, hides.then_some(200));
             if hides || (self.dress == Dress::ErrorPage && STATUSES_WITH_A_PAGE.contains(&status)) {
-                now = inner.redirect(&mut self.stage.tape, now, status);
+                now = inner.redirect(&mut self.stage.tape, now, if hides { 200 } else { status });
                 ending.at = now;
             }
             if hides {
