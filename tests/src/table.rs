@@ -109,8 +109,32 @@ fn lies(fault: &Fault, view: &View, witness: &Witness, incidents: &[&Incident]) 
 /// Faults, each with what is true of it and what was said of it.
 pub type Looked = Vec<(Fault, String, Cell)>;
 
+/// One of them, and how many events were lost meanwhile.
+type Once = ((Fault, String, Cell), u64);
+
 /// One site, one run of the probe in this view. A wrong thing said for certain is an error.
 pub fn look(party: &Party, view: &View) -> Result<Looked> {
+    Ok(look_once(party, view)?.into_iter().map(|(looked, _)| looked).collect())
+}
+
+/// The same, so many times at most for a fault of which the kernel kept something back: what is said of it then is less, and rightly so.
+pub fn look_until_whole(party: &Party, view: &View, times: usize) -> Result<Looked> {
+    let mut all = look_once(party, view)?;
+    for _ in 1..times {
+        let gaps: Vec<usize> = (0..all.len()).filter(|index| all[*index].1 > 0).collect();
+        if gaps.is_empty() {
+            break;
+        }
+        let faults = gaps.iter().map(|index| all[*index].0.0).collect();
+        let again = look_once(&Party { faults, ..party.clone() }, view)?;
+        for (index, looked) in gaps.into_iter().zip(again) {
+            all[index] = looked;
+        }
+    }
+    Ok(all.into_iter().map(|(looked, _)| looked).collect())
+}
+
+fn look_once(party: &Party, view: &View) -> Result<Vec<Once>> {
     let Party { faults, lab } = party;
     let lab = lab()?;
     let site = Site::start(&lab, faults)?;
@@ -125,13 +149,15 @@ pub fn look(party: &Party, view: &View) -> Result<Looked> {
     drop(load);
     let ended = probe.stop()?;
     let mut wrong = Vec::new();
-    let mut looked = Looked::new();
+    let mut looked = Vec::new();
     for (fault, witnesses) in provoked {
         for witness in &witnesses {
             wrong.extend(lies(&fault, view, witness, &about(witness, &ended)));
         }
         let witness = telling(&witnesses).with_context(|| format!("{} has no witness", fault.name))?;
-        looked.push((fault, truth(&witness.expected), Cell::of(witness, &about(witness, &ended))));
+        let about = about(witness, &ended);
+        let lost = about.iter().map(|incident| incident.losses.events_lost).max().unwrap_or(0);
+        looked.push(((fault, truth(&witness.expected), Cell::of(witness, &about)), lost));
     }
     if !wrong.is_empty() {
         bail!("wrong and certain:\n{}", wrong.join("\n"));

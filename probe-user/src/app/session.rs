@@ -22,7 +22,7 @@ use crate::{
         logs::CutOff,
         marks::Mark,
         privilege::{self, Account},
-        sources::Counts,
+        sources::{self, Counts},
         thinker::{Delivery, Intake},
     },
     model::{
@@ -50,7 +50,7 @@ pub(super) struct Session<'a> {
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
     /// Events for which the kernel did not run our programs.
-    pub(super) missed: u64,
+    pub(super) missed: BTreeMap<String, u64>,
     /// Up to when it was asked what was lost.
     pub(super) counted: Mark,
     pub(super) crowded_out: u64,
@@ -177,11 +177,11 @@ impl Session<'_> {
         self.checked = now;
         let losses = self.followers.kernel().and_then(|kernel| kernel.losses().ok()).unwrap_or(self.losses);
         // One that cannot be asked any more has not taken anything back.
-        let missed = self.followers.kernel().map_or(0, |kernel| kernel.missed()).max(self.missed);
+        let missed = self.followers.kernel().map(|kernel| kernel.misses()).unwrap_or_default();
         let unreadable = self.counts.unreadable.load(Ordering::Relaxed);
         let crowded_out = self.counts.crowded_out.load(Ordering::Relaxed) + unreadable;
         let dropped = self.followers.packet_statistics().dropped();
-        let news = [
+        let mut news = vec![
             (None, losses.ring_full - self.losses.ring_full, "kernel records found the ring full"),
             (
                 None,
@@ -190,17 +190,20 @@ impl Session<'_> {
             ),
             (
                 None,
-                missed - self.missed,
-                "events were not told, because the kernel was at work on another of their kind when they happened",
-            ),
-            (
-                None,
                 crowded_out - self.crowded_out,
                 "records came faster than they could be thought about, or could not be read",
             ),
             (Some(Sensor::Packets), dropped - self.packets_dropped, "packets were dropped by the capture"),
         ];
-        (self.losses, self.missed, self.crowded_out, self.packets_dropped) = (losses, missed, crowded_out, dropped);
+        for (program, count) in missed {
+            let sensor = sources::only_sensor_of(&program);
+            let known = self.missed.entry(program).or_default();
+            let why =
+                "events were not told, because the kernel was at work on another of their kind when they happened";
+            news.push((sensor, count.saturating_sub(*known), why));
+            *known = count.max(*known);
+        }
+        (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
             self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
             self.unsaid
@@ -248,7 +251,7 @@ impl Session<'_> {
     }
 
     pub(super) fn events_lost(&self) -> u64 {
-        self.losses.ring_full + self.losses.map_full + self.missed + self.crowded_out
+        self.losses.ring_full + self.losses.map_full + self.missed.values().sum::<u64>() + self.crowded_out
     }
 
     pub(super) fn report_trouble(&self) {

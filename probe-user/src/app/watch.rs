@@ -197,7 +197,7 @@ async fn watch(
         counts,
         tally,
         losses: Losses::default(),
-        missed: 0,
+        missed: BTreeMap::new(),
         counted: intake.mark(LOSSES_WANTED_NS),
         crowded_out: 0,
         unsaid: BTreeMap::new(),

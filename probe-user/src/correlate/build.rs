@@ -261,6 +261,11 @@ fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage 
         sensors,
         cut_short,
         events_lost: lost.iter().filter(|(_, sensor, ..)| !of_packets(sensor)).map(|(.., count, _)| count).sum(),
+        lost_of: lost
+            .iter()
+            .filter(|(_, sensor, ..)| !of_packets(sensor))
+            .filter_map(|(_, sensor, count, _)| Some(((*sensor)?, *count)))
+            .collect(),
         packets_dropped: lost.iter().filter(|(_, sensor, ..)| of_packets(sensor)).map(|(.., count, _)| count).sum(),
         losses: lost.into_iter().map(|(at, _, count, why)| (*at, *count, why.clone())).collect(),
     }

@@ -168,6 +168,21 @@ pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
     })
 }
 
+/// The sensor that alone has a gap if this program was not run for an event. `None`: what it tells also puts connections and processes
+/// together, so that without it anything else may be wrong.
+#[must_use]
+pub fn only_sensor_of(program: &str) -> Option<Sensor> {
+    match program {
+        "kfree_skb" => Some(Sensor::Drops),
+        "tcp_retransmit_skb" | "tcp_retransmit_skb_record" => Some(Sensor::Retransmits),
+        "signal_generate" => Some(Sensor::Signals),
+        "mark_victim" => Some(Sensor::OomKills),
+        // Of files that could not be opened.
+        "sys_exit_open" | "sys_exit_openat" => Some(Sensor::Syscalls),
+        _ => None,
+    }
+}
+
 /// How each sensor sees, from what could be attached, opened and followed.
 pub(super) fn sensors<'a>(
     kernel: Option<&[Attachment]>,

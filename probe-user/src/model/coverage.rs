@@ -146,6 +146,8 @@ pub struct CaseCoverage {
     pub losses: Vec<(At, u64, String)>,
     /// Kernel records lost in the case's span.
     pub events_lost: u64,
+    /// Of these, records that were one sensor's: of others nothing was lost by that.
+    pub lost_of: Vec<(Sensor, u64)>,
     /// Packets dropped by the capture in the case's span.
     pub packets_dropped: u64,
     /// The stream ended before what comes late could come: the kernel's record of a reset, the exit of a process, the count of what was
@@ -158,7 +160,9 @@ impl CaseCoverage {
     #[must_use]
     pub fn silence_counts(&self, sensor: Sensor) -> bool {
         let on = self.sensors.iter().any(|(s, sight, _)| *s == sensor && *sight == Sight::On);
-        let lost = if sensor == Sensor::Packets { self.packets_dropped } else { self.events_lost };
+        let of_others = self.lost_of.iter().filter(|(other, _)| *other != sensor).map(|(_, count)| count).sum::<u64>();
+        let lost =
+            if sensor == Sensor::Packets { self.packets_dropped } else { self.events_lost.saturating_sub(of_others) };
         on && lost == 0 && !self.cut_short
     }
 
@@ -172,5 +176,23 @@ impl CaseCoverage {
     #[must_use]
     pub fn sight(&self, sensor: Sensor) -> Sight {
         self.sensors.iter().find(|(s, ..)| *s == sensor).map_or(Sight::Off, |(_, sight, _)| *sight)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_sensor_lost_leaves_the_others_their_silence() {
+        let on = |sensor: &Sensor| (*sensor, Sight::On, None);
+        let mut coverage = CaseCoverage { sensors: Sensor::ALL.iter().map(on).collect(), ..CaseCoverage::default() };
+        (coverage.events_lost, coverage.lost_of) = (3, vec![(Sensor::Signals, 3)]);
+        assert!(!coverage.silence_counts(Sensor::Signals));
+        assert!(coverage.silence_counts(Sensor::Drops) && coverage.silence_counts(Sensor::Packets));
+        // One more, of nobody knows which.
+        coverage.events_lost = 4;
+        assert!(!coverage.silence_counts(Sensor::Drops));
+        assert!(coverage.silence_counts(Sensor::Packets));
     }
 }

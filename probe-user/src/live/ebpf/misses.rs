@@ -14,7 +14,8 @@ use std::{
 use super::load::Kernel;
 
 impl Kernel {
-    /// How often each program was not run for its event, of those to which that has happened.
+    /// How often each program was not run for its event, of those to which that has happened. Cheap enough to be asked all the time: a
+    /// system call for each.
     #[must_use]
     pub fn misses(&self) -> BTreeMap<String, u64> {
         let of = |program: &aya::programs::Program| misses_of(program.fd().ok()?.as_fd()).ok().flatten();
@@ -22,12 +23,6 @@ impl Kernel {
             .programs()
             .filter_map(|(name, program)| of(program).filter(|count| *count > 0).map(|count| (name.to_owned(), count)))
             .collect()
-    }
-
-    /// The same of all programs together. Cheap enough to be asked all the time: a system call for each.
-    #[must_use]
-    pub fn missed(&self) -> u64 {
-        self.misses().values().sum()
     }
 }
 
