@@ -24,10 +24,10 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "No upstream was asked: `return 502`, `error_page ... =502`, `try_files ... =502`, `limit_req_status 502`, or a script \
-                   made the status. A stored failure answered from nginx's cache looks the same from outside (cached-502).",
+                   made the status; or a server answered, and `proxy_intercept_errors` with `error_page 503 =502` made 502 of it. A stored failure answered from nginx's cache looks the same from outside (cached-502).",
         proof: "nginx's upstream module never began to work on the request, and a directive that answers 502 stands in the \
                 configuration where the request's host and URI lead. Without such a directive, or with a script there, it is likely.",
-        refuted: "Any attempt at an upstream, or a message of nginx about one; an answer from the cache (cached-502).",
+        refuted: "A failed attempt at an upstream, or a message of nginx about one; an answer from the cache (cached-502).",
         remedies: &const {
             and_servers::<2, 10>(
                 [
