@@ -65,13 +65,18 @@ impl Correlator {
         if self.sight(Sensor::NginxStatuses) == Sight::On || status.parent.is_some() {
             return false;
         }
-        let this = |decided: &&mut Decided| decided.request.key == main && decided.request.identity == identity;
-        let Some(decided) = self.decided.iter_mut().rev().find(this) else { return false };
+        let Some(decided) = self.decided_of(main, identity) else { return false };
         decided.status = Some(status.status);
         decided.request.redirected = true;
         decided.request.heard.push(event.id);
         self.tells_of_decided(main.worker);
         true
+    }
+
+    /// The request's failure that is decided and not told yet, the last one.
+    fn decided_of(&mut self, main: RequestKey, identity: (Option<u64>, Option<u64>)) -> Option<&mut Decided> {
+        let this = |decided: &&mut Decided| decided.request.key == main && decided.request.identity == identity;
+        self.decided.iter_mut().rev().find(this)
     }
 
     /// What took the place of an error failed as well: that made the status.
@@ -82,10 +87,12 @@ impl Correlator {
         main: RequestKey,
         identity: (Option<u64>, Option<u64>),
     ) {
-        let this = |decided: &&mut Decided| decided.request.key == main && decided.request.identity == identity;
-        let hidden = self.decided.iter_mut().rev().find(this).filter(|decided| decided.request.redirected);
-        let Some(decided) = hidden else { return };
-        if let Some(open) = self.requests.take(main, identity) {
+        if self.decided_of(main, identity).is_none_or(|decided| !decided.request.redirected) {
+            return;
+        }
+        let open = self.requests.take(main, identity);
+        let Some(decided) = self.decided_of(main, identity) else { return };
+        if let Some(open) = open {
             decided.request.complaints.extend(open.complaints);
             decided.request.accepts.extend(open.accepts);
             decided.request.heard.extend(open.heard);

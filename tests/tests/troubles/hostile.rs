@@ -17,12 +17,6 @@ use crate::scene::{KINDS, all_is_well, faults, humbler, notices};
 /// Seconds, unless `PROBE502_SOAK` says otherwise (60 and more for a real soak).
 const LASTS: u64 = 8;
 
-/// Connections that nginx complained of are remembered for five minutes, so many at most (`correlate/limits.rs`): until then memory grows
-/// with the failures, and with nothing else.
-const REMEMBERED: u64 = 16_384;
-/// What one of them takes, with its events, KiB (measured over 60 s: 46 MiB for some 4,000).
-const KIB_EACH: u64 = 12;
-
 /// A debug build on a crowded machine judges some two hundred failures a second.
 const CAUGHT_UP: Duration = Duration::from_secs(30);
 
@@ -85,8 +79,7 @@ fn soak(lasts: Duration, seed: u64) -> Result<()> {
     );
     let said: u64 = notices(&ended, "lost").iter().filter_map(|notice| notice.count).sum();
     ensure!(said == summary.events_lost + summary.packets_dropped, "{said} losses are said of {summary:?}");
-    let told = summary.incidents + summary.near_misses;
-    let room = settled / 4 + told.min(REMEMBERED) * KIB_EACH;
-    ensure!(most < settled + room, "memory grew from {settled} to {most} KiB ({sent:?}, {summary:?})");
+    // Over 60 s of a build of release with 10,667 failures told: from 51,408 to 53,932 KiB.
+    ensure!(most < settled + settled / 4, "memory grew from {settled} to {most} KiB ({sent:?}, {summary:?})");
     Ok(())
 }
