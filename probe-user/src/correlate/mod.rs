@@ -342,7 +342,7 @@ impl Correlator {
                 self.requests.put(passed);
             }
         }
-        let open = self.requests.entry(key, (log.number, log.client_requests), event.at.latest);
+        let open = self.requests.entry(key, identity, event.at.latest);
         open.heard.push(event.id);
         open.subrequest |= log.parent.is_some();
         let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
@@ -353,7 +353,7 @@ impl Correlator {
         open.complaints.push((event.clone(), log.clone(), complaint));
         if truncated {
             // The header was passed on: no status will follow that could decide it.
-            let request = self.requests.take(key, (log.number, log.client_requests));
+            let request = self.requests.take(key, identity);
             if let Some(request) = request {
                 self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, log.status, None);
             }

@@ -15,6 +15,7 @@
 //! | `/shutdown` | reads the request, then ends its sending side only |
 //! | `/crash/SIGNAL`, `/exit/STATUS` | the process ends so |
 //! | `/crash-in-child/SIGNAL` | forks a child that gets the connection, and ends so a little later |
+//! | `/eat-memory` | takes memory until the kernel ends the process; in an emulated machine only |
 //! | `/sibling` | another worker crashes, then this one closes |
 //! | `/dial-close`, `/dial-502`, `/open-close` | runs out of descriptors making sockets (opening files), then closes or answers |
 //! | `/early/` | leaves the request unread until the command `/answer-early`: a 413, then a close |

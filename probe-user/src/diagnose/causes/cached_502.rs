@@ -156,7 +156,7 @@ pub(crate) mod tests {
         let mut world = World::new(502);
         world.case.attempts.clear();
         let text = "http { server { location / { proxy_pass http://127.0.0.1:8000; proxy_cache pages; proxy_cache_valid any 1m; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         world
     }
 

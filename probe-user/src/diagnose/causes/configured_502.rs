@@ -24,9 +24,11 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "No upstream was asked: `return 502`, `error_page ... =502`, `try_files ... =502`, `limit_req_status 502`, or a script \
-                   made the status; or a server answered, and `proxy_intercept_errors` with `error_page 503 =502` made 502 of it. A stored failure answered from nginx's cache looks the same from outside (cached-502).",
+                   made the status; or a server answered, and `proxy_intercept_errors` with `error_page 503 =502` made 502 of it. \
+                   A stored failure answered from nginx's cache looks the same from outside (cached-502).",
         proof: "nginx's upstream module never began to work on the request, and a directive that answers 502 stands in the \
-                configuration where the request's host and URI lead. Without such a directive, or with a script there, it is likely.",
+                configuration where the request's host and URI lead. Without such a directive, or with a script there, it is likely. \
+                Where a server was asked: the status it answered, and the `error_page` that makes 502 of that.",
         refuted: "A failed attempt at an upstream, or a message of nginx about one; an answer from the cache (cached-502).",
         remedies: &const {
             and_servers::<2, 10>(
@@ -188,11 +190,11 @@ pub(crate) mod tests {
         world.case.attempts.clear();
         world.case.upstream_begun = Some(false);
         let text = "http { server { location / { return 502; } location /other { return 404; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         let explanation = world.expect("configured-502", Confidence::Confirmed);
         assert!(explanation.summary.contains("`return 502` in location /"), "{}", explanation.summary);
         let text = "http { server { location / { content_by_lua_file /x.lua; error_page 404 =502 /x; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         world.expect("configured-502", Confidence::Likely);
     }
 
@@ -202,11 +204,11 @@ pub(crate) mod tests {
         world.attempt().outcome = Outcome::Ok;
         world.attempt().status = Some(503);
         let text = "http { server { location / { proxy_pass http://127.0.0.1:8000; error_page 503 =502 /x; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         let explanation = world.expect("configured-502", Confidence::Confirmed);
         assert!(explanation.summary.contains("answered 503, and"), "{}", explanation.summary);
         let text = "http { server { location / { proxy_pass http://127.0.0.1:8000; error_page 404 =502 /x; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         assert_eq!(crate::report::cause(&world.judge()), "unknown");
     }
 
@@ -215,7 +217,7 @@ pub(crate) mod tests {
         let mut world = World::new(502);
         world.case.attempts.clear();
         let text = "http { server { location / { return 502; } } }";
-        world.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        world.configured(text);
         assert_eq!(crate::report::cause(&world.judge()), "cached-502");
     }
 

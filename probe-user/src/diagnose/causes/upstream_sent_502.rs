@@ -25,8 +25,8 @@ pub(crate) const CAUSE: Cause = Cause {
     depth: Depth::Mechanism,
     page: Page {
         happened: "nginx got a whole, valid response from the upstream, and its status was 502. The fault lies behind the upstream: it \
-                   is itself a proxy (another nginx, an ingress, an application gateway) or an application that says so. 500 instead of 502 when \
-                   it was the server of auth_request.",
+                   is itself a proxy (another nginx, an ingress, an application gateway) or an application that says so. \
+                   500 instead of 502 when it was the server of auth_request.",
         proof: "The upstream's status line on the wire, or the header that nginx accepted from it.",
         refuted: "A failure of the connection before the header was whole.",
         remedies: &[
@@ -142,7 +142,11 @@ fn by_auth_request(reading: &Reading<'_>, said: Evidence) -> Finding {
          answers 502 itself."
             .to_owned()
     };
-    finding.fix.push("Look into that server's own log at this time; auth_request takes 2xx for yes, 401 and 403 for no, and makes 500 of all else.".to_owned());
+    finding.fix.push(
+        "Look into that server's own log at this time; auth_request takes 2xx for yes, 401 and 403 for no, and makes 500 of all \
+         else."
+            .to_owned(),
+    );
     finding
 }
 

@@ -220,10 +220,17 @@ mod tests {
         model::{evidence::Fact, net::Address},
     };
 
+    impl World {
+        /// nginx has this configuration.
+        pub(crate) fn configured(&mut self, text: &str) {
+            self.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+        }
+    }
+
     /// A world with this configuration, whose request asks for this and was sent to 127.0.0.1:8000.
     fn world(configuration: &str, host: &str, uri: &str) -> World {
         let mut world = World::new(504);
-        world.case.configuration = Some(crate::decode::config::decode(configuration).unwrap().configuration);
+        world.configured(configuration);
         world.case.request.host = Some(host.to_owned());
         world.case.request.uri = Some(uri.to_owned());
         world
