@@ -194,7 +194,10 @@ fn one(
         bytes_sent: state.filter(|s| !still_counting(s)).map(|s| s.bytes_sent),
         bytes_received: state.map(|s| s.bytes_received),
         head: None,
-        syscalls: calls_of(log, failed_at, calls).into_iter().chain(accept_of(request, socket.as_ref(), end)).collect(),
+        syscalls: calls_of(complaint, upstream.as_ref(), calls)
+            .into_iter()
+            .chain(accept_of(request, socket.as_ref(), end))
+            .collect(),
         complaint: complaint.map(|(event, _, complaint)| (event.clone(), complaint.clone())),
         link: Link::Exact,
         flow: flow.map_or(Joined::None, |flow| Joined::One(own(as_of(flow, end), socket.as_ref()))),
@@ -338,19 +341,33 @@ pub(super) fn idle_us(socket: &Socket) -> Option<u64> {
     }
 }
 
-fn calls_of(log: Option<&NginxLog>, failed_at: Option<Moment>, calls: &[Event]) -> Vec<Event> {
-    let (Some(log), Some(failed_at)) = (log, failed_at) else { return Vec::new() };
+fn calls_of(
+    complaint: Option<&(Event, NginxLog, Complaint)>,
+    upstream: Option<&Address>,
+    calls: &[Event],
+) -> Option<Event> {
+    let (said, log, complaint) = complaint?;
+    let failed_at = said.at.latest;
     // The failed call and nginx's complaint about it happen in the same turn; between them lies only the log formatting.
     let in_turn = |event: &&Event| event.at.latest <= failed_at && failed_at.since_ns(event.at.latest) < 5_000_000;
-    let same_errno = |event: &&Event| match &event.body {
-        Body::Syscall(call) if call.pid == log.worker => match &call.call {
-            Syscall::Connect { result: Err(errno), .. } => Some(*errno) == log.errno,
-            Syscall::Socket { error, .. } => Some(*error) == log.errno,
-            _ => false,
-        },
+    let meant = |event: &&Event| match &event.body {
+        Body::Syscall(call) => call.pid == log.worker && is_complained_of(&call.call, complaint, upstream),
         _ => false,
     };
-    calls.iter().filter(in_turn).rfind(same_errno).cloned().into_iter().collect()
+    calls.iter().filter(in_turn).rfind(meant).cloned()
+}
+
+/// Whether nginx's complaint is about this failed call. What an event loop told it later ("connect() failed") no call of its own returned,
+/// and a worker that many requests keep busy fails to connect to several places within a millisecond.
+pub(super) fn is_complained_of(call: &Syscall, complaint: &Complaint, upstream: Option<&Address>) -> bool {
+    match (call, complaint.message) {
+        (Syscall::Connect { address, result: Err(errno), .. }, Message::ConnectFailedAtOnce) => {
+            let same_place = address.is_none() || upstream.is_none() || address.as_ref() == upstream;
+            Some(*errno) == complaint.errno && same_place
+        }
+        (Syscall::Socket { error, .. }, Message::SocketFailed) => Some(*error) == complaint.errno,
+        _ => false,
+    }
 }
 
 /// The `accept()` of an attempt's connection over a unix socket, where it came in time.

@@ -6,7 +6,7 @@ use crate::{
     model::{
         attempt::{Attempt, Joined, Link, Outcome},
         complaint::{Complaint, Message, Phase},
-        event::Event,
+        event::{Body, Event},
         flow::{Flow, Side},
         net::{Address, Errno},
         process::Pid,
@@ -98,7 +98,7 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
         bytes_sent: unsent.then_some(0),
         bytes_received: unsent.then_some(0),
         head: None,
-        syscalls: syscalls(group.pid.unwrap_or(0), line, calls),
+        syscalls: syscalls(group.pid.unwrap_or(0), line, upstream.as_ref(), calls),
         complaint: Some((line.event.clone(), line.complaint.clone())),
         link: Link::Inferred,
         socket_at_failure: socket,
@@ -122,16 +122,12 @@ fn reused(flow: &Flow, tcp: &TcpCounters, message: Message) -> Option<bool> {
     }
 }
 
-fn syscalls(pid: u32, line: &Line, calls: &[Event]) -> Vec<Event> {
-    use crate::model::{event::Body, socket::Syscall};
+fn syscalls(pid: u32, line: &Line, upstream: Option<&Address>, calls: &[Event]) -> Vec<Event> {
     let fits = |event: &&Event| match &event.body {
-        Body::Syscall(call) if call.pid == Pid(pid) => {
-            let errno = match &call.call {
-                Syscall::Connect { result: Err(errno), .. } => Some(*errno),
-                Syscall::Socket { error, .. } => Some(*error),
-                _ => None,
-            };
-            errno.is_some() && errno == line.complaint.errno && event.at.overlaps(&widened(line.event.at))
+        Body::Syscall(call) => {
+            call.pid == Pid(pid)
+                && exact::is_complained_of(&call.call, &line.complaint, upstream)
+                && event.at.overlaps(&widened(line.event.at))
         }
         _ => false,
     };

@@ -454,3 +454,29 @@ fn a_close_after_an_answer_may_be_innocent() {
     // More was sent than the request: a TLS handshake, which has ways of its own to fail.
     assert_eq!(silent(0, 0), Outcome::Unknown);
 }
+
+/// A worker's connect() to 10.9.9.9:8000 fails at once, and a millisecond later nginx complains of a request's attempt at `peer`.
+fn failed_calls_of_an_attempt(format: &str, peer: &str) -> usize {
+    use crate::model::socket::{Syscall, SyscallEvent};
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let address = Some(Address::Ip(address("10.9.9.9:8000")));
+    let call = Syscall::Connect { fd: 13, address, result: Err(Errno::EHOSTUNREACH), socket: None };
+    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    world.wait(MS);
+    world.log((1, 41), (format, Some(Errno::EHOSTUNREACH), CONNECTING), peer, None);
+    world.answer(1, 41, 502, &[(peer, 502, None)]);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    case.attempts[0].syscalls.len()
+}
+
+#[test]
+fn a_failed_call_is_of_the_attempt_that_made_it() {
+    assert_eq!(failed_calls_of_an_attempt("connect() to %V failed", "10.9.9.9:8000"), 1);
+    // The worker's other request, which failed to connect to another place in the same millisecond.
+    assert_eq!(failed_calls_of_an_attempt("connect() to %V failed", "127.0.0.1:8000"), 0);
+    // connect() itself went well: an ICMP message said it afterwards.
+    assert_eq!(failed_calls_of_an_attempt("connect() failed", "127.0.0.1:8000"), 0);
+    assert_eq!(failed_calls_of_an_attempt("connect() failed", "10.9.9.9:8000"), 0);
+}
