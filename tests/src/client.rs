@@ -16,7 +16,7 @@ use crate::process::wait_until;
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One request and what came back.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Exchange {
     /// The client's own end of the connection.
     pub local: SocketAddr,
@@ -36,6 +36,22 @@ pub struct Exchange {
     pub answered: Instant,
     /// From the one to the other.
     pub took: Duration,
+}
+
+/// The body as a text: it is shown where a test fails.
+impl std::fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { local, method, uri, status, headers, body, sent, answered: _, took } = self;
+        f.debug_struct("Exchange")
+            .field("local", local)
+            .field("request", &format_args!("{method} {uri}"))
+            .field("status", status)
+            .field("headers", &format_args!("{headers:?}"))
+            .field("body", &String::from_utf8_lossy(body))
+            .field("sent", sent)
+            .field("took", took)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Exchange {

@@ -357,7 +357,7 @@ fn calls_of(
     calls.iter().filter(in_turn).rfind(meant).cloned()
 }
 
-/// Whether nginx's complaint is about this failed call. What an event loop told it later ("connect() failed") no call of its own returned,
+/// Whether nginx's complaint is about this failed call. What an event loop told it later (`connect() failed`) no call of its own returned,
 /// and a worker that many requests keep busy fails to connect to several places within a millisecond.
 pub(super) fn is_complained_of(call: &Syscall, complaint: &Complaint, upstream: Option<&Address>) -> bool {
     match (call, complaint.message) {

@@ -122,6 +122,8 @@ impl Report {
         let mut counts = ended.counts;
         counts.failed += ended.broken.len();
         self.complaints.extend(ended.broken.iter().map(|how| format!("suite {name}: {how}")));
+        let repeated = |test| format!("suite {name}: {test} failed, and passed when it was run again, see above");
+        self.complaints.extend(ended.repeated.iter().map(repeated));
         if counts.failed > 0 {
             self.complaints.push(format!("suite {name}: {} failed, see above", counts.failed));
         }

@@ -455,7 +455,7 @@ fn a_close_after_an_answer_may_be_innocent() {
     assert_eq!(silent(0, 0), Outcome::Unknown);
 }
 
-/// A worker's connect() to 10.9.9.9:8000 fails at once, and a millisecond later nginx complains of a request's attempt at `peer`.
+/// A worker's `connect()` to 10.9.9.9:8000 fails at once, and a millisecond later nginx complains of a request's attempt at `peer`.
 fn failed_calls_of_an_attempt(format: &str, peer: &str) -> usize {
     use crate::model::socket::{Syscall, SyscallEvent};
     let mut world = World::new();
