@@ -110,12 +110,22 @@ pub struct Settings {
     pub statuses: [u32; 8],
     /// The probe itself, never watched.
     pub own_tgid: u32,
-    /// Of connections only what goes wrong with them is told: depth light.
+    /// Whether of connections only what goes wrong with them is told (depth light); see [`only_trouble`].
     pub only_trouble: u32,
     /// Numbers of the system calls on this architecture, for `sys_exit`: connect, accept, accept4, socket, openat, open.
     pub syscall_numbers: [u32; 6],
     /// Always zero: guards what must be in a program and must never run.
     pub never: u32,
+}
+
+/// What [`Settings::only_trouble`] says.
+pub mod only_trouble {
+    /// Everything is told.
+    pub const NEVER: u32 = 0;
+    /// Only trouble is.
+    pub const ALWAYS: u32 = 1;
+    /// As the map `ONLY_TROUBLE` says at the moment.
+    pub const SWITCHED: u32 = 2;
 }
 
 impl Settings {

@@ -16,6 +16,8 @@ pub mod map {
     pub const LOSSES: &str = "LOSSES";
     /// Per CPU, by [`crate::losses::counter`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// One number, for [`crate::globals::only_trouble::SWITCHED`]: 1 where only trouble is told.
+    pub const ONLY_TROUBLE: &str = "ONLY_TROUBLE";
 }
 
 /// Globals.

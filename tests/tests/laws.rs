@@ -125,6 +125,27 @@ proptest! {
         prop_assert_eq!(&said, &replay(&arrivals, Delivery::AT_ONCE));
     }
 
+    /// Sensors that come to see, and see less again, as a depth that changes lets them (`--depth auto`): nothing is claimed of the time in
+    /// which less was seen.
+    #[test]
+    fn a_changing_depth_is_humble(world in worlds(), view in views(), auto in any::<bool>(), from in 0u16..900, long in 1u16..600) {
+        let story = story::play(&world);
+        let light = View {
+            off: vec![Sensor::Syscalls, Sensor::NginxStatuses],
+            degraded: vec![Sensor::SocketStates, Sensor::Packets],
+            seed: view.seed,
+            ..View::whole()
+        };
+        let view = View { deeper: Some((from, from + long)), ..if auto { light } else { view } };
+        let (arrivals, said) = live(&story, &view);
+        for judged in &said {
+            if let Err(why) = check(&story, judged) {
+                prop_assert!(false, "{}", why);
+            }
+        }
+        prop_assert_eq!(&said, &replay(&arrivals, Delivery::AT_ONCE));
+    }
+
     /// No claim from silence: taking a sensor away, and saying so, never makes a verdict surer. (What is lost is the next law's.)
     #[test]
     fn no_claim_from_silence(world in worlds(), view in views(), sensor in select(sensors())) {

@@ -83,6 +83,10 @@ pub(crate) struct RequestIdentity {
 #[btf_map]
 pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, 4096> = LruHashMap::new();
 
+/// The switch of [`probe_abi::globals::only_trouble::SWITCHED`].
+#[btf_map]
+pub(crate) static ONLY_TROUBLE: Array<u32, 1> = Array::new();
+
 /// Sockets (`struct sock *`) of which something was told at depth light: their end is told then, however they end.
 #[btf_map]
 pub(crate) static IN_TROUBLE: LruHashMap<u64, u8, 8192> = LruHashMap::new();

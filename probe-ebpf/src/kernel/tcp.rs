@@ -8,13 +8,14 @@ use aya_ebpf::{
 use probe_abi::{
     Kind,
     endpoint::{FAMILY_INET, FAMILY_INET6},
+    globals::only_trouble,
     socket::{NO_REASON, Packet, SocketEvent, StateChange, state},
 };
 
 use super::{
     emit,
     globals::{offset, setting},
-    maps::IN_TROUBLE,
+    maps::{IN_TROUBLE, ONLY_TROUBLE},
     skb,
     socket::{Ends, Probed, Sock, TCP, Typed, describe, ends, is_mini},
     target,
@@ -70,7 +71,7 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
         }
         return Some(());
     }
-    let only_trouble = setting!(only_trouble) != 0;
+    let only_trouble = only_trouble();
     if only_trouble && new == state::ESTABLISHED {
         return Some(());
     }
@@ -152,10 +153,20 @@ fn looks_well(sock: impl Sock, connecting: bool, new: u8) -> Option<bool> {
 /// A connection that ends so many jiffies after its last answer was kept for another request.
 const AT_ONCE: u32 = 3;
 
+/// Whether of connections only trouble is told. What never changes is decided at load.
+#[inline(always)]
+fn only_trouble() -> bool {
+    match setting!(only_trouble) {
+        only_trouble::NEVER => false,
+        only_trouble::SWITCHED => ONLY_TROUBLE.get(0).is_some_and(|now| *now != 0),
+        _ => true,
+    }
+}
+
 /// Remembers that something was told of this socket.
 #[inline(always)]
 fn in_trouble(address: u64) {
-    if setting!(only_trouble) != 0 {
+    if only_trouble() {
         // The map makes room by itself.
         let _done = IN_TROUBLE.insert(address, 1, 0);
     }

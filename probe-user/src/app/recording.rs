@@ -72,6 +72,7 @@ fn manifest(plan: &Record, bounds: Bounds, clock: WallClock, kernel: Option<&Ker
         nginx: nginx::masters().into_iter().map(|master| (master.pid, None)).collect(),
         statuses: plan.watch.statuses.clone(),
         depth: match plan.watch.depth {
+            _ if plan.watch.depth_auto => "auto",
             Depth::Light => "light",
             Depth::Standard => "standard",
             Depth::Deep => "deep",

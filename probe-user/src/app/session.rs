@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Write as _},
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -22,6 +22,7 @@ use crate::{
         logs::CutOff,
         marks::Mark,
         privilege::{self, Account},
+        scope::Depth,
         sources::{self, Counts},
         thinker::{Delivery, Intake},
     },
@@ -40,6 +41,9 @@ const PIECE_NS: u64 = 50_000_000;
 /// And in so many at most.
 const PIECES: u64 = 200;
 
+/// With `--depth auto`, how long the depth stays standard after a failure that light could not prove.
+const DEEPER: Duration = Duration::from_mins(1);
+
 /// A running watch.
 pub(super) struct Session<'a> {
     pub(super) plan: &'a Watch,
@@ -49,6 +53,8 @@ pub(super) struct Session<'a> {
     pub(super) counts: Arc<Counts>,
     pub(super) tally: SharedTally,
     pub(super) losses: Losses,
+    /// With `--depth auto`: until when the depth is standard.
+    pub(super) deeper_until: Option<tokio::time::Instant>,
     /// Events for which the kernel did not run our programs.
     pub(super) missed: BTreeMap<String, u64>,
     /// Up to when it was asked what was lost.
@@ -85,6 +91,27 @@ impl Session<'_> {
             self.notice(what, 1, &text);
         }
         Ok(())
+    }
+
+    /// A failure was told of which a greater depth would have told more.
+    pub(super) fn deepen(&mut self) {
+        if !self.plan.depth_auto || self.deeper_until.is_some() {
+            return;
+        }
+        self.followers.set_depth(Depth::Standard);
+        self.deeper_until = Some(tokio::time::Instant::now() + DEEPER);
+        let text = format!(
+            "depth standard for {} s: light could not prove the cause of a failure, and the next may be like it",
+            DEEPER.as_secs()
+        );
+        self.notice("depth", 1, &text);
+    }
+
+    /// That time is over.
+    pub(super) fn end_deeper(&mut self) {
+        self.deeper_until = None;
+        self.followers.set_depth(Depth::Light);
+        self.notice("depth", 1, "depth light again");
     }
 
     /// Gives up every right, for good.
@@ -143,9 +170,6 @@ impl Session<'_> {
             return;
         }
         let mut lines = Vec::new();
-        if self.plan.depth_auto {
-            lines.push("depth auto: standard, and it stays that".to_owned());
-        }
         if !self.form.json {
             for instance in self.followers.instances() {
                 let workers: Vec<String> = instance.workers.iter().map(ToString::to_string).collect();

@@ -39,7 +39,7 @@ use crate::{
         thinker::{self, Delivery, Intake, Said},
     },
     model::{case::CaseKind, time::WallClock},
-    pipeline::{Limits, Settings},
+    pipeline::{Limits, Question, Settings},
     redact::{Level, Redactor},
     report::json,
 };
@@ -119,6 +119,7 @@ fn scope(plan: &Watch) -> Scope {
             Depth::Standard => scope::Depth::Standard,
             Depth::Deep => scope::Depth::Deep,
         },
+        depth_auto: plan.depth_auto,
         uprobes: plan.uprobes,
         packets: plan.packets,
         only_nginx: plan.only_nginx,
@@ -198,6 +199,7 @@ async fn watch(
         tally,
         losses: Losses::default(),
         missed: BTreeMap::new(),
+        deeper_until: None,
         counted: intake.mark(LOSSES_WANTED_NS),
         crowded_out: 0,
         unsaid: BTreeMap::new(),
@@ -219,13 +221,8 @@ async fn watch(
             _ = terminate.recv() => break End::Ordered,
             () = sleep_until(deadline) => break End::Ordered,
             _ = asked_for_cost.recv() => session.tell_own_cost(started),
-            Some(saying) = sayings.recv() => match saying {
-                // The lookup thread ends only with the program.
-                Said::Question(question) => drop(lookups.as_ref().map(|lookups| lookups.send(question))),
-                Said::Case(CaseKind::Incident) if session.is_enough() => break End::Ordered,
-                Said::Case(_) => session.report_trouble(),
-                Said::OutputGone => break End::OutputGone,
-                Said::Ended => break End::Ordered,
+            Some(saying) = sayings.recv() => if let Some(end) = heed(&mut session, saying, lookups.as_ref()) {
+                break end;
             },
             () = processes.notified(), if plan.follows => {
                 tokio::time::sleep(SETTLE).await;
@@ -233,6 +230,7 @@ async fn watch(
             }
             () = learnt.notified(), if plan.follows => session.look()?,
             _ = look.tick(), if plan.follows => session.look()?,
+            () = sleep_until(session.deeper_until) => session.end_deeper(),
             _ = losses.tick() => session.count_losses(),
             _ = progress.tick() => {
                 session.tell_losses();
@@ -266,6 +264,22 @@ async fn watch(
         session.summary(started);
     }
     Ok(())
+}
+
+/// Does what the thinking thread's word asks for; whether that is the end.
+fn heed(session: &mut Session<'_>, saying: Said, lookups: Option<&std::sync::mpsc::Sender<Question>>) -> Option<End> {
+    match saying {
+        Said::Question(question) => {
+            // The lookup thread ends only with the program.
+            let _ = lookups.map(|lookups| lookups.send(question));
+        }
+        Said::Case(CaseKind::Incident) if session.is_enough() => return Some(End::Ordered),
+        Said::Case(_) => session.report_trouble(),
+        Said::TooShallow => session.deepen(),
+        Said::OutputGone => return Some(End::OutputGone),
+        Said::Ended => return Some(End::Ordered),
+    }
+    None
 }
 
 /// Waits until the last failure is judged, and goes on counting what is lost until then.
@@ -360,6 +374,7 @@ fn load(plan: &Watch) -> (Option<Kernel>, Option<String>) {
     }
     let options = LoadOptions {
         depth: if plan.depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard },
+        reach: if plan.depth_auto { ebpf::Depth::Standard } else { ebpf::Depth::Light },
         hide_btf: plan.hide_btf,
         only: plan.hooks.clone(),
         ring_bytes: RING_BYTES,

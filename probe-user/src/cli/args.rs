@@ -95,7 +95,7 @@ pub enum Depth {
     Standard,
     /// Also every packet's header, both sides of nginx
     Deep,
-    /// Chooses by itself (today: standard)
+    /// Light, and standard for a minute after a failure that light could not prove
     Auto,
 }
 

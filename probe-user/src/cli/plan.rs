@@ -25,6 +25,11 @@ pub enum PlanError {
     /// A count of nothing.
     #[error("--count 0: would stop before it began; leave it out to go on until interrupted")]
     Count,
+    /// The depth cannot change without rights.
+    #[error(
+        "--depth auto: attaches more when it is needed, and with --no-follow the rights for that are given up; give --depth light or standard"
+    )]
+    AutoWithoutRights,
     /// Standard input can be read only once.
     #[error("-: standard input can be named only once")]
     StandardInput,
@@ -239,6 +244,9 @@ impl TryFrom<args::Watch> for Watch {
         if typed.count == Some(0) {
             return Err(PlanError::Count);
         }
+        if typed.depth == args::Depth::Auto && typed.no_follow {
+            return Err(PlanError::AutoWithoutRights);
+        }
         Ok(Self {
             interfaces: typed.interfaces,
             pids: typed.pids,
@@ -246,8 +254,8 @@ impl TryFrom<args::Watch> for Watch {
             duration: typed.duration.as_deref().map(duration).transpose()?,
             count: typed.count,
             depth: match typed.depth {
-                args::Depth::Light => Depth::Light,
-                args::Depth::Standard | args::Depth::Auto => Depth::Standard,
+                args::Depth::Light | args::Depth::Auto => Depth::Light,
+                args::Depth::Standard => Depth::Standard,
                 args::Depth::Deep => Depth::Deep,
             },
             depth_auto: typed.depth == args::Depth::Auto,
@@ -324,6 +332,7 @@ mod tests {
     fn nonsense_is_refused_with_a_reason() {
         assert_eq!(watch("--status 502,42"), Err(PlanError::Status(42)));
         assert_eq!(watch("--count 0"), Err(PlanError::Count));
+        assert_eq!(watch("--depth auto --no-follow"), Err(PlanError::AutoWithoutRights));
         assert!(matches!(watch("--duration soon"), Err(PlanError::Duration(_))));
     }
 

@@ -7,7 +7,7 @@ use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
     complaint::{Complaint, Message},
-    coverage::{CaseCoverage, Sensor, Sight},
+    coverage::{CaseCoverage, Sensor},
     event::{Body, Event},
     host::{Configuration, HostFact},
     net::{Address, Errno},
@@ -248,17 +248,10 @@ fn host(
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {
-    let sensors = Sensor::ALL
-        .iter()
-        .map(|sensor| match correlator.sensors.get(sensor) {
-            Some((sight, why)) => (*sensor, *sight, why.clone()),
-            None => (*sensor, Sight::Off, None),
-        })
-        .collect();
     let lost: Vec<_> = correlator.losses.iter().filter(|(at, ..)| at.overlaps(&span)).collect();
     let of_packets = |sensor: &Option<Sensor>| *sensor == Some(Sensor::Packets);
     CaseCoverage {
-        sensors,
+        sensors: correlator.sights(span.earliest),
         cut_short,
         events_lost: lost.iter().filter(|(_, sensor, ..)| !of_packets(sensor)).map(|(.., count, _)| count).sum(),
         lost_of: lost

@@ -108,6 +108,8 @@ pub struct Correlator {
     host: host::Host,
     sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
+    /// Until when sensors saw less than they do now.
+    dimmer: VecDeque<(Moment, Sensor, Sight, Option<String>)>,
     /// How often something was told to be lost.
     losses_told: u64,
     decided: VecDeque<Decided>,
@@ -152,6 +154,7 @@ impl Correlator {
             host: host::Host::default(),
             sensors: BTreeMap::new(),
             losses: VecDeque::new(),
+            dimmer: VecDeque::new(),
             losses_told: 0,
             decided: VecDeque::new(),
             deciding: BTreeMap::new(),
@@ -242,6 +245,9 @@ impl Correlator {
             }
             while self.losses.front().is_some_and(|(at, ..)| second.since_ns(at.latest) > FAILURE_LINGER_NS) {
                 self.losses.pop_front();
+            }
+            while self.dimmer.front().is_some_and(|(until, ..)| second.since_ns(*until) > FAILURE_LINGER_NS) {
+                self.dimmer.pop_front();
             }
         }
     }

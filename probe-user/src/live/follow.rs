@@ -24,11 +24,11 @@ use self::{
 use super::{
     capture::{CaptureError, Statistics},
     clock,
-    ebpf::{Attachment, Kernel, LoadError},
+    ebpf::{self, Attachment, Kernel, LoadError},
     host::Lookup,
     logs::{self, CutOff, Tails},
     nginx::{self, Found, Master},
-    scope::Scope,
+    scope::{Depth, Scope},
     sources::{self, Counts},
     thinker::{Delivery, Intake},
 };
@@ -118,6 +118,28 @@ impl Followers {
     /// The kernel side.
     pub const fn kernel(&mut self) -> Option<&mut Kernel> {
         self.kernel.as_mut()
+    }
+
+    /// Looks deeper from now on, or less deep. What of the kernel side does not follow stays as it was, and the sensors say so.
+    pub fn set_depth(&mut self, depth: Depth) {
+        self.scope.depth = depth;
+        let hooks = if depth == Depth::Light { ebpf::Depth::Light } else { ebpf::Depth::Standard };
+        if depth == Depth::Light {
+            // Nobody may rely on what is about to be let go.
+            self.tell_sensors();
+        }
+        if let Some(kernel) = &mut self.kernel {
+            if let Err(error) = kernel.set_depth(hooks) {
+                tracing::warn!("the kernel side goes on as it is: {error}");
+            }
+            for (pid, followed) in &mut self.followed {
+                if let Some(attachments) = kernel.functions_of(*pid) {
+                    followed.attachments = attachments.to_vec();
+                }
+            }
+        }
+        self.renew_captures();
+        self.tell_sensors();
     }
 
     /// Every nginx that is watched.

@@ -19,8 +19,10 @@ pub struct Scope {
     pub pids: Vec<u32>,
     /// Interfaces to capture on; empty: chosen from the upstream addresses.
     pub interfaces: Vec<String>,
-    /// How deep to look.
+    /// How deep to look, at the moment.
     pub depth: Depth,
+    /// The depth changes while it runs.
+    pub depth_auto: bool,
     /// Use nginx's own functions.
     pub uprobes: bool,
     /// Capture packets.

@@ -29,7 +29,9 @@ use crate::{
         event::Body,
         process::{ProcessEvent, Role},
         time::Moment,
+        verdict::{Confidence, Need, Verdict},
     },
+    pipeline::Judged,
 };
 
 /// Records read before they are delivered together.
@@ -214,11 +216,11 @@ pub(super) fn sensors<'a>(
         let (sight, why) = match kernel {
             None => (Sight::Off, kernel_problem.map(str::to_owned)),
             Some(_) if *sensor == Sensor::Syscalls && scope.depth == Depth::Light => {
-                (Sight::Off, Some("not part of depth light".to_owned()))
+                (Sight::Off, Some(NOT_AT_LIGHT.to_owned()))
             }
             Some(attached) => match without_btf(of_hooks(attached, names), btf_problem, attached, names) {
                 (Sight::On, _) if *sensor == Sensor::SocketStates && scope.depth == Depth::Light => {
-                    (Sight::Degraded, Some("not part of depth light: connections that begin and end well".to_owned()))
+                    (Sight::Degraded, Some(format!("{NOT_AT_LIGHT}: connections that begin and end well")))
                 }
                 seen => seen,
             },
@@ -231,11 +233,20 @@ pub(super) fn sensors<'a>(
     };
     let (sight, why) = functions(&["ngx_log_error_core", "ngx_http_special_response_handler"]);
     list.push((Sensor::NginxFunctions, sight, why));
-    let (sight, why) = functions(&["ngx_http_send_header"]);
+    let (sight, why) = match functions(&["ngx_http_send_header"]) {
+        (Sight::Off, Some(_)) if scope.depth == Depth::Light && scope.uprobes => {
+            (Sight::Off, Some(format!("{NOT_AT_LIGHT}: the status of every response")))
+        }
+        // About to be let go.
+        (Sight::On, _) if scope.depth == Depth::Light => {
+            (Sight::Degraded, Some(format!("{NOT_AT_LIGHT}: the status of every response")))
+        }
+        seen => seen,
+    };
     list.push((Sensor::NginxStatuses, sight, why));
     list.push(match (capturing, capture_problem) {
         (true, None) if scope.depth == Depth::Light => {
-            (Sensor::Packets, Sight::Degraded, Some("not part of depth light: SYN and FIN".to_owned()))
+            (Sensor::Packets, Sight::Degraded, Some(format!("{NOT_AT_LIGHT}: SYN and FIN")))
         }
         (true, None) => (Sensor::Packets, Sight::On, None),
         (true, Some(why)) => (Sensor::Packets, Sight::Degraded, Some(why.to_owned())),
@@ -281,9 +292,29 @@ pub(super) fn sensors<'a>(
     list
 }
 
+/// What a sensor lacks for that reason begins so.
+const NOT_AT_LIGHT: &str = "not part of depth light";
+
+/// Whether a greater depth could have told what this verdict lacks.
+pub(super) fn would_know_more(judged: &Judged) -> bool {
+    let lacks = |needs: &[Need]| {
+        let not_at_light = |need: &Need| {
+            judged.case.coverage.sensors.iter().any(|(sensor, _, why)| {
+                need.sensor == Some(*sensor) && why.as_ref().is_some_and(|why| why.starts_with(NOT_AT_LIGHT))
+            })
+        };
+        needs.iter().any(not_at_light)
+    };
+    match &judged.verdict {
+        Verdict::Explained(explanation) => explanation.confidence != Confidence::Confirmed && lacks(&explanation.blind),
+        Verdict::Contested(explanations) => explanations.iter().any(|explanation| lacks(&explanation.blind)),
+        Verdict::Unexplained { needed, .. } => lacks(needed),
+    }
+}
+
 /// Whether the access log is worth its cost.
 pub(super) fn follows_access_log(scope: &Scope, statuses: Sight) -> bool {
-    !scope.uprobes || scope.depth == Depth::Light || statuses != Sight::On
+    !scope.uprobes || scope.depth == Depth::Light || scope.depth_auto || statuses != Sight::On
 }
 
 /// A kernel without type information is one reason, not a list of the members it hides.

@@ -21,7 +21,7 @@ use super::{
     privilege::{self, Work},
     recorder::Recorder,
     sieve::{GoesOn, Sieve},
-    sources::Counts,
+    sources::{self, Counts},
 };
 use crate::{
     bundle::{entry, packets::PacketStore, tape::Raw},
@@ -136,6 +136,8 @@ pub enum Said {
     Question(Question),
     /// A case was printed.
     Case(CaseKind),
+    /// A greater depth would have told more of that case.
+    TooShallow,
     /// The output is gone (a closed pipe).
     OutputGone,
     /// The thread is done.
@@ -393,6 +395,9 @@ impl Thinker {
             match self.sink.case(&judged, &self.packets) {
                 Ok(()) => {
                     let _ = self.said.send(Said::Case(judged.case.kind));
+                    if sources::would_know_more(&judged) {
+                        let _ = self.said.send(Said::TooShallow);
+                    }
                 }
                 Err(_) => {
                     let _ = self.said.send(Said::OutputGone);

@@ -224,6 +224,12 @@ impl Choices<'_> {
             late: if self.number() % 7 == 6 { Some(self.number() % 1_000) } else { None },
             alone: false,
             seed: self.number().into(),
+            deeper: if self.number() % 7 == 6 {
+                let from = self.number() % 1_000;
+                Some((from, from + self.number() % 1_000))
+            } else {
+                None
+            },
         }
     }
 }

@@ -157,7 +157,7 @@ fn partial(uprobes: bool) -> impl Strategy<Value = View> {
         .prop_map(|(off, mut degraded, lost_records, lost_packets, late, seed)| {
             // The upstreams' side is looked at or left out; it has no gaps of its own.
             degraded.retain(|sensor| !off.contains(sensor) && *sensor != Sensor::UpstreamSide);
-            View { off, degraded, lost_records, lost_packets, late, alone: false, seed }
+            View { off, degraded, lost_records, lost_packets, late, deeper: None, alone: false, seed }
         })
 }
 

@@ -36,6 +36,8 @@ pub struct View {
     pub lost_packets: u16,
     /// The probe starts late, after so many thousandths of the world's time.
     pub late: Option<u16>,
+    /// Between these thousandths of the world's time the sensors that are off or see badly see everything.
+    pub deeper: Option<(u16, u16)>,
     /// Somebody else's connections are not there at all.
     pub alone: bool,
     /// Which records are missed and lost.
@@ -75,7 +77,14 @@ impl View {
     /// When the probe starts.
     #[must_use]
     pub fn start(&self, story: &Story) -> u64 {
-        self.late.map_or(BEGIN, |late| BEGIN + (story.end - BEGIN) / 1_000 * u64::from(late))
+        self.late.map_or(BEGIN, |late| thousandth(story, late))
+    }
+
+    /// How well this sensor sees then.
+    fn sight_at(&self, story: &Story, sensor: Sensor, ns: u64) -> Sight {
+        let deeper = |(from, to)| (thousandth(story, from)..thousandth(story, to)).contains(&ns);
+        let changes = sensor != Sensor::UpstreamSide && self.deeper.is_some_and(deeper);
+        if changes { Sight::On } else { self.sight(sensor) }
     }
 
     /// What arrives of a world, each source's in its order.
@@ -90,7 +99,7 @@ impl View {
             if self.alone && record.foreign {
                 continue;
             }
-            let arrival = self.perceive(record, start, &mut dice);
+            let arrival = self.perceive(story, record, start, &mut dice);
             // A hook that does not see a status does not see the attempts that are told with it either.
             match &record.arrival.body {
                 Body::Nginx(NginxEvent::Status(_)) => status_seen = arrival.is_some(),
@@ -119,7 +128,7 @@ impl View {
         arrivals
     }
 
-    fn perceive(&self, record: &Record, start: u64, dice: &mut Dice) -> Option<Arrival> {
+    fn perceive(&self, story: &Story, record: &Record, start: u64, dice: &mut Dice) -> Option<Arrival> {
         let mut arrival = record.arrival.clone();
         if let Body::Host(HostFact::Nginx(instance)) = &mut arrival.body {
             // That there is an nginx is always known; its configuration may not be readable.
@@ -129,7 +138,7 @@ impl View {
             }
             return Some(arrival);
         }
-        let seen = match record.sensor.map(|sensor| self.sight(sensor)) {
+        let seen = match record.sensor.map(|sensor| self.sight_at(story, sensor, arrival.at.latest.0)) {
             None | Some(Sight::On) => true,
             Some(Sight::Degraded) => matches!(arrival.body, Body::Nginx(NginxEvent::Attempt(_))) || dice.chance(500),
             Some(Sight::Off) => false,
@@ -140,14 +149,15 @@ impl View {
     /// What the probe says of itself, and what it finds when it starts.
     fn own_words(&self, story: &Story, start: u64) -> Vec<Arrival> {
         let told = |ns: u64, body: Body| Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body };
-        let mut arrivals: Vec<Arrival> = Sensor::ALL
-            .iter()
-            .map(|sensor| {
-                let sight = self.sight(*sensor);
+        let changes = self.deeper.iter().flat_map(|(from, to)| [thousandth(story, *from), thousandth(story, *to)]);
+        let mut arrivals = Vec::new();
+        for ns in [start].into_iter().chain(changes.filter(|change| *change > start)) {
+            arrivals.extend(Sensor::ALL.iter().map(|sensor| {
+                let sight = self.sight_at(story, *sensor, ns);
                 let why = (sight != Sight::On).then(|| format!("{sensor} is {sight:?} in this view"));
-                told(start, Body::Coverage(Coverage::Sensor { sensor: *sensor, sight, why }))
-            })
-            .collect();
+                told(ns, Body::Coverage(Coverage::Sensor { sensor: *sensor, sight, why }))
+            }));
+        }
         if self.sight(Sensor::Host) != Sight::Off {
             let open = story.connections.iter().filter(|life| life.from < start && life.to > start);
             arrivals.extend(open.map(|life| {
@@ -209,6 +219,11 @@ impl View {
         };
         Some(Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body: Body::Host(fact) })
     }
+}
+
+/// So many thousandths of the world's time after its beginning.
+fn thousandth(story: &Story, count: u16) -> u64 {
+    BEGIN + (story.end - BEGIN) / 1_000 * u64::from(count)
 }
 
 fn name_of(story: &Story, pid: Pid) -> String {

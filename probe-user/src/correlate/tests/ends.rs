@@ -75,3 +75,31 @@ fn an_end_that_was_seen_is_not_waited_for() {
     let case = poll(&mut world, 300 * MS).expect("a case");
     assert_eq!(ends(&case), 1);
 }
+
+#[test]
+fn what_came_to_see_has_not_seen_what_was_before() {
+    let mut world = World::new();
+    world.upstream("127.0.0.1:8000");
+    let hear = |world: &mut World, sight| {
+        let why = (sight != Sight::On).then(|| "not yet".to_owned());
+        world.tell(Source::Probe, Body::Coverage(Coverage::Sensor { sensor: Sensor::Syscalls, sight, why }));
+    };
+    let sight = |world: &mut World, number| {
+        let peer = "127.0.0.1:8000";
+        let closed = world.refused("127.0.0.1:40000", peer, 1);
+        let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+        world.log((number, number), said, peer, Some(connection(1, closed)));
+        world.wait(MS);
+        if number == 1 {
+            hear(world, Sight::On);
+        }
+        world.answer(number, number, 502, &[(peer, 502, None)]);
+        world.cases()[0].coverage.sight(Sensor::Syscalls)
+    };
+    hear(&mut world, Sight::Off);
+    assert_eq!(sight(&mut world, 1), Sight::Off, "the attempt began before");
+    world.wait(1_000 * MS);
+    assert_eq!(sight(&mut world, 2), Sight::On);
+    hear(&mut world, Sight::Degraded);
+    assert_eq!(sight(&mut world, 3), Sight::Degraded, "what is seen less is less at once");
+}

@@ -7,11 +7,16 @@ use aya::{
     maps::{MapError, MapType, RingBuf},
     programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint, UProbe},
 };
-use probe_abi::{globals::Settings, names, socket::NO_REASON};
+use probe_abi::{
+    globals::{Settings, only_trouble},
+    names,
+    socket::NO_REASON,
+};
 
 use super::{
     attach::{Alternative, Attachment, Depth, FUNCTIONS, HOOKS, Hook, State, Way},
     btf::{Btf, BtfError},
+    deepen::{Added, AddedLink},
     offsets::Facts,
     ring::Ring,
     tier::Tier,
@@ -27,6 +32,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pr
 pub struct LoadOptions {
     /// How much to watch.
     pub depth: Depth,
+    /// How much it may be later, by [`Kernel::set_depth`]; what is less than `depth` is that.
+    pub reach: Depth,
     /// Behave as on a kernel without type information.
     pub hide_btf: bool,
     /// Size of the ring, bytes; rounded up to a power of two of pages.
@@ -41,6 +48,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             depth: Depth::Standard,
+            reach: Depth::Light,
             hide_btf: false,
             ring_bytes: 8 << 20,
             statuses: vec![500, 502, 503, 504],
@@ -80,11 +88,14 @@ pub enum LoadError {
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) facts: Facts,
-    depth: Depth,
+    pub(super) depth: Depth,
+    pub(super) reach: Depth,
     only: Option<Vec<String>>,
+    /// What is attached of the hooks that a depth adds.
+    pub(super) added: Vec<Added>,
     pub(super) binaries: BTreeMap<(u64, u64), AttachedBinary>,
     pub(super) layouts: Vec<probe_abi::nginx::Layout>,
-    attachments: Vec<Attachment>,
+    pub(super) attachments: Vec<Attachment>,
     /// Functions of nginx whose programs the kernel refused.
     pub(super) refused: BTreeMap<&'static str, String>,
     btf_problem: Option<String>,
@@ -104,7 +115,11 @@ impl Kernel {
         let mut facts = Facts::of(types.as_ref());
         drop(types);
         facts.settings.own_tgid = std::process::id();
-        facts.settings.only_trouble = u32::from(options.depth == Depth::Light);
+        facts.settings.only_trouble = match (options.depth, options.reach) {
+            (Depth::Light, Depth::Light) => only_trouble::ALWAYS,
+            (Depth::Light, _) => only_trouble::SWITCHED,
+            _ => only_trouble::NEVER,
+        };
         for (slot, status) in facts.settings.statuses.iter_mut().zip(&options.statuses) {
             *slot = u32::from(*status);
         }
@@ -114,7 +129,9 @@ impl Kernel {
             ebpf,
             facts,
             depth: options.depth,
+            reach: options.reach.max(options.depth),
             only: options.only.clone(),
+            added: Vec::new(),
             binaries: BTreeMap::new(),
             layouts: Vec::new(),
             attachments: Vec::new(),
@@ -123,12 +140,19 @@ impl Kernel {
         };
         kernel.load_functions();
         kernel.attach_hooks(aya_btf.as_ref());
+        kernel.load_what_may_come();
+        kernel.switch()?;
         Ok(kernel)
     }
 
     /// Why this hook is not to be attached; `None` if it is.
     pub(super) fn unwanted(&self, hook: &Hook) -> Option<&'static str> {
-        if hook.depth > self.depth {
+        self.left_out(hook, self.depth)
+    }
+
+    /// The same at another depth.
+    pub(super) fn left_out(&self, hook: &Hook, depth: Depth) -> Option<&'static str> {
+        if hook.depth > depth {
             Some("not part of this depth")
         } else if self.only.as_ref().is_some_and(|only| only.iter().all(|name| name != hook.name)) {
             Some("left out by --hooks")
@@ -220,7 +244,7 @@ impl Kernel {
 
     /// nginx's programs are loaded at once: a map cannot be used by a program loaded after it was given away.
     fn load_functions(&mut self) {
-        let wanted: Vec<&Hook> = FUNCTIONS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
+        let wanted: Vec<&Hook> = FUNCTIONS.iter().filter(|hook| self.left_out(hook, self.reach).is_none()).collect();
         for hook in wanted {
             for alternative in hook.alternatives {
                 let loaded = program::<UProbe>(&mut self.ebpf, alternative.program)
@@ -241,24 +265,32 @@ impl Kernel {
             })
             .collect();
         let wanted: Vec<&Hook> = HOOKS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
-        let Self { ebpf, facts, attachments, .. } = self;
+        let done = self.attach_these(&wanted, btf);
+        self.attachments.extend(done);
+        self.attachments.extend(unwanted);
+    }
+
+    /// Attaches these hooks of the kernel; how that went, in no order.
+    pub(super) fn attach_these(&mut self, wanted: &[&'static Hook], btf: Option<&aya::Btf>) -> Vec<Attachment> {
+        let Self { ebpf, facts, added, .. } = self;
         // Those of which a classic tracepoint will be tried.
-        let classic = |hook: &&Hook| {
+        let classic = |hook: &&'static Hook| {
             let first = hook.alternatives.iter().find(|alternative| alternative.needs.unmet(facts).is_none());
             first.is_some_and(|alternative| matches!(alternative.way, Way::Classic(..)))
         };
-        let (calls, others): (Vec<&Hook>, Vec<&Hook>) = wanted.into_iter().partition(classic);
-        attachments.extend(others.iter().map(|hook| attach(ebpf, facts, btf, hook, None)));
+        let (calls, others): (Vec<&'static Hook>, Vec<&'static Hook>) = wanted.iter().copied().partition(classic);
+        let mut attachments: Vec<Attachment> =
+            others.iter().map(|hook| attach(ebpf, added, facts, btf, hook, None)).collect();
         if !calls.is_empty() {
-            let all = |no_tracefs: Option<&str>, ebpf: &mut Ebpf| -> Vec<Attachment> {
-                calls.iter().map(|hook| attach(ebpf, facts, btf, hook, no_tracefs)).collect()
+            let mut all = |no_tracefs: Option<&str>| -> Vec<Attachment> {
+                calls.iter().map(|hook| attach(ebpf, added, facts, btf, hook, no_tracefs)).collect()
             };
-            match with_tracefs(|| all(None, ebpf)) {
+            match with_tracefs(|| all(None)) {
                 Ok(done) => attachments.extend(done),
-                Err(why) => attachments.extend(all(Some(&why), ebpf)),
+                Err(why) => attachments.extend(all(Some(&why))),
             }
         }
-        attachments.extend(unwanted);
+        attachments
     }
 }
 
@@ -288,13 +320,20 @@ pub(super) struct Pod<T>(pub(super) T);
 // SAFETY: zerocopy proves that every byte of `T` may be read and that any bytes are a valid `T`.
 unsafe impl<T: zerocopy::IntoBytes + zerocopy::FromBytes + zerocopy::Immutable + Copy + 'static> aya::Pod for Pod<T> {}
 
-fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, no_tracefs: Option<&str>) -> Attachment {
+fn attach(
+    ebpf: &mut Ebpf,
+    added: &mut Vec<Added>,
+    facts: &Facts,
+    btf: Option<&aya::Btf>,
+    hook: &Hook,
+    no_tracefs: Option<&str>,
+) -> Attachment {
     let mut why = Vec::new();
     for (index, alternative) in hook.alternatives.iter().enumerate() {
         let done = match (alternative.needs.unmet(facts), alternative.way, no_tracefs) {
             (Some(unmet), _, _) => Err(unmet),
             (None, Way::Classic(..), Some(why)) => Err(why.to_owned()),
-            (None, _, _) => start(ebpf, btf, alternative),
+            (None, _, _) => start(ebpf, added, btf, hook, alternative),
         };
         match done {
             Ok(()) if index == 0 => {
@@ -315,7 +354,13 @@ fn attach(ebpf: &mut Ebpf, facts: &Facts, btf: Option<&aya::Btf>, hook: &Hook, n
     Attachment { name: hook.name, state: State::Off, why: why.join("; "), lost: hook.lost }
 }
 
-fn start(ebpf: &mut Ebpf, btf: Option<&aya::Btf>, alternative: &Alternative) -> Result<(), String> {
+fn start(
+    ebpf: &mut Ebpf,
+    added: &mut Vec<Added>,
+    btf: Option<&aya::Btf>,
+    hook: &Hook,
+    alternative: &Alternative,
+) -> Result<(), String> {
     let name = alternative.program;
     match alternative.way {
         Way::Typed(tracepoint) => {
@@ -327,19 +372,31 @@ fn start(ebpf: &mut Ebpf, btf: Option<&aya::Btf>, alternative: &Alternative) -> 
         Way::Raw(tracepoint) => {
             let program: &mut RawTracePoint = program(ebpf, name)?;
             // One program may stand in for several hooks.
-            match program.load() {
-                Err(ProgramError::AlreadyLoaded) => return Ok(()),
-                other => other.map_err(|error| describe(&error))?,
+            if added.iter().any(|other| other.program == name) {
+                return Ok(());
             }
-            program.attach(tracepoint).map(drop).map_err(|error| describe(&error))
+            loaded(program.load())?;
+            let link = program.attach(tracepoint).map_err(|error| describe(&error))?;
+            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Raw(link) });
+            Ok(())
         }
         Way::Classic(category, tracepoint) => {
             let program: &mut TracePoint = program(ebpf, name)?;
-            program.load().map_err(|error| describe(&error))?;
-            program.attach(category, tracepoint).map(drop).map_err(|error| describe(&error))
+            loaded(program.load())?;
+            let link = program.attach(category, tracepoint).map_err(|error| describe(&error))?;
+            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Classic(link) });
+            Ok(())
         }
         // Attached to each nginx, not here.
         Way::Function(_) => Ok(()),
+    }
+}
+
+/// A program that was loaded before is as good as one that is loaded now.
+pub(super) fn loaded(result: Result<(), ProgramError>) -> Result<(), String> {
+    match result {
+        Err(ProgramError::AlreadyLoaded) => Ok(()),
+        other => other.map_err(|error| describe(&error)),
     }
 }
 

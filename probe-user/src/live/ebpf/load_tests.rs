@@ -24,7 +24,7 @@ fn the_object_holds_what_the_names_say() {
     let file = object::File::parse(OBJECT).expect("this test needs the kernel programs: build without AYA_BUILD_SKIP");
     let symbols: BTreeSet<&str> =
         file.symbols().filter(object::ObjectSymbol::is_global).filter_map(|symbol| symbol.name().ok()).collect();
-    let maps = ["EVENTS", "PROCESSES", "UPSTREAMS", "PORTS", "LAYOUTS", "LOSSES", "COUNTERS"];
+    let maps = ["EVENTS", "PROCESSES", "UPSTREAMS", "PORTS", "LAYOUTS", "LOSSES", "COUNTERS", "ONLY_TROUBLE"];
     let globals = [names::global::OFFSETS, names::global::SETTINGS, names::global::RECORDS];
     for name in names::program::ALL.iter().chain(&maps).chain(&globals) {
         assert!(symbols.contains(name), "the object has no {name}");
@@ -48,12 +48,14 @@ fn every_program_passes_the_verifier_alone() {
     let aya_btf = aya::Btf::from_sys_fs().unwrap();
     let mut ebpf = load_object(&facts, 1 << 20, Some(&aya_btf)).unwrap();
     let done = with_tracefs(|| {
-        for alternative in HOOKS.iter().chain(FUNCTIONS).flat_map(|hook| hook.alternatives) {
+        let mut added = Vec::new();
+        let all = HOOKS.iter().chain(FUNCTIONS).flat_map(|hook| hook.alternatives.iter().map(move |one| (hook, one)));
+        for (hook, alternative) in all {
             let name = alternative.program;
             if let Way::Function(_) = alternative.way {
                 program::<UProbe>(&mut ebpf, name).unwrap().load().unwrap();
             } else if alternative.needs.unmet(&facts).is_none() {
-                assert_eq!(start(&mut ebpf, Some(&aya_btf), alternative), Ok(()), "{name}");
+                assert_eq!(start(&mut ebpf, &mut added, Some(&aya_btf), hook, alternative), Ok(()), "{name}");
             }
         }
     });
@@ -79,6 +81,32 @@ fn what_is_not_attached_says_why_and_what_that_costs() {
         let state = |name: &str| kernel.attachments().iter().find(|one| one.name == name).unwrap().state;
         assert_eq!(state("inet_sock_set_state"), if hide_btf { State::Degraded } else { State::On });
         assert_eq!(state("sys_exit_connect"), if depth == Depth::Light { State::Off } else { State::On });
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_depth_changes_while_the_programs_run() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let options = LoadOptions { depth: Depth::Light, reach: Depth::Standard, ..LoadOptions::default() };
+    let mut kernel = Kernel::load(&options).unwrap();
+    kernel.watch_upstream(loopback(port)).unwrap();
+    let mut ring = kernel.take_ring().unwrap();
+    for depth in [Depth::Light, Depth::Standard, Depth::Light, Depth::Standard] {
+        kernel.set_depth(depth).unwrap();
+        for attachment in kernel.attachments() {
+            let (on, deeper) = (attachment.state == State::On, attachment.name.starts_with("sys_exit"));
+            assert_eq!(on, !deeper || depth == Depth::Standard, "{depth:?}: {attachment:?}");
+            assert_eq!((on, on), (attachment.why.is_empty(), attachment.lost.is_empty()), "{attachment:?}");
+        }
+        while ring.next(|_| ()).is_some() {}
+        let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let _server = listener.accept().unwrap();
+        let mut kinds = BTreeSet::new();
+        while ring.next(|bytes| kinds.insert(Header::read_from_prefix(bytes).unwrap().0.kind)).is_some() {}
+        let told = kinds.contains(&(Kind::StateChange as u16));
+        assert_eq!(told, depth == Depth::Standard, "{depth:?}: {kinds:?}");
     }
 }
 
@@ -141,7 +169,8 @@ fn a_failed_connect_is_told_either_way() {
         // Not the test itself, which is what is watched here.
         facts.settings.own_tgid = 0;
         let mut ebpf = load_object(&facts, 1 << 20, None).unwrap();
-        assert_eq!(with_tracefs(|| start(&mut ebpf, None, alternative)), Ok(Ok(())), "{}", alternative.program);
+        let started = with_tracefs(|| start(&mut ebpf, &mut Vec::new(), None, connect, alternative));
+        assert_eq!(started, Ok(Ok(())), "{}", alternative.program);
         let watched = Watched { role: role::UPSTREAM, ..Watched::default() };
         let mut processes: aya::maps::HashMap<_, u32, Pod<Watched>> =
             ebpf.map_mut(names::map::PROCESSES).unwrap().try_into().unwrap();

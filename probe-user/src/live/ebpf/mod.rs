@@ -8,6 +8,7 @@ pub mod attach;
 pub mod btf;
 pub mod calibrate;
 pub mod cost;
+mod deepen;
 #[cfg(test)]
 #[path = "kernels_tests.rs"]
 mod kernels;

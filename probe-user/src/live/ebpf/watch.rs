@@ -138,13 +138,7 @@ impl Kernel {
         let mut known = AttachedBinary::default();
         known.masters.insert(master);
         for hook in FUNCTIONS {
-            let attachment = match self.attach_function(hook, &binary, &path) {
-                Ok(link) => {
-                    known.links.push((hook.name, link));
-                    Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" }
-                }
-                Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
-            };
+            let attachment = self.attach_function(hook, &binary, &path, &mut known.links);
             known.attachments.push(attachment);
         }
         let attachments = known.attachments.clone();
@@ -152,7 +146,60 @@ impl Kernel {
         Ok(attachments)
     }
 
-    fn attach_function(&mut self, hook: &Hook, binary: &Binary, path: &Path) -> Result<UProbeLinkId, String> {
+    /// How the functions of the program of this nginx are attached.
+    #[must_use]
+    pub fn functions_of(&self, master: u32) -> Option<&[Attachment]> {
+        let known = self.binaries.values().find(|binary| binary.masters.contains(&master))?;
+        Some(&known.attachments)
+    }
+
+    /// Attaches the functions that the depth wants by now, and lets go of those that it does not want any more.
+    pub(super) fn renew_functions(&mut self) {
+        let mut binaries = std::mem::take(&mut self.binaries);
+        for known in binaries.values_mut() {
+            let unwanted = |name: &str| FUNCTIONS.iter().any(|hook| hook.name == name && self.unwanted(hook).is_some());
+            let (gone, kept) = std::mem::take(&mut known.links).into_iter().partition(|(name, _)| unwanted(name));
+            known.links = kept;
+            self.detach(gone);
+            let living = known.masters.iter().find_map(|master| {
+                // One that is ending has no program to look at.
+                Binary::of_process(*master).ok().map(|binary| (binary, executable(*master)))
+            });
+            for hook in FUNCTIONS {
+                let now = match (self.unwanted(hook), &living) {
+                    (Some(why), _) => {
+                        Attachment { name: hook.name, state: State::Off, why: why.to_owned(), lost: hook.lost }
+                    }
+                    (None, Some((binary, path))) if known.links.iter().all(|(name, _)| *name != hook.name) => {
+                        self.attach_function(hook, binary, path, &mut known.links)
+                    }
+                    (None, _) => continue,
+                };
+                if let Some(attachment) = known.attachments.iter_mut().find(|known| known.name == hook.name) {
+                    *attachment = now;
+                }
+            }
+        }
+        self.binaries = binaries;
+    }
+
+    fn attach_function(
+        &mut self,
+        hook: &Hook,
+        binary: &Binary,
+        path: &Path,
+        links: &mut Vec<(&'static str, UProbeLinkId)>,
+    ) -> Attachment {
+        match self.try_function(hook, binary, path) {
+            Ok(link) => {
+                links.push((hook.name, link));
+                Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" }
+            }
+            Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
+        }
+    }
+
+    fn try_function(&mut self, hook: &Hook, binary: &Binary, path: &Path) -> Result<UProbeLinkId, String> {
         if let Some(why) = self.unwanted(hook) {
             return Err(why.to_owned());
         }

@@ -62,6 +62,8 @@ pub(super) struct Captures {
     unsettled: Option<Moment>,
     /// Since when an interface is not captured that was to be.
     missing: Option<Moment>,
+    /// Another depth wants other packets.
+    stale: bool,
 }
 
 impl Captures {
@@ -123,6 +125,19 @@ impl Followers {
         news
     }
 
+    /// Opens every capture anew, for the packets that the depth wants by now.
+    pub(super) fn renew_captures(&mut self) {
+        let now = clock::now();
+        for pid in self.followed.keys().copied().collect::<Vec<_>>() {
+            if let Some(Followed { captures, .. }) = self.followed.get_mut(&pid)
+                && !captures.running.is_empty()
+            {
+                captures.stale = true;
+                self.renew(pid, now, &mut Vec::new());
+            }
+        }
+    }
+
     /// Takes out what has ended; since when.
     fn clear_ended(&mut self, pid: u32, news: &mut Vec<CaptureNews>) -> Option<Moment> {
         let Followed { captures, .. } = self.followed.get_mut(&pid)?;
@@ -149,7 +164,10 @@ impl Followers {
         let upstreams: Vec<SocketAddr> = followed.captures.towards.iter().copied().collect();
         let chosen = namespace_of(&followed.master).and_then(|netns| self.interfaces_for(netns.as_ref(), &upstreams));
         let opened = chosen.and_then(|names| {
-            if followed.captures.missing.is_none() && names == followed.captures.interfaces() {
+            if !followed.captures.stale
+                && followed.captures.missing.is_none()
+                && names == followed.captures.interfaces()
+            {
                 return Ok(None);
             }
             let towards = followed.captures.towards.clone();
@@ -166,6 +184,7 @@ impl Followers {
                     self.tell_missed(span);
                 }
                 followed.captures.problem = None;
+                followed.captures.stale = false;
                 let interfaces = followed.captures.interfaces();
                 // All interfaces are a substitute for the one that went away.
                 if !interfaces.iter().any(|name| name == "any") {
