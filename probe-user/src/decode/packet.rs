@@ -179,6 +179,10 @@ fn icmp(ip: &Ip<'_>, v6: bool) -> Option<IcmpPacket> {
         return None;
     }
     let [s0, s1, d0, d1] = *about.payload.first_chunk()?;
+    let syn = about.payload.first_chunk().and_then(|[_, _, _, _, q0, q1, q2, q3, _, _, _, _, _, flags]: &[u8; 14]| {
+        let flags = TcpFlags(*flags);
+        (flags.syn() && !flags.ack()).then(|| u32::from_be_bytes([*q0, *q1, *q2, *q3]))
+    });
     Some(IcmpPacket {
         from: ip.source,
         icmp_type,
@@ -188,5 +192,6 @@ fn icmp(ip: &Ip<'_>, v6: bool) -> Option<IcmpPacket> {
             SocketAddr::new(about.source, u16::from_be_bytes([s0, s1])),
             SocketAddr::new(about.destination, u16::from_be_bytes([d0, d1])),
         ),
+        syn,
     })
 }

@@ -261,4 +261,6 @@ pub struct IcmpPacket {
     pub v6: bool,
     /// The TCP packet it is about: source and destination.
     pub about: (SocketAddr, SocketAddr),
+    /// The sequence number of that packet, where it is a SYN and so much of it is quoted.
+    pub syn: Option<u32>,
 }

@@ -274,6 +274,8 @@ impl Analysis {
             code: unreachable.code,
             v6: unreachable.v6,
             about: (unreachable.source.socket(), unreachable.destination.socket()),
+            // The connection is known by now.
+            syn: None,
         };
         let event = PacketEvent { reference, netns: None, body: PacketBody::Icmp(icmp) };
         self.findings

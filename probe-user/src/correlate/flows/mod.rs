@@ -15,7 +15,7 @@ use crate::model::{
     event::{Body, Event, EventId},
     flow::{Flow, FlowId},
     net::Address,
-    packet::{PacketBody, TcpHeader},
+    packet::{IcmpPacket, PacketBody, TcpHeader},
     process::Pid,
     socket::{Socket, SocketChange, Syscall, TcpState},
     time::Moment,
@@ -226,7 +226,7 @@ impl Flows {
             Body::Packet(packet) => {
                 let id = match &packet.body {
                     PacketBody::Tcp(tcp) => self.of_packet(&tcp.header, packet.netns, event.at.latest)?,
-                    PacketBody::Icmp(icmp) => self.current(icmp.about.0, icmp.about.1, packet.netns)?,
+                    PacketBody::Icmp(icmp) => self.of_icmp(icmp, packet.netns, event.at.latest)?,
                 };
                 self.append(id, event);
                 Some(id)
@@ -363,11 +363,28 @@ impl Flows {
             let tuple = self.zoned(local, upstream, netns);
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
-        if let Some(id) = self.current(local, upstream, netns) {
-            Some(id)
-        } else {
-            let tuple = Tuple::of(local, upstream, netns);
-            Some(self.begin(tuple, false, at))
+        let current = self.current(local, upstream, netns);
+        let state = current.and_then(|id| self.known.get(&id));
+        if header.flags.syn() && header.flags.ack() && !outward {
+            // It may be the first that is seen of a connection. Of one that is on, another number is somebody's who guessed.
+            let answered = header.acknowledgement.wrapping_sub(1);
+            if state.is_none_or(|state| state.ended.is_some() || state.syn.is_none_or(|syn| syn == answered)) {
+                let tuple = self.zoned(local, upstream, netns);
+                return Some(self.incarnation(tuple, Beginning::Handshake(Some(answered)), at));
+            }
+        }
+        current.or_else(|| Some(self.begin(Tuple::of(local, upstream, netns), false, at)))
+    }
+
+    /// A router's word about a SYN may come before the call that sent it has returned, and the SYN itself need not have been captured.
+    fn of_icmp(&mut self, icmp: &IcmpPacket, netns: Option<u32>, at: Moment) -> Option<FlowId> {
+        let (local, upstream) = icmp.about;
+        match icmp.syn.filter(|_| self.upstreams.contains(&upstream)) {
+            Some(sequence) => {
+                let tuple = self.zoned(local, upstream, netns);
+                Some(self.incarnation(tuple, Beginning::Handshake(Some(sequence)), at))
+            }
+            None => self.current(local, upstream, netns),
         }
     }
 

@@ -103,3 +103,32 @@ fn what_came_to_see_has_not_seen_what_was_before() {
     hear(&mut world, Sight::Degraded);
     assert_eq!(sight(&mut world, 3), Sight::Degraded, "what is seen less is less at once");
 }
+
+#[test]
+fn an_icmp_message_may_come_before_the_call_has_returned() {
+    use crate::model::{
+        packet::IcmpPacket,
+        socket::{Syscall, SyscallEvent},
+    };
+    let mut world = World::new();
+    let (local, upstream) = ("10.0.0.1:40000", "10.9.9.9:8000");
+    world.upstream(upstream);
+    let about = (address(local), address(upstream));
+    let from = "10.0.0.254".parse().unwrap();
+    let icmp = IcmpPacket { from, icmp_type: 3, code: 13, v6: false, about, syn: Some(7) };
+    let packet = PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Icmp(icmp) };
+    let said = world.tell(Source::Packet, Body::Packet(packet));
+    let mut asking = socket(local, upstream, TcpState::SynSent);
+    if let Some(tcp) = &mut asking.tcp {
+        tcp.write_seq = 8;
+    }
+    let call =
+        Syscall::Connect { fd: 13, address: None, result: Err(Errno::EINPROGRESS), socket: Some(asking.clone()) };
+    let called = world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    let complaint = ("connect() failed", Some(Errno::EHOSTUNREACH), CONNECTING);
+    world.log((1, 41), complaint, upstream, Some(connection(1, asking)));
+    world.answer(1, 41, 502, &[(upstream, 502, None)]);
+    let cases = world.cases();
+    let flow = cases[0].attempts[0].flow.one().expect("its connection");
+    assert_eq!(flow.events.iter().map(|event| event.id).collect::<Vec<_>>(), [said, called]);
+}

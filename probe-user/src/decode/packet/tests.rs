@@ -161,6 +161,7 @@ fn icmp_says_which_packet_it_is_about() {
         code: 13,
         v6: false,
         about: ("10.0.0.1:41822".parse().unwrap(), "10.0.0.2:8000".parse().unwrap()),
+        syn: None,
     };
     assert_eq!(decode(LinkType::RAW, &bytes, 100), Some(PacketBody::Icmp(expected)));
     bytes[20] = 8;
@@ -170,7 +171,20 @@ fn icmp_says_which_packet_it_is_about() {
     PacketBuilder::ipv6([9; 16], [1; 16], 64).icmpv6_raw(1, 4, [0; 4]).write(&mut bytes, &ipv6(b"")).unwrap();
     let Some(PacketBody::Icmp(icmp)) = decode(LinkType::RAW, &bytes, 200) else { panic!() };
     assert!(icmp.v6 && icmp.icmp_type == 1 && icmp.code == 4);
-    assert_eq!(icmp.about.1.port(), 8000);
+    assert_eq!((icmp.about.1.port(), icmp.syn), (8000, None));
+
+    let mut syn = Vec::new();
+    PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64).tcp(41822, 8000, 77, 1).syn().write(&mut syn, &[]).unwrap();
+    for (whole, expected) in [(true, Some(77)), (false, None)] {
+        let mut bytes = Vec::new();
+        let quoted = if whole { &syn[..] } else { &syn[..28] };
+        PacketBuilder::ipv4([192, 0, 2, 1], [10, 0, 0, 1], 64)
+            .icmpv4_raw(3, 13, [0; 4])
+            .write(&mut bytes, quoted)
+            .unwrap();
+        let Some(PacketBody::Icmp(icmp)) = decode(LinkType::RAW, &bytes, 100) else { panic!() };
+        assert_eq!(icmp.syn, expected);
+    }
 }
 
 fn content(payload: &[u8]) -> Content {

@@ -263,7 +263,7 @@ impl World {
     /// An ICMP message about the connection, from somebody.
     pub(crate) fn icmp_from(&mut self, from: &str, us: i64, icmp_type: u8, code: u8) -> EventId {
         let about = (self.local, self.upstream);
-        let icmp = IcmpPacket { from: from.parse().unwrap(), icmp_type, code, v6: false, about };
+        let icmp = IcmpPacket { from: from.parse().unwrap(), icmp_type, code, v6: false, about, syn: None };
         let reference = PacketRef(self.next);
         self.of_flow(
             us,

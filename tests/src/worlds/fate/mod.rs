@@ -265,7 +265,7 @@ impl Scene<'_, '_> {
             (Answer::HostUnreachable, true) => [0xfd00, 0, 0, 0, 0, 0, 0, 1].into(),
             _ => self.connection.remote.ip(),
         };
-        (IcmpPacket { from, icmp_type, code, v6, about }, errno)
+        (IcmpPacket { from, icmp_type, code, v6, about, syn: None }, errno)
     }
 
     fn unanswered(mut self, t: u64, lost: Lost, by_kernel: bool) -> Outcome {
