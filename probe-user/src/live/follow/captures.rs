@@ -235,8 +235,9 @@ impl Followers {
             Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
             Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
         };
-        // What this host sends, and what breaks it, its kernel tells.
-        let inbound_only = self.scope.depth == Depth::Light && self.asks_nginx();
+        // What this host sends, and what breaks it, its kernel tells. A listener for sent packets makes the kernel copy the header of each,
+        // before any filter (`dev_queue_xmit_nit`); on the loopback interface every packet arrives as well.
+        let inbound_only = self.scope.depth != Depth::Deep && self.asks_nginx();
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
