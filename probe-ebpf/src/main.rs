@@ -16,8 +16,8 @@
 mod kernel;
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, raw_tracepoint, tracepoint, uprobe},
-    programs::{BtfTracePointContext, ProbeContext, RawTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, fexit, raw_tracepoint, tracepoint, uprobe},
+    programs::{BtfTracePointContext, FExitContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
 use kernel::{drops, nginx, process, records, stack, syscalls, tcp};
 
@@ -134,6 +134,36 @@ fn sys_exit_open(context: TracePointContext) -> Option<()> {
 #[tracepoint(category = "syscalls", name = "sys_exit_openat")]
 fn sys_exit_openat(context: TracePointContext) -> Option<()> {
     syscalls::open_of(&context)
+}
+
+#[fexit]
+fn connect_return(context: FExitContext) -> Option<()> {
+    syscalls::connect(&syscalls::Exit::of_function(&context))
+}
+
+#[fexit]
+fn accept_return(context: FExitContext) -> Option<()> {
+    syscalls::accept(&syscalls::Exit::of_function(&context))
+}
+
+#[fexit]
+fn accept4_return(context: FExitContext) -> Option<()> {
+    syscalls::accept(&syscalls::Exit::of_function(&context))
+}
+
+#[fexit]
+fn socket_return(context: FExitContext) -> Option<()> {
+    syscalls::socket(&syscalls::Exit::of_function(&context))
+}
+
+#[fexit]
+fn open_return(context: FExitContext) -> Option<()> {
+    syscalls::open(syscalls::Exit::of_function(&context).result)
+}
+
+#[fexit]
+fn openat_return(context: FExitContext) -> Option<()> {
+    syscalls::open(syscalls::Exit::of_function(&context).result)
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_task_pt_regs},
-    programs::{RawTracePointContext, TracePointContext},
+    programs::{FExitContext, RawTracePointContext, TracePointContext},
 };
 use probe_abi::{
     Kind,
@@ -37,7 +37,7 @@ pub(crate) struct Exit {
     /// `struct pt_regs *` as it was at the call; the result is not in it yet.
     registers: u64,
     /// What it returns.
-    result: i64,
+    pub(crate) result: i64,
     /// The caller.
     tgid: u32,
 }
@@ -50,6 +50,13 @@ impl Exit {
         // SAFETY: the current task is alive, and so are its saved registers.
         let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as u64;
         Some(Self { registers, result, tgid: target::current() })
+    }
+
+    /// From the return of the call's own function, `long __x64_sys_connect(const struct pt_regs *)` and its like: the verifier knows one
+    /// argument, and the result stands behind it.
+    #[inline(always)]
+    pub(crate) fn of_function(context: &FExitContext) -> Self {
+        Self { registers: context.arg(0), result: context.arg(1), tgid: target::current() }
     }
 
     #[inline(always)]
@@ -235,8 +242,9 @@ pub(crate) fn open_of(context: &TracePointContext) -> Option<()> {
     open(result_of(context)?)
 }
 
+/// The same where the result is known.
 #[inline(always)]
-fn open(result: i64) -> Option<()> {
+pub(crate) fn open(result: i64) -> Option<()> {
     if !OUT_OF_FILES.contains(&result) || target::watched(target::current()).is_none() {
         return Some(());
     }

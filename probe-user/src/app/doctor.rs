@@ -147,7 +147,13 @@ fn from_attachment(attachment: &Attachment) -> Finding {
     Finding {
         name: attachment.name.to_owned(),
         state: attachment.state,
-        why: attachment.why.clone(),
+        why: match attachment.program {
+            program if program.ends_with("_return") => "only this call pays for it (fexit)".to_owned(),
+            program if program == attachment.name && program.starts_with("sys_exit_") => {
+                "by a tracepoint, for which every system call of the host pays a little".to_owned()
+            }
+            _ => attachment.why.clone(),
+        },
         lost: if attachment.state == State::On { String::new() } else { attachment.lost.to_owned() },
         remedy: "",
     }

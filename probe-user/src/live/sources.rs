@@ -180,7 +180,7 @@ pub fn only_sensor_of(program: &str) -> Option<Sensor> {
         "signal_generate" => Some(Sensor::Signals),
         "mark_victim" => Some(Sensor::OomKills),
         // Of files that could not be opened.
-        "sys_exit_open" | "sys_exit_openat" => Some(Sensor::Syscalls),
+        "sys_exit_open" | "sys_exit_openat" | "open_return" | "openat_return" => Some(Sensor::Syscalls),
         _ => None,
     }
 }

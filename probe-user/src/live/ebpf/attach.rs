@@ -29,6 +29,8 @@ pub struct Attachment {
     pub name: &'static str,
     /// Whether it works.
     pub state: State,
+    /// The program that is attached; empty when it is off.
+    pub program: &'static str,
     /// Why not, or how; one line.
     pub why: String,
     /// What cannot be seen because of it, one plain sentence; empty when it is on.
@@ -44,6 +46,8 @@ pub(super) enum Way {
     Raw(&'static str),
     /// Tracepoints of system calls, by category and name.
     Classic(&'static str, &'static str),
+    /// The return of a system call's own function (fexit: 5.5, needs BTF and a kernel built with function tracing).
+    Return(&'static str),
     /// A function of nginx.
     Function(&'static str),
 }
@@ -57,7 +61,7 @@ pub(super) struct Alternative {
     pub(super) way: Way,
     /// What it cannot do without.
     pub(super) needs: Needs,
-    /// What it loses against the first alternative; empty for the first.
+    /// What it loses against the first alternative; empty where that is nothing but time.
     pub(super) lacks: &'static str,
 }
 
@@ -162,6 +166,11 @@ const fn raw(program: &'static str, needs: Needs) -> Alternative {
 
 const fn function(program: &'static str) -> Alternative {
     Alternative { program, way: Way::Function(program), needs: Needs::Nothing, lacks: "" }
+}
+
+/// Only those who make the call pay for it; a system call tracepoint costs every call of the host.
+const fn returned(program: &'static str, call: &'static str) -> Alternative {
+    Alternative { program, way: Way::Return(call), needs: Needs::Registers, lacks: "" }
 }
 
 const fn exit(program: &'static str) -> Alternative {
@@ -290,38 +299,38 @@ pub(super) const HOOKS: &[Hook] = &[
     Hook {
         name: "sys_exit_connect",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_connect"), ANY_EXIT],
+        alternatives: &[returned("connect_return", "connect"), exit("sys_exit_connect"), ANY_EXIT],
         lost: "a connect() that failed without a packet is known only from nginx's log",
     },
     Hook {
         name: "sys_exit_accept",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_accept"), ANY_EXIT],
+        alternatives: &[returned("accept_return", "accept"), exit("sys_exit_accept"), ANY_EXIT],
         lost: "an upstream that fails to accept (no descriptors left) cannot be seen",
     },
     Hook {
         name: "sys_exit_accept4",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_accept4"), ANY_EXIT],
+        alternatives: &[returned("accept4_return", "accept4"), exit("sys_exit_accept4"), ANY_EXIT],
         lost: "an upstream that fails to accept (no descriptors left) cannot be seen",
     },
     Hook {
         name: "sys_exit_socket",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_socket"), ANY_EXIT],
+        alternatives: &[returned("socket_return", "socket"), exit("sys_exit_socket"), ANY_EXIT],
         lost: "a socket() that failed is known only from nginx's log",
     },
     Hook {
         name: "sys_exit_openat",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_openat"), ANY_EXIT],
+        alternatives: &[returned("openat_return", "openat"), exit("sys_exit_openat"), ANY_EXIT],
         lost: "an upstream that has no descriptor for a file cannot be seen",
     },
     #[cfg(target_arch = "x86_64")]
     Hook {
         name: "sys_exit_open",
         depth: Depth::Standard,
-        alternatives: &[exit("sys_exit_open"), ANY_EXIT],
+        alternatives: &[returned("open_return", "open"), exit("sys_exit_open"), ANY_EXIT],
         lost: "an upstream that has no descriptor for a file cannot be seen",
     },
 ];
@@ -390,7 +399,8 @@ mod tests {
         for hook in all() {
             assert!(!hook.lost.is_empty() && !hook.lost.ends_with('.'), "{}", hook.name);
             for (index, alternative) in hook.alternatives.iter().enumerate() {
-                assert_eq!(alternative.lacks.is_empty(), index == 0, "{}", alternative.program);
+                let as_good = index == 0 || matches!(alternative.way, Way::Classic("syscalls", _));
+                assert_eq!(alternative.lacks.is_empty(), as_good, "{}", alternative.program);
             }
         }
     }

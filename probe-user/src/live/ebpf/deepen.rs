@@ -2,13 +2,16 @@
 
 use aya::{
     maps::Array,
-    programs::{RawTracePoint, TracePoint, raw_trace_point::RawTracePointLinkId, trace_point::TracePointLinkId},
+    programs::{
+        FExit, RawTracePoint, TracePoint, fexit::FExitLinkId, raw_trace_point::RawTracePointLinkId,
+        trace_point::TracePointLinkId,
+    },
 };
 use probe_abi::{globals::only_trouble, names};
 
 use super::{
     attach::{Attachment, Depth, HOOKS, Hook, State, Way},
-    load::{Kernel, LoadError, loaded, program},
+    load::{Kernel, LoadError, function_of, loaded, program},
 };
 
 /// A hook of the kernel that is attached.
@@ -27,6 +30,8 @@ pub(super) enum AddedLink {
     Raw(RawTracePointLinkId),
     /// Of a classic one.
     Classic(TracePointLinkId),
+    /// Of a function's return.
+    Return(FExitLinkId),
 }
 
 impl Kernel {
@@ -70,7 +75,7 @@ impl Kernel {
 
     /// Loads what a greater depth would attach: a map cannot be used by a program loaded after it was given away. What the kernel refuses
     /// is told when it is to be attached.
-    pub(super) fn load_what_may_come(&mut self) {
+    pub(super) fn load_what_may_come(&mut self, btf: Option<&aya::Btf>) {
         let later: Vec<&Hook> = HOOKS
             .iter()
             .filter(|hook| self.unwanted(hook).is_some() && self.left_out(hook, self.reach).is_none())
@@ -81,6 +86,11 @@ impl Kernel {
                     .and_then(|program| loaded(program.load())),
                 Way::Classic(..) => program::<TracePoint>(&mut self.ebpf, alternative.program)
                     .and_then(|program| loaded(program.load())),
+                Way::Return(call) => match btf {
+                    Some(btf) => program::<FExit>(&mut self.ebpf, alternative.program)
+                        .and_then(|program| loaded(program.load(&function_of(call), btf))),
+                    None => Ok(()),
+                },
                 Way::Typed(_) | Way::Function(_) => Ok(()),
             };
             if let Err(why) = done {
@@ -106,6 +116,9 @@ impl Kernel {
                 AddedLink::Raw(link) => {
                     drop(program::<RawTracePoint>(&mut self.ebpf, name).map(|program| program.detach(link)));
                 }
+                AddedLink::Return(link) => {
+                    drop(program::<FExit>(&mut self.ebpf, name).map(|program| program.detach(link)));
+                }
                 AddedLink::Classic(link) => {
                     drop(program::<TracePoint>(&mut self.ebpf, name).map(|program| program.detach(link)));
                 }
@@ -113,7 +126,7 @@ impl Kernel {
         }
         let off = |hook: &&'static Hook| {
             let why = self.unwanted(hook)?.to_owned();
-            Some(Attachment { name: hook.name, state: State::Off, why, lost: hook.lost })
+            Some(Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost })
         };
         hooks.iter().filter_map(off).collect()
     }

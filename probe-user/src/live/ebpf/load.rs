@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{MapError, MapType, RingBuf},
-    programs::{BtfTracePoint, ProgramError, RawTracePoint, TracePoint, UProbe},
+    programs::{BtfTracePoint, FExit, ProgramError, RawTracePoint, TracePoint, UProbe},
 };
 use probe_abi::{
     globals::{Settings, only_trouble},
@@ -140,7 +140,7 @@ impl Kernel {
         };
         kernel.load_functions();
         kernel.attach_hooks(aya_btf.as_ref());
-        kernel.load_what_may_come();
+        kernel.load_what_may_come(aya_btf.as_ref());
         kernel.switch()?;
         Ok(kernel)
     }
@@ -261,7 +261,7 @@ impl Kernel {
             .iter()
             .filter_map(|hook| {
                 let why = self.unwanted(hook)?.to_owned();
-                Some(Attachment { name: hook.name, state: State::Off, why, lost: hook.lost })
+                Some(Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost })
             })
             .collect();
         let wanted: Vec<&Hook> = HOOKS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
@@ -275,8 +275,9 @@ impl Kernel {
         let Self { ebpf, facts, added, .. } = self;
         // Those of which a classic tracepoint will be tried.
         let classic = |hook: &&'static Hook| {
-            let first = hook.alternatives.iter().find(|alternative| alternative.needs.unmet(facts).is_none());
-            first.is_some_and(|alternative| matches!(alternative.way, Way::Classic(..)))
+            let mut usable = hook.alternatives.iter().filter(|alternative| alternative.needs.unmet(facts).is_none());
+            let one = usable.find(|alternative| !matches!(alternative.way, Way::Return(_)));
+            one.is_some_and(|alternative| matches!(alternative.way, Way::Classic(..)))
         };
         let (calls, others): (Vec<&'static Hook>, Vec<&'static Hook>) = wanted.iter().copied().partition(classic);
         let mut attachments: Vec<Attachment> =
@@ -329,20 +330,22 @@ fn attach(
     no_tracefs: Option<&str>,
 ) -> Attachment {
     let mut why = Vec::new();
-    for (index, alternative) in hook.alternatives.iter().enumerate() {
+    for alternative in hook.alternatives {
         let done = match (alternative.needs.unmet(facts), alternative.way, no_tracefs) {
             (Some(unmet), _, _) => Err(unmet),
             (None, Way::Classic(..), Some(why)) => Err(why.to_owned()),
             (None, _, _) => start(ebpf, added, btf, hook, alternative),
         };
         match done {
-            Ok(()) if index == 0 => {
-                return Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" };
+            Ok(()) if alternative.lacks.is_empty() => {
+                let program = alternative.program;
+                return Attachment { name: hook.name, state: State::On, program, why: String::new(), lost: "" };
             }
             Ok(()) => {
                 return Attachment {
                     name: hook.name,
                     state: State::Degraded,
+                    program: alternative.program,
                     why: format!("{} stands in: {}", alternative.program, why.join("; ")),
                     lost: alternative.lacks,
                 };
@@ -351,7 +354,7 @@ fn attach(
             Err(reason) => why.push(reason),
         }
     }
-    Attachment { name: hook.name, state: State::Off, why: why.join("; "), lost: hook.lost }
+    Attachment { name: hook.name, state: State::Off, program: "", why: why.join("; "), lost: hook.lost }
 }
 
 fn start(
@@ -387,9 +390,24 @@ fn start(
             added.push(Added { depth: hook.depth, program: name, link: AddedLink::Classic(link) });
             Ok(())
         }
+        Way::Return(call) => {
+            let program: &mut FExit = program(ebpf, name)?;
+            if let Some(btf) = btf {
+                loaded(program.load(&function_of(call), btf))?;
+            }
+            let link = program.attach().map_err(|error| describe(&error))?;
+            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Return(link) });
+            Ok(())
+        }
         // Attached to each nginx, not here.
         Way::Function(_) => Ok(()),
     }
+}
+
+/// The kernel's name of a system call's function.
+pub(super) fn function_of(call: &str) -> String {
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+    format!("__{architecture}_sys_{call}")
 }
 
 /// A program that was loaded before is as good as one that is loaded now.

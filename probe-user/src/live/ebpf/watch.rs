@@ -167,9 +167,13 @@ impl Kernel {
             });
             for hook in FUNCTIONS {
                 let now = match (self.unwanted(hook), &living) {
-                    (Some(why), _) => {
-                        Attachment { name: hook.name, state: State::Off, why: why.to_owned(), lost: hook.lost }
-                    }
+                    (Some(why), _) => Attachment {
+                        name: hook.name,
+                        state: State::Off,
+                        program: "",
+                        why: why.to_owned(),
+                        lost: hook.lost,
+                    },
                     (None, Some((binary, path))) if known.links.iter().all(|(name, _)| *name != hook.name) => {
                         self.attach_function(hook, binary, path, &mut known.links)
                     }
@@ -193,9 +197,9 @@ impl Kernel {
         match self.try_function(hook, binary, path) {
             Ok(link) => {
                 links.push((hook.name, link));
-                Attachment { name: hook.name, state: State::On, why: String::new(), lost: "" }
+                Attachment { name: hook.name, state: State::On, program: hook.name, why: String::new(), lost: "" }
             }
-            Err(why) => Attachment { name: hook.name, state: State::Off, why, lost: hook.lost },
+            Err(why) => Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost },
         }
     }
 

@@ -19,6 +19,7 @@ impl Followers {
             vec![Attachment {
                 name: "ngx_log_error_core",
                 state: State::Off,
+                program: "",
                 why,
                 lost: "failures are tied to connections by the error log and by time, not exactly",
             }]
