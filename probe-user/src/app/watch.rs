@@ -110,7 +110,7 @@ fn log_to_stderr(plan: &Watch) {
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().try_init();
 }
 
-fn scope(plan: &Watch) -> Scope {
+fn scope(plan: &Watch, records: bool) -> Scope {
     Scope {
         pids: plan.pids.clone(),
         interfaces: plan.interfaces.clone(),
@@ -122,6 +122,7 @@ fn scope(plan: &Watch) -> Scope {
         depth_auto: plan.depth_auto,
         uprobes: plan.uprobes,
         packets: plan.packets,
+        keeps_packets: records || plan.out.is_some(),
         only_nginx: plan.only_nginx,
         follows: plan.follows,
     }
@@ -193,7 +194,14 @@ async fn watch(
     let mut session = Session {
         plan,
         form,
-        followers: Followers::new(scope(plan), kernel, problem, intake.clone(), Arc::clone(&counts), interfaces),
+        followers: Followers::new(
+            scope(plan, record.is_some()),
+            kernel,
+            problem,
+            intake.clone(),
+            Arc::clone(&counts),
+            interfaces,
+        ),
         intake: intake.clone(),
         counts,
         tally,

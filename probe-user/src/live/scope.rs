@@ -27,6 +27,8 @@ pub struct Scope {
     pub uprobes: bool,
     /// Capture packets.
     pub packets: bool,
+    /// They are left in files: people want to see both directions there.
+    pub keeps_packets: bool,
     /// Nothing of the upstreams' side, as if they ran on another host.
     pub only_nginx: bool,
     /// Go on looking at the host: an nginx that starts later, a reload, who serves.

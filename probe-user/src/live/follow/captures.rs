@@ -237,7 +237,12 @@ impl Followers {
         };
         // What this host sends, and what breaks it, its kernel tells. A listener for sent packets makes the kernel copy the header of each,
         // before any filter (`dev_queue_xmit_nit`); on the loopback interface every packet arrives as well.
-        let inbound_only = self.scope.depth != Depth::Deep && self.asks_nginx();
+        let told_elsewhere = match self.scope.depth {
+            Depth::Light => true,
+            Depth::Standard => !self.scope.keeps_packets,
+            Depth::Deep => false,
+        };
+        let inbound_only = told_elsewhere && self.asks_nginx();
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {
