@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -44,6 +44,9 @@ const PIECES: u64 = 200;
 /// With `--depth auto`, how long the depth stays standard after a failure that light could not prove.
 const DEEPER: Duration = Duration::from_mins(1);
 
+/// How long it is not asked what was lost while nothing is delivered.
+const UNASKED_NS: u64 = 1_000_000_000;
+
 /// A running watch.
 pub(super) struct Session<'a> {
     pub(super) plan: &'a Watch,
@@ -60,6 +63,8 @@ pub(super) struct Session<'a> {
     /// Up to when it was asked what was lost.
     pub(super) counted: Mark,
     pub(super) crowded_out: u64,
+    /// Deliveries when it was asked last what was lost.
+    pub(super) deliveries: usize,
     /// Losses that nobody was told of yet, by what they are.
     pub(super) unsaid: BTreeMap<&'static str, (u64, At)>,
     pub(super) packets_dropped: u64,
@@ -67,6 +72,42 @@ pub(super) struct Session<'a> {
     pub(super) progress: bool,
     /// A recording is made.
     pub(super) records: bool,
+}
+
+/// A case waits for its late evidence (a fifth of a second and more): it need not be known sooner what was lost, nanoseconds.
+const LOSSES_WANTED_NS: u64 = 150_000_000;
+
+impl<'a> Session<'a> {
+    /// Nothing is watched yet.
+    pub(super) fn new(
+        plan: &'a Watch,
+        form: Form,
+        followers: Followers,
+        intake: Intake,
+        counts: Arc<Counts>,
+        tally: SharedTally,
+        records: bool,
+    ) -> Self {
+        Self {
+            plan,
+            form,
+            followers,
+            counts,
+            tally,
+            losses: Losses::default(),
+            deeper_until: None,
+            missed: BTreeMap::new(),
+            counted: intake.mark(LOSSES_WANTED_NS),
+            intake,
+            crowded_out: 0,
+            deliveries: 0,
+            unsaid: BTreeMap::new(),
+            packets_dropped: 0,
+            checked: clock::now(),
+            records,
+            progress: !plan.output.quiet && io::stderr().is_terminal(),
+        }
+    }
 }
 
 impl Session<'_> {
@@ -238,8 +279,22 @@ impl Session<'_> {
                 })
                 .or_insert((count, span));
         }
-        self.look_after_sources();
         self.counted.set(now);
+    }
+
+    /// The same where anything was delivered since, and at least once a second.
+    ///
+    /// Nobody is judged while nothing is delivered, and asking the kernel twenty times a second would then be most of what the program
+    /// does. What was lost meanwhile is told with the next delivery, for all of that time.
+    pub(super) fn count_losses_if_due(&mut self) {
+        self.look_after_sources();
+        let (now, deliveries) = (clock::now(), self.intake.deliveries());
+        if deliveries == self.deliveries && now.since_ns(self.checked) < UNASKED_NS {
+            self.counted.set(now);
+            return;
+        }
+        self.deliveries = deliveries;
+        self.count_losses();
     }
 
     /// Captures whose interface went away, logs that were cut off.

@@ -1,8 +1,7 @@
 //! `probe502 watch`.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,7 +28,7 @@ use crate::{
     },
     live::{
         self, clock,
-        ebpf::{self, Kernel, LoadOptions, Losses, cost},
+        ebpf::{self, Kernel, LoadOptions, cost},
         follow::Followers,
         host::answer_questions,
         memory, nginx,
@@ -55,9 +54,6 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is asked what was lost: well within the time that a case waits for its late evidence.
 const LOSSES_EVERY: Duration = Duration::from_millis(50);
-
-/// A case waits for its late evidence (a fifth of a second and more): it need not be known sooner what was lost, nanoseconds.
-const LOSSES_WANTED_NS: u64 = 150_000_000;
 
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
@@ -191,31 +187,9 @@ async fn watch(
 
     let processes = Arc::new(Notify::new());
     let (kernel, reader) = listen(kernel, &intake, &counts, &processes)?;
-    let mut session = Session {
-        plan,
-        form,
-        followers: Followers::new(
-            scope(plan, record.is_some()),
-            kernel,
-            problem,
-            intake.clone(),
-            Arc::clone(&counts),
-            interfaces,
-        ),
-        intake: intake.clone(),
-        counts,
-        tally,
-        losses: Losses::default(),
-        missed: BTreeMap::new(),
-        deeper_until: None,
-        counted: intake.mark(LOSSES_WANTED_NS),
-        crowded_out: 0,
-        unsaid: BTreeMap::new(),
-        packets_dropped: 0,
-        checked: clock::now(),
-        records: record.is_some(),
-        progress: plan.output.quiet.then_some(()).map_or_else(|| io::stderr().is_terminal(), |()| false),
-    };
+    let scope = scope(plan, record.is_some());
+    let followers = Followers::new(scope, kernel, problem, intake.clone(), Arc::clone(&counts), interfaces);
+    let mut session = Session::new(plan, form, followers, intake.clone(), counts, tally, record.is_some());
     session.begin(account)?;
     memory::give_back();
     let lookups = plan.follows.then(|| answer_questions(intake.clone()));
@@ -239,7 +213,7 @@ async fn watch(
             () = learnt.notified(), if plan.follows => session.look()?,
             _ = look.tick(), if plan.follows => session.look()?,
             () = sleep_until(session.deeper_until) => session.end_deeper(),
-            _ = losses.tick() => session.count_losses(),
+            _ = losses.tick() => session.count_losses_if_due(),
             _ = progress.tick() => {
                 session.tell_losses();
                 session.report_trouble();
@@ -302,7 +276,7 @@ async fn settle(
             _ = &mut finish => return,
             _ = interrupt.recv() => std::process::exit(130),
             _ = terminate.recv() => std::process::exit(143),
-            _ = losses.tick() => session.count_losses(),
+            _ = losses.tick() => session.count_losses_if_due(),
         }
     }
 }

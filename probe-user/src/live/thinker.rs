@@ -51,6 +51,10 @@ const CATCHES_UP_NS: u64 = 10_000_000_000;
 
 /// How often the thread thinks when nothing arrives.
 const TURN: Duration = Duration::from_millis(10);
+/// How often when nothing has arrived for a while; whatever arrives wakes it at once.
+const IDLE_TURN: Duration = Duration::from_millis(50);
+/// After so long without a delivery everything that was to be thought has been.
+const IDLE_AFTER_NS: u64 = 2_000_000_000;
 
 /// Deliveries that may wait for the thread. A storm fills it; what does not fit is counted as lost and never blocks the kernel's ring.
 const WAITING: usize = 65_536;
@@ -158,6 +162,8 @@ pub struct Intake {
     sender: SyncSender<Delivery>,
     /// Bytes on the way, about.
     underway: Arc<AtomicUsize>,
+    /// Deliveries so far.
+    count: Arc<AtomicUsize>,
     redactor: Arc<Redactor>,
     marks: Marks,
 }
@@ -175,9 +181,16 @@ impl Intake {
         &self.redactor
     }
 
+    /// How many deliveries there were, taken or lost.
+    #[must_use]
+    pub fn deliveries(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Delivers without waiting. `false`: there was no room, and the delivery is lost; the caller counts it.
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
+        self.count.fetch_add(1, Ordering::Relaxed);
         let weight = delivery.weight();
         if self.underway.fetch_add(weight, Ordering::Relaxed) > UNDERWAY {
             self.underway.fetch_sub(weight, Ordering::Relaxed);
@@ -194,6 +207,7 @@ impl Intake {
 
     /// Delivers, waiting for room: for what is rare and must not be lost (coverage, answers about the host, the end).
     pub fn deliver(&self, delivery: Delivery) {
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.underway.fetch_add(delivery.weight(), Ordering::Relaxed);
         // The thread ends only when the program does.
         let _ = self.sender.send(delivery);
@@ -235,7 +249,7 @@ pub fn start(
         privilege::confine(Work::Writes(folder.as_deref()));
         thinker.run(&receiver)
     })?;
-    Ok((Intake { sender, underway, redactor, marks }, handle))
+    Ok((Intake { sender, underway, count: Arc::default(), redactor, marks }, handle))
 }
 
 struct Thinker {
@@ -258,8 +272,10 @@ impl Thinker {
     /// Returns how many arrivals came too late for their place.
     fn run(mut self, deliveries: &Receiver<Delivery>) -> u64 {
         self.sieve.set_open(true);
+        let mut delivered = clock::now();
         loop {
-            let mut next = match deliveries.recv_timeout(TURN) {
+            let idle = clock::now().since_ns(delivered) > IDLE_AFTER_NS;
+            let mut next = match deliveries.recv_timeout(if idle { IDLE_TURN } else { TURN }) {
                 Ok(delivery) => Some(delivery),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
@@ -267,6 +283,9 @@ impl Thinker {
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
             let read = self.marks.earliest();
+            if next.is_some() {
+                delivered = now;
+            }
             let mut ended = None;
             let mut budget = WAITING;
             while let Some(delivery) = next {
