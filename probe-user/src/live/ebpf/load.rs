@@ -393,7 +393,8 @@ fn start(
         Way::Return(call) => {
             let program: &mut FExit = program(ebpf, name)?;
             if let Some(btf) = btf {
-                loaded(program.load(&function_of(call), btf))?;
+                let function = function_of(call);
+                loaded(program.load(&function, btf)).map_err(|why| unreadable_arguments(&function, why))?;
             }
             let link = program.attach().map_err(|error| describe(&error))?;
             added.push(Added { depth: hook.depth, program: name, link: AddedLink::Return(link) });
@@ -408,6 +409,14 @@ fn start(
 pub(super) fn function_of(call: &str) -> String {
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
     format!("__{architecture}_sys_{call}")
+}
+
+/// Debian's 5.10 knows `struct pt_regs` there by its name only, and then lets no program have the pointer.
+fn unreadable_arguments(function: &str, why: String) -> String {
+    if why.contains("invalid bpf_context access") {
+        return format!("this kernel's types do not tell what {function} is called with");
+    }
+    why
 }
 
 /// A program that was loaded before is as good as one that is loaded now.
