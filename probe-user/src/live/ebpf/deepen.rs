@@ -1,6 +1,7 @@
 //! More and less to watch while the programs run.
 
 use aya::{
+    Ebpf,
     maps::Array,
     programs::{
         FExit, RawTracePoint, TracePoint, fexit::FExitLinkId, raw_trace_point::RawTracePointLinkId,
@@ -11,7 +12,8 @@ use probe_abi::{globals::only_trouble, names};
 
 use super::{
     attach::{Attachment, Depth, HOOKS, Hook, State, Way},
-    load::{Kernel, LoadError, function_of, loaded, program},
+    load::{Kernel, LoadError, loaded, program},
+    returns::function_of,
 };
 
 /// A hook of the kernel that is attached.
@@ -110,24 +112,23 @@ impl Kernel {
         let (kept, gone): (Vec<Added>, Vec<Added>) =
             std::mem::take(&mut self.added).into_iter().partition(|added| added.depth <= depth);
         self.added = kept;
-        for Added { program: name, link, .. } in gone {
-            // A link that is already gone is what was wanted.
-            match link {
-                AddedLink::Raw(link) => {
-                    drop(program::<RawTracePoint>(&mut self.ebpf, name).map(|program| program.detach(link)));
-                }
-                AddedLink::Return(link) => {
-                    drop(program::<FExit>(&mut self.ebpf, name).map(|program| program.detach(link)));
-                }
-                AddedLink::Classic(link) => {
-                    drop(program::<TracePoint>(&mut self.ebpf, name).map(|program| program.detach(link)));
-                }
-            }
+        for added in gone {
+            take_out(&mut self.ebpf, added);
         }
         let off = |hook: &&'static Hook| {
             let why = self.unwanted(hook)?.to_owned();
             Some(Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost })
         };
         hooks.iter().filter_map(off).collect()
+    }
+}
+
+/// Detaches a hook. A link that is already gone is what was wanted.
+pub(super) fn take_out(ebpf: &mut Ebpf, added: Added) {
+    let Added { program: name, link, .. } = added;
+    match link {
+        AddedLink::Raw(link) => drop(program::<RawTracePoint>(ebpf, name).map(|program| program.detach(link))),
+        AddedLink::Return(link) => drop(program::<FExit>(ebpf, name).map(|program| program.detach(link))),
+        AddedLink::Classic(link) => drop(program::<TracePoint>(ebpf, name).map(|program| program.detach(link))),
     }
 }

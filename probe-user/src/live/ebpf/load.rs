@@ -18,6 +18,7 @@ use super::{
     btf::{Btf, BtfError},
     deepen::{Added, AddedLink},
     offsets::Facts,
+    returns::{everybody_is_heard, function_of, unreadable_arguments},
     ring::Ring,
     tier::Tier,
     tracefs::with_tracefs,
@@ -334,7 +335,10 @@ fn attach(
         let done = match (alternative.needs.unmet(facts), alternative.way, no_tracefs) {
             (Some(unmet), _, _) => Err(unmet),
             (None, Way::Classic(..), Some(why)) => Err(why.to_owned()),
-            (None, _, _) => start(ebpf, added, btf, hook, alternative),
+            (None, way, _) => start(ebpf, added, btf, hook, alternative).and_then(|()| match way {
+                Way::Return("accept" | "accept4") => everybody_is_heard(ebpf, added, facts),
+                _ => Ok(()),
+            }),
         };
         match done {
             Ok(()) if alternative.lacks.is_empty() => {
@@ -403,20 +407,6 @@ fn start(
         // Attached to each nginx, not here.
         Way::Function(_) => Ok(()),
     }
-}
-
-/// The kernel's name of a system call's function.
-pub(super) fn function_of(call: &str) -> String {
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
-    format!("__{architecture}_sys_{call}")
-}
-
-/// Debian's 5.10 knows `struct pt_regs` there by its name only, and then lets no program have the pointer.
-fn unreadable_arguments(function: &str, why: String) -> String {
-    if why.contains("invalid bpf_context access") {
-        return format!("this kernel's types do not tell what {function} is called with");
-    }
-    why
 }
 
 /// A program that was loaded before is as good as one that is loaded now.

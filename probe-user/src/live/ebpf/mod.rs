@@ -17,6 +17,7 @@ pub mod load;
 mod misses;
 pub mod offsets;
 mod records;
+mod returns;
 pub mod ring;
 pub mod symbols;
 pub mod tier;
