@@ -211,6 +211,9 @@ impl Session<'_> {
             return;
         }
         let mut lines = Vec::new();
+        if self.plan.depth_auto {
+            lines.push("depth auto: light until a failure that light cannot prove".to_owned());
+        }
         if !self.form.json {
             for instance in self.followers.instances() {
                 let workers: Vec<String> = instance.workers.iter().map(ToString::to_string).collect();

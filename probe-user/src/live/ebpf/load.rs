@@ -14,7 +14,7 @@ use probe_abi::{
 };
 
 use super::{
-    attach::{Alternative, Attachment, Depth, FUNCTIONS, HOOKS, Hook, State, Way},
+    attach::{Alternative, Attachment, Depth, FUNCTIONS, HOOKS, Hook, NO_TYPES, State, Way},
     btf::{Btf, BtfError},
     deepen::{Added, AddedLink},
     offsets::Facts,
@@ -400,7 +400,10 @@ fn start(
                 let function = function_of(call);
                 loaded(program.load(&function, btf)).map_err(|why| unreadable_arguments(&function, why))?;
             }
-            let link = program.attach().map_err(|error| describe(&error))?;
+            let link = program.attach().map_err(|error| match error {
+                ProgramError::NotLoaded => NO_TYPES.to_owned(),
+                error => describe(&error),
+            })?;
             added.push(Added { depth: hook.depth, program: name, link: AddedLink::Return(link) });
             Ok(())
         }

@@ -242,7 +242,7 @@ impl Followers {
             Depth::Standard => !self.scope.keeps_packets,
             Depth::Deep => false,
         };
-        let inbound_only = told_elsewhere && self.asks_nginx();
+        let inbound_only = told_elsewhere && self.hears(master.pid);
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {

@@ -14,6 +14,16 @@ impl Followers {
         self.scope.uprobes && self.kernel.is_some()
     }
 
+    /// Whether this nginx's own word and its sockets are heard, so that packets need not tell what it does.
+    pub(super) fn hears(&self, master: u32) -> bool {
+        let on = |all: &[Attachment], name: &str| all.iter().any(|one| one.name == name && one.state != State::Off);
+        let Some(kernel) = self.kernel.as_ref().filter(|_| self.scope.uprobes) else { return false };
+        let functions = kernel.functions_of(master).unwrap_or_default();
+        on(functions, "ngx_log_error_core")
+            && on(functions, "ngx_http_special_response_handler")
+            && on(kernel.attachments(), "inet_sock_set_state")
+    }
+
     pub(super) fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
         let off = |why: String| {
             vec![Attachment {
