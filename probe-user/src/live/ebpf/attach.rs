@@ -160,6 +160,18 @@ pub(super) struct Hook {
     pub(super) lost: &'static str,
 }
 
+impl Hook {
+    /// It works, by this program and without any loss.
+    pub(super) const fn on(&self, program: &'static str) -> Attachment {
+        Attachment { name: self.name, state: State::On, program, why: String::new(), lost: "" }
+    }
+
+    /// It does not work.
+    pub(super) const fn off(&self, why: String) -> Attachment {
+        Attachment { name: self.name, state: State::Off, program: "", why, lost: self.lost }
+    }
+}
+
 const fn raw(program: &'static str, needs: Needs) -> Alternative {
     Alternative { program, way: Way::Raw(program), needs, lacks: "" }
 }

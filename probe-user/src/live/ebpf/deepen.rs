@@ -11,7 +11,7 @@ use aya::{
 use probe_abi::{globals::only_trouble, names};
 
 use super::{
-    attach::{Attachment, Depth, HOOKS, Hook, State, Way},
+    attach::{Attachment, Depth, HOOKS, Hook, Way},
     load::{Kernel, LoadError, loaded, program},
     returns::function_of,
 };
@@ -115,11 +115,7 @@ impl Kernel {
         for added in gone {
             take_out(&mut self.ebpf, added);
         }
-        let off = |hook: &&'static Hook| {
-            let why = self.unwanted(hook)?.to_owned();
-            Some(Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost })
-        };
-        hooks.iter().filter_map(off).collect()
+        hooks.iter().filter_map(|hook| Some(hook.off(self.unwanted(hook)?.to_owned()))).collect()
     }
 }
 

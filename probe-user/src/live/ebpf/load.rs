@@ -258,13 +258,8 @@ impl Kernel {
     }
 
     fn attach_hooks(&mut self, btf: Option<&aya::Btf>) {
-        let unwanted: Vec<Attachment> = HOOKS
-            .iter()
-            .filter_map(|hook| {
-                let why = self.unwanted(hook)?.to_owned();
-                Some(Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost })
-            })
-            .collect();
+        let unwanted: Vec<Attachment> =
+            HOOKS.iter().filter_map(|hook| Some(hook.off(self.unwanted(hook)?.to_owned()))).collect();
         let wanted: Vec<&Hook> = HOOKS.iter().filter(|hook| self.unwanted(hook).is_none()).collect();
         let done = self.attach_these(&wanted, btf);
         self.attachments.extend(done);
@@ -342,8 +337,7 @@ fn attach(
         };
         match done {
             Ok(()) if alternative.lacks.is_empty() => {
-                let program = alternative.program;
-                return Attachment { name: hook.name, state: State::On, program, why: String::new(), lost: "" };
+                return hook.on(alternative.program);
             }
             Ok(()) => {
                 return Attachment {
@@ -358,7 +352,7 @@ fn attach(
             Err(reason) => why.push(reason),
         }
     }
-    Attachment { name: hook.name, state: State::Off, program: "", why: why.join("; "), lost: hook.lost }
+    hook.off(why.join("; "))
 }
 
 fn start(
@@ -369,12 +363,12 @@ fn start(
     alternative: &Alternative,
 ) -> Result<(), String> {
     let name = alternative.program;
-    match alternative.way {
+    let link = match alternative.way {
         Way::Typed(tracepoint) => {
             let btf = btf.ok_or("the kernel's types are not known")?;
             let program: &mut BtfTracePoint = program(ebpf, name)?;
             program.load(tracepoint, btf).map_err(|error| describe(&error))?;
-            program.attach().map(drop).map_err(|error| describe(&error))
+            return program.attach().map(drop).map_err(|error| describe(&error));
         }
         Way::Raw(tracepoint) => {
             let program: &mut RawTracePoint = program(ebpf, name)?;
@@ -383,16 +377,12 @@ fn start(
                 return Ok(());
             }
             loaded(program.load())?;
-            let link = program.attach(tracepoint).map_err(|error| describe(&error))?;
-            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Raw(link) });
-            Ok(())
+            AddedLink::Raw(program.attach(tracepoint).map_err(|error| describe(&error))?)
         }
         Way::Classic(category, tracepoint) => {
             let program: &mut TracePoint = program(ebpf, name)?;
             loaded(program.load())?;
-            let link = program.attach(category, tracepoint).map_err(|error| describe(&error))?;
-            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Classic(link) });
-            Ok(())
+            AddedLink::Classic(program.attach(category, tracepoint).map_err(|error| describe(&error))?)
         }
         Way::Return(call) => {
             let program: &mut FExit = program(ebpf, name)?;
@@ -400,16 +390,16 @@ fn start(
                 let function = function_of(call);
                 loaded(program.load(&function, btf)).map_err(|why| unreadable_arguments(&function, why))?;
             }
-            let link = program.attach().map_err(|error| match error {
+            AddedLink::Return(program.attach().map_err(|error| match error {
                 ProgramError::NotLoaded => NO_TYPES.to_owned(),
                 error => describe(&error),
-            })?;
-            added.push(Added { depth: hook.depth, program: name, link: AddedLink::Return(link) });
-            Ok(())
+            })?)
         }
         // Attached to each nginx, not here.
-        Way::Function(_) => Ok(()),
-    }
+        Way::Function(_) => return Ok(()),
+    };
+    added.push(Added { depth: hook.depth, program: name, link });
+    Ok(())
 }
 
 /// A program that was loaded before is as good as one that is loaded now.

@@ -15,7 +15,7 @@ use probe_abi::{
 };
 
 use super::{
-    attach::{Attachment, FUNCTIONS, Hook, State},
+    attach::{Attachment, FUNCTIONS, Hook},
     load::{Kernel, LoadError, Pod, describe, program},
     symbols::{Binary, SymbolError, executable},
 };
@@ -161,25 +161,21 @@ impl Kernel {
             let (gone, kept) = std::mem::take(&mut known.links).into_iter().partition(|(name, _)| unwanted(name));
             known.links = kept;
             self.detach(gone);
-            let living = known.masters.iter().find_map(|master| {
-                // One that is ending has no program to look at.
-                Binary::of_process(*master).ok().map(|binary| (binary, executable(*master)))
-            });
-            for hook in FUNCTIONS {
-                let now = match (self.unwanted(hook), &living) {
-                    (Some(why), _) => Attachment {
-                        name: hook.name,
-                        state: State::Off,
-                        program: "",
-                        why: why.to_owned(),
-                        lost: hook.lost,
-                    },
-                    (None, Some((binary, path))) if known.links.iter().all(|(name, _)| *name != hook.name) => {
-                        self.attach_function(hook, binary, path, &mut known.links)
-                    }
-                    (None, _) => continue,
-                };
-                if let Some(attachment) = known.attachments.iter_mut().find(|known| known.name == hook.name) {
+            let mut changed: Vec<Attachment> =
+                FUNCTIONS.iter().filter_map(|hook| Some(hook.off(self.unwanted(hook)?.to_owned()))).collect();
+            let is_linked = |hook: &&Hook| known.links.iter().any(|(name, _)| *name == hook.name);
+            let missing: Vec<&Hook> =
+                FUNCTIONS.iter().filter(|hook| self.unwanted(hook).is_none() && !is_linked(hook)).collect();
+            // One that is ending has no program to look at.
+            let living = |master: &u32| Binary::of_process(*master).ok().map(|binary| (binary, executable(*master)));
+            if !missing.is_empty()
+                && let Some((binary, path)) = known.masters.iter().find_map(living)
+            {
+                let attach = |hook: &Hook| self.attach_function(hook, &binary, &path, &mut known.links);
+                changed.extend(missing.into_iter().map(attach));
+            }
+            for now in changed {
+                if let Some(attachment) = known.attachments.iter_mut().find(|known| known.name == now.name) {
                     *attachment = now;
                 }
             }
@@ -197,9 +193,9 @@ impl Kernel {
         match self.try_function(hook, binary, path) {
             Ok(link) => {
                 links.push((hook.name, link));
-                Attachment { name: hook.name, state: State::On, program: hook.name, why: String::new(), lost: "" }
+                hook.on(hook.name)
             }
-            Err(why) => Attachment { name: hook.name, state: State::Off, program: "", why, lost: hook.lost },
+            Err(why) => hook.off(why),
         }
     }
 
