@@ -33,7 +33,8 @@ const TOLD: u32 = 1 << state::ESTABLISHED
 #[inline(always)]
 pub(crate) fn state_typed(context: &BtfTracePointContext) -> Option<()> {
     let (old, new) = (context.arg::<u32>(1) as u8, context.arg::<u32>(2) as u8);
-    if wanted(new) {
+    // At depth light a connection that comes about is nothing to tell.
+    if wanted(new) && !(new == state::ESTABLISHED && only_trouble()) {
         state_change(Typed::tcp(context.arg(0))?, old, new)?;
     }
     Some(())

@@ -11,8 +11,13 @@ use std::{
 pub enum Detail {
     /// What breaks something: RST, responses with a status of 5xx or 4xx (but 404), TLS alerts, greetings of other protocols.
     Trouble,
-    /// What decides fates: that, and SYN and FIN.
+    /// That, and the SYN-ACK: what an upstream's own packets look like (TTL), so that a RST of somebody else's stands out. The rest of a
+    /// connection's fate is the kernel's to tell.
+    Answers,
+    /// What decides fates: trouble, and SYN and FIN.
     Fates,
+    /// Every packet of the flows but those that only acknowledge.
+    Substance,
     /// Every packet of the flows.
     Everything,
 }
@@ -36,30 +41,36 @@ const PORTS: usize = 256;
 const ICMP: &str = "(icmp and (icmp[0] = 3 or icmp[0] = 4 or icmp[0] = 11 or icmp[0] = 12) and icmp[17] = 6) or \
     (ip6[6] = 58 and ip6[40] >= 1 and ip6[40] <= 4 and ip6[54] = 6)";
 
-/// Bits of a TCP header's byte 13.
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
+/// Payload, or SYN, FIN or RST, or a window of nothing. What is too long for its length field (0 then) has payload.
+const SUBSTANCE: &str = "(ip and (tcp[13] & 7 != 0 or tcp[14:2] = 0 or \
+    ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) != 0)) or \
+    (ip6 and ip6[6] = 6 and (ip6[53] & 7 != 0 or ip6[54:2] = 0 or ip6[4:2] - ((ip6[52] & 0xf0) >> 2) != 0))";
+
+/// Which flags of a TCP header's byte 13 decide: RST alone; that or SYN and ACK together; any of FIN, SYN and RST.
+const RST: &[&str] = &["& 4 != 0"];
+const RST_OR_SYN_ACK: &[&str] = &["& 4 != 0", "& 0x12 = 0x12"];
+const FIN_SYN_RST: &[&str] = &["& 7 != 0"];
 
 /// Beginnings of answers that no HTTP server gives: `SSH-`, `220 `, `-ERR`, `<htm`, `<!DO`.
 const FOREIGN: [u32; 5] = [0x5353_482d, 0x3232_3020, 0x2d45_5252, 0x3c68_746d, 0x3c21_444f];
 
-/// What decides fates, by the flags of `mask` and the payload's beginning: SYN, FIN, RST; `HTTP/1.x 5`; `HTTP/1.x 4`, which an upstream says when it
-/// refuses a request early, except 404, of which a healthy site has many; a TLS alert; greetings of other protocols. A segment without
+/// What decides fates, by one of these tests of the flags and the payload's beginning: `HTTP/1.x 5`; `HTTP/1.x 4`, which an upstream says when
+/// it refuses a request early, except 404, of which a healthy site has many; a TLS alert; greetings of other protocols. A segment without
 /// payload has no such bytes and is refused at once. `at` gives the text that loads so many bytes at that offset of the payload.
-fn fates(flags: &str, mask: u8, at: impl Fn(u32, u32) -> String) -> String {
+fn fates(flags: &str, tests: &[&str], at: impl Fn(u32, u32) -> String) -> String {
     let (four, status, rest, two) = (at(0, 4), at(9, 1), at(10, 2), at(0, 2));
     let foreign = FOREIGN.map(|beginning| format!("{four} = {beginning:#010x}")).join(" or ");
+    let flagged = tests.iter().map(|test| format!("{flags} {test}")).collect::<Vec<_>>().join(" or ");
     format!(
-        "({flags} & {mask} != 0 or ({four} = 0x48545450 and ({status} = 0x35 or ({status} = 0x34 and {rest} != 0x3034))) or \
+        "({flagged} or ({four} = 0x48545450 and ({status} = 0x35 or ({status} = 0x34 and {rest} != 0x3034))) or \
          {two} = 0x1503 or {foreign})"
     )
 }
 
 /// Over IPv4, and over IPv6, of which libpcap's `tcp[…]` knows nothing. Packets with extension headers between IPv6 and TCP are not seen.
-fn all_fates(mask: u8) -> String {
-    let v4 = fates("tcp[13]", mask, |offset, size| format!("tcp[((tcp[12] & 0xf0) >> 2) + {offset} : {size}]"));
-    let v6 = fates("ip6[53]", mask, |offset, size| format!("ip6[((ip6[52] & 0xf0) >> 2) + {} : {size}]", 40 + offset));
+fn all_fates(tests: &[&str]) -> String {
+    let v4 = fates("tcp[13]", tests, |offset, size| format!("tcp[((tcp[12] & 0xf0) >> 2) + {offset} : {size}]"));
+    let v6 = fates("ip6[53]", tests, |offset, size| format!("ip6[((ip6[52] & 0xf0) >> 2) + {} : {size}]", 40 + offset));
     format!("(ip and {v4}) or (ip6 and ip6[6] = 6 and {v6})")
 }
 
@@ -77,7 +88,9 @@ pub fn build(upstreams: &[SocketAddr], listen: &[SocketAddr], detail: Detail) ->
     };
     let text = match detail {
         Detail::Trouble => format!("{ICMP} or (({flows}) and ({}))", all_fates(RST)),
-        Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates(FIN | SYN | RST)),
+        Detail::Answers => format!("{ICMP} or (({flows}) and ({}))", all_fates(RST_OR_SYN_ACK)),
+        Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates(FIN_SYN_RST)),
+        Detail::Substance => format!("{ICMP} or (({flows}) and ({SUBSTANCE}))"),
         Detail::Everything => format!("{ICMP} or ({flows})"),
     };
     Filter { text, widened }
@@ -162,7 +175,8 @@ mod tests {
         }
         let mut bytes = Vec::new();
         tcp.write(&mut bytes, payload).unwrap();
-        bytes[if v6 { 14 + 53 } else { 14 + 33 }] |= flags;
+        // All but a first SYN acknowledge something.
+        bytes[if v6 { 14 + 53 } else { 14 + 33 }] = if flags == 2 { flags } else { flags | 0x10 };
         bytes
     }
 
@@ -171,7 +185,7 @@ mod tests {
         let many: Vec<SocketAddr> =
             (0..90_u8).map(|n| format!("10.0.{n}.1:{}", 8000 + 2 * u16::from(n)).parse().unwrap()).collect();
         let upstreams = addresses(&["10.0.0.2:8000", "[fd00::1]:8001", "127.0.0.1:9000"]);
-        for detail in [Detail::Trouble, Detail::Fates, Detail::Everything] {
+        for detail in [Detail::Trouble, Detail::Answers, Detail::Fates, Detail::Substance, Detail::Everything] {
             for upstreams in [&upstreams, &many] {
                 let filter = build(upstreams, &addresses(&["0.0.0.0:80", "[::]:443"]), detail);
                 assert_eq!(filter.widened, None);
@@ -189,12 +203,17 @@ mod tests {
         let filter = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Fates);
         let trouble = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Trouble);
         let trouble = compile(&trouble, Linktype(1));
+        let answers = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Answers);
+        let answers = compile(&answers, Linktype(1));
+        let substance = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Substance);
+        let substance = compile(&substance, Linktype(1));
         let everything = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Everything);
         let (program, all) = (compile(&filter, Linktype(1)), compile(&everything, Linktype(1)));
         for v6 in [false, true] {
             for options in [false, true] {
                 for (flags, payload, passes) in [
                     (2, b"".as_slice(), true),
+                    (0x12, b"", true),
                     (1, b"", true),
                     (4, b"", true),
                     (1, b"data", true),
@@ -214,12 +233,11 @@ mod tests {
                     let bytes = segment(v6, 8000, flags, options, payload);
                     assert_eq!(program.filter(&bytes), passes, "{v6} {options} {flags} {payload:?}");
                     assert!(all.filter(&bytes));
-                    let opens_or_closes = flags & (SYN | FIN) != 0;
-                    assert_eq!(
-                        trouble.filter(&bytes),
-                        passes && !opens_or_closes,
-                        "{v6} {options} {flags} {payload:?}"
-                    );
+                    assert_eq!(substance.filter(&bytes), flags & 7 != 0 || !payload.is_empty(), "{flags} {payload:?}");
+                    let opens_or_closes = flags & 3 != 0;
+                    let is_trouble = passes && !opens_or_closes;
+                    assert_eq!(trouble.filter(&bytes), is_trouble, "{v6} {options} {flags} {payload:?}");
+                    assert_eq!(answers.filter(&bytes), is_trouble || flags == 0x12, "{v6} {options} {flags}");
                     let other = segment(v6, 8001, flags, options, payload);
                     assert!(!program.filter(&other) && !all.filter(&other), "another port");
                 }

@@ -263,7 +263,8 @@ fn open(options: &Options) -> Result<Reader, CaptureError> {
         })
         .and_then(pcap::Capture::setnonblock)
         .map_err(|error| failed(error.to_string()))?;
-    if options.inbound_only {
+    // What is sent over the loopback interface arrives there, and libpcap throws the first away.
+    if options.inbound_only || own.is_some_and(|interface| interface.loopback) {
         ignore_outgoing(&capture);
     }
     capture.filter(&options.filter, true).map_err(|error| CaptureError::Filter {

@@ -230,11 +230,6 @@ impl Followers {
         let upstreams: Vec<SocketAddr> = upstreams.iter().copied().collect();
         let listen = found.instance.configuration.as_ref().map_or(&[][..], |configuration| &configuration.listen);
         let names = self.interfaces_for(netns.as_ref(), &upstreams)?;
-        let (detail, buffer) = match self.scope.depth {
-            Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
-            Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
-            Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
-        };
         // What this host sends, and what breaks it, its kernel tells. A listener for sent packets makes the kernel copy the header of each,
         // before any filter (`dev_queue_xmit_nit`); on the loopback interface every packet arrives as well.
         let told_elsewhere = match self.scope.depth {
@@ -243,6 +238,13 @@ impl Followers {
             Depth::Deep => false,
         };
         let inbound_only = told_elsewhere && self.hears(master.pid);
+        let (detail, buffer) = match self.scope.depth {
+            Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
+            Depth::Standard if inbound_only && self.knows_sockets() => (filter::Detail::Answers, FATES_BUFFER),
+            Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
+            Depth::Deep if self.scope.keeps_packets => (filter::Detail::Everything, EVERYTHING_BUFFER),
+            Depth::Deep => (filter::Detail::Substance, EVERYTHING_BUFFER),
+        };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
         for name in names {

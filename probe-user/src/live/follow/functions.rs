@@ -4,7 +4,7 @@ use probe_abi::nginx::Layout;
 
 use super::Followers;
 use crate::live::{
-    ebpf::{Attachment, State, calibrate::calibrate, layout::Build, symbols::Binary},
+    ebpf::{Attachment, Kernel, State, calibrate::calibrate, layout::Build, symbols::Binary},
     nginx::{Found, Master},
 };
 
@@ -22,6 +22,12 @@ impl Followers {
         on(functions, "ngx_log_error_core")
             && on(functions, "ngx_http_special_response_handler")
             && on(kernel.attachments(), "inet_sock_set_state")
+    }
+
+    /// Whether a socket's record tells its place in the sequence too: then a SYN and a FIN on the wire say nothing new.
+    pub(super) fn knows_sockets(&self) -> bool {
+        let mut all = self.kernel.iter().flat_map(Kernel::attachments);
+        all.any(|one| one.name == "inet_sock_set_state" && one.state == State::On)
     }
 
     pub(super) fn attach(&mut self, master: &Master, found: &Found) -> Vec<Attachment> {
