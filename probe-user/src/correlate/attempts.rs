@@ -170,7 +170,7 @@ fn one(
     let reused = requests.map(|n| n > 1);
     let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
     let started = match (reused, flow) {
-        (Some(false), Some(flow)) if flow.seen_from_start => flow.events.first().map(|event| event.at.earliest),
+        (Some(false), Some(flow)) if flow.seen_from_start => flow.events.front().map(|event| event.at.earliest),
         _ => response_us.map(|us| end.minus_ns(us.saturating_mul(1_000))),
     };
     // Over TLS nginx takes a reset for a clean close and logs no errno (nginx-502-paths D9); the socket still has it.

@@ -1,6 +1,6 @@
 //! One TCP connection of nginx to an upstream, one incarnation: 4-tuples repeat, flows do not.
 
-use std::net::SocketAddr;
+use std::{collections::VecDeque, net::SocketAddr};
 
 use super::{
     event::{Body, Event},
@@ -29,7 +29,7 @@ pub struct Flow {
     /// Its first moments were seen; if not, it was open before the probe looked.
     pub seen_from_start: bool,
     /// Events on nginx's side of it (sockets, syscalls), on the upstream's side (its socket on this host), and packets.
-    pub events: Vec<Event>,
+    pub events: VecDeque<Event>,
     /// Older events that had to be forgotten.
     pub forgotten: u64,
 }

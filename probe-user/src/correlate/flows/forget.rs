@@ -44,7 +44,7 @@ impl Flows {
         for (local, upstream) in [(one, other), (other, one)] {
             let Some(id) = self.current(local, upstream, None) else { continue };
             let Some(state) = self.known.get_mut(&id) else { continue };
-            let last = state.flow.events.last().map_or(state.begun, |last| last.at.latest);
+            let last = state.flow.events.back().map_or(state.begun, |last| last.at.latest);
             if event.at.latest.since_ns(last) < QUIET_NS {
                 continue;
             }

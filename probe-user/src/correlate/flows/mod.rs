@@ -441,7 +441,7 @@ impl Flows {
             worker: None,
             accepted_by: None,
             seen_from_start,
-            events: Vec::new(),
+            events: VecDeque::new(),
             forgotten: 0,
         };
         let state = State {
@@ -474,6 +474,6 @@ impl Flows {
             // Of tens of thousands of connections that stay open, each has some ten events: twice the room would be half of all memory.
             events.reserve_exact(4);
         }
-        events.push(event.clone());
+        events.push_back(event.clone());
     }
 }

@@ -80,7 +80,7 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
     let started = flow
         .one()
         .filter(|flow| flow.seen_from_start && reused == Some(false))
-        .and_then(|flow| flow.events.first().map(|event| event.at.earliest));
+        .and_then(|flow| flow.events.front().map(|event| event.at.earliest));
     let unsent = matches!(
         line.complaint.message,
         Message::ConnectFailed | Message::ConnectFailedAtOnce | Message::SocketFailed | Message::BindFailed

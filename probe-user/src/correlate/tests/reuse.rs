@@ -53,7 +53,7 @@ fn a_pid_given_again_is_another_process() {
     let [case] = cases.as_slice() else { panic!("{cases:#?}") };
     let flow = case.attempts[0].flow.one().expect("its flow");
     assert_eq!(flow.local, Some(address(second)));
-    let began = flow.events.first().map(|event| event.at).expect("events");
+    let began = flow.events.front().map(|event| event.at).expect("events");
     let ends = case.processes.iter().filter(|event| matches!(event.body, Body::Process(ProcessEvent::Exited { .. })));
     for end in ends {
         assert!(end.at.before(&began), "the end of the one before is told as what it is: {end:#?}");

@@ -133,7 +133,7 @@ impl Wires {
             worker: None,
             accepted_by: None,
             seen_from_start: attempt.seen_from_start,
-            events,
+            events: events.into(),
             forgotten: 0,
         };
         let wait = match (attempt.made_for.is_empty(), self.with_log) {

@@ -342,7 +342,7 @@ pub(crate) mod tests {
     fn accepted_and_read_is_not_it() {
         let mut world = waiting();
         world.accepted();
-        world.flow().events.pop();
+        world.flow().events.pop_back();
         world.expect("read-timeout", Confidence::Confirmed);
         let mut world = shed();
         world.flow().events.clear();

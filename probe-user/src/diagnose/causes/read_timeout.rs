@@ -314,7 +314,7 @@ pub(crate) mod tests {
         };
         let drop = DropEvent { reason: Some("NETFILTER_DROP".to_owned()), netns: None, packet };
         let event = world.event(-100, Source::Kernel, Body::Drop(drop));
-        world.flow().events.push(event);
+        world.flow().events.push_back(event);
         let explanation = world.expect("read-timeout", Confidence::Possible);
         assert!(explanation.rivals.contains(&"path-stall"), "{:?}", explanation.rivals);
     }

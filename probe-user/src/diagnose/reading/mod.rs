@@ -92,7 +92,7 @@ impl<'a> Reading<'a> {
         let flow = attempt.flow.one().filter(|_| attempt.errno != Some(Errno::EADDRNOTAVAIL))?;
         // One that began after nginx complained is a later one with the same addresses.
         let failed = self.failed_at().plus_ns(SKEW_NS);
-        flow.events.first().is_none_or(|first| first.at.earliest <= failed).then_some(flow)
+        flow.events.front().is_none_or(|first| first.at.earliest <= failed).then_some(flow)
     }
 
     /// The upstream's TCP address.

@@ -4,7 +4,7 @@ mod complaints;
 mod exits;
 
 pub(crate) use exits::{broken_by_exit, closed_by, closed_by_handler};
-use std::net::SocketAddr;
+use std::{collections::VecDeque, net::SocketAddr};
 
 use super::judge;
 use crate::model::{
@@ -67,7 +67,7 @@ impl World {
             worker: Some(WORKER),
             accepted_by: None,
             seen_from_start: true,
-            events: Vec::new(),
+            events: VecDeque::new(),
             forgotten: 0,
         };
         let attempt = Attempt {
@@ -151,7 +151,7 @@ impl World {
     fn of_flow(&mut self, us: i64, source: Source, body: Body) -> EventId {
         let event = self.event(us, source, body);
         let id = event.id;
-        self.flow().events.push(event);
+        self.flow().events.push_back(event);
         id
     }
 

@@ -146,7 +146,7 @@ fn take_away(case: &mut Case, loss: Loss) {
         Loss::Blind(index) => blind(case, Sensor::ALL[index]),
         Loss::FlowEvent(index) => {
             let gone = case.attempts.last_mut().and_then(|attempt| match &mut attempt.flow {
-                Joined::One(flow) => remove(&mut flow.events, index),
+                Joined::One(flow) if !flow.events.is_empty() => flow.events.remove(index % flow.events.len()),
                 _ => None,
             });
             count(case, gone.as_ref());
