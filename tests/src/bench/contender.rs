@@ -257,7 +257,8 @@ impl Watcher {
         Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
     }
 
-    fn pid(&self) -> Option<u32> {
+    /// Its process.
+    pub(super) fn pid(&self) -> Option<u32> {
         match &self.running {
             Running::Nobody => None,
             Running::Probe(process, _) | Running::Other(process) => Some(process.pid()),

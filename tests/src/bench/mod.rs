@@ -6,6 +6,7 @@
 pub mod contender;
 pub mod figures;
 pub mod promptness;
+pub mod shares;
 pub mod stage;
 pub mod wrk;
 

@@ -1,7 +1,8 @@
-//! Where it is measured: an nginx with two workers before another that answers for the upstream.
+//! Where it is measured: an nginx with two workers before an upstream, which is a copy of it that nobody watches.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -112,9 +113,14 @@ impl Stage {
 
     /// CPU time of all workers, nginx's and the upstream's, nanoseconds.
     pub fn spent(&self) -> Result<u64> {
-        let mut pids = self.nginx.workers()?;
+        self.workers()?.into_iter().map(spent_by).sum()
+    }
+
+    /// All workers, nginx's and the upstream's.
+    pub fn workers(&self) -> Result<BTreeSet<u32>> {
+        let mut pids: BTreeSet<u32> = self.nginx.workers()?.into_iter().collect();
         pids.extend(children_of(self.upstream.pid())?);
-        pids.into_iter().map(spent_by).sum()
+        Ok(pids)
     }
 }
 
@@ -150,7 +156,12 @@ fn start_upstream(lab: &Lab) -> Result<Process> {
     );
     let path = directory.join("nginx.conf");
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    let mut command = Command::new("nginx");
+    // A program of its own: breakpoints in the nginx that is watched are in every process that runs the same file.
+    let program = directory.join("upstream");
+    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
+    let nginx = nginx.context("find nginx: there is none in /usr/sbin; run `cargo xtask setup`")?;
+    fs::copy(nginx, &program).with_context(|| format!("copy {nginx} to {}", program.display()))?;
+    let mut command = Command::new(&program);
     command.arg("-c").arg(&path).arg("-p").arg(&directory).arg("-e").arg(directory.join("error.log"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let process = Process::spawn("bench upstream", command, Start { namespace: Some(lab.app()), ..Start::default() })?;

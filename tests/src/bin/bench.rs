@@ -9,12 +9,13 @@ use probe_tests::bench::{
     contender::{Contender, HOOKS},
     figures::Table,
     promptness::{self, Promptness},
+    shares,
     stage::Load,
 };
 use serde::Serialize;
 
 const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] \
-                     [--promptness yes|no|only] [--json FILE]";
+                     [--promptness yes|no|only] [--shares yes|no|only] [--json FILE]";
 
 /// Connections that are open when the probe is started to see how soon it is ready.
 const OPEN: usize = 10_000;
@@ -25,12 +26,13 @@ struct Figures {
     #[serde(flatten)]
     table: Option<Table>,
     promptness: Option<Promptness>,
+    shares: Vec<shares::Row>,
 }
 
 fn main() -> Result<()> {
     let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
     let mut json: Option<PathBuf> = None;
-    let (mut costs, mut prompt) = (true, true);
+    let (mut costs, mut prompt, mut sampled) = (true, true, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{argument} needs a value; {USAGE}"))?;
@@ -51,6 +53,12 @@ fn main() -> Result<()> {
                     _ => bail!("--promptness takes yes, no or only"),
                 }
             }
+            "--shares" => match value.as_str() {
+                "yes" => sampled = true,
+                "no" => sampled = false,
+                "only" => (costs, prompt, sampled) = (false, false, true),
+                _ => bail!("--shares takes yes, no or only"),
+            },
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }
@@ -63,6 +71,13 @@ fn main() -> Result<()> {
         let table = bench::run(&plan, |text| eprintln!("{text}"))?;
         println!("{table}");
         figures.table = Some(table);
+    }
+    if sampled {
+        let (contenders, loads) = (&plan.contenders, &plan.loads);
+        figures.shares = shares::measure(contenders, loads, plan.rounds, plan.seconds, |text| eprintln!("{text}"))?;
+        for row in &figures.shares {
+            println!("{row}");
+        }
     }
     if prompt {
         let promptness = promptness::measure(OPEN)?;

@@ -55,6 +55,7 @@ pub(crate) const FOR_BENCHES: &[Need] = &[
     Need::program("tcptrace", "tcptrace", "reading old captures is compared with it"),
     Need::program("strace", "strace", "watching is compared with it"),
     Need::program("bpftrace", "bpftrace", "watching is compared with it"),
+    Need::program("linux-perf", "perf", "it tells where the time goes while somebody watches"),
     Need::file("time", &["/usr/bin/time"], "it tells the memory that a program took"),
     Need::program(
         "debootstrap",
