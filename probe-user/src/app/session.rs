@@ -119,6 +119,17 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Whether another look is due by itself.
+    pub(super) fn is_rested(&self) -> bool {
+        self.followers.census.is_rested()
+    }
+
+    /// An nginx came, or its children changed.
+    pub(super) fn look_closely(&mut self) -> Result<(), AppError> {
+        self.followers.census.forget();
+        self.look()
+    }
+
     pub(super) fn look(&mut self) -> Result<(), AppError> {
         for change in self.followers.look().map_err(AppError::host)? {
             let (what, text) = match change {

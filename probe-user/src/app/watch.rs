@@ -208,10 +208,10 @@ async fn watch(
             },
             () = processes.notified(), if plan.follows => {
                 tokio::time::sleep(SETTLE).await;
-                session.look()?;
+                session.look_closely()?;
             }
             () = learnt.notified(), if plan.follows => session.look()?,
-            _ = look.tick(), if plan.follows => session.look()?,
+            _ = look.tick(), if plan.follows && session.is_rested() => session.look()?,
             () = sleep_until(session.deeper_until) => session.end_deeper(),
             _ = losses.tick() => session.count_losses_if_due(),
             _ = progress.tick() => {

@@ -27,7 +27,7 @@ use super::{
     ebpf::{self, Attachment, Kernel, LoadError},
     host::Lookup,
     logs::{self, CutOff, Tails},
-    nginx::{self, Found, Master},
+    nginx::{self, Census, Found, Master},
     scope::{Depth, Scope},
     sources::{self, Counts},
     thinker::{Delivery, Intake},
@@ -75,6 +75,8 @@ pub struct Followers {
     counts: Arc<Counts>,
     lookup: Lookup,
     examinations: Examinations,
+    /// The host's processes, as the looks find them.
+    pub census: Census,
     followed: BTreeMap<u32, Followed>,
     numbers: Arc<AtomicU64>,
     interfaces: Interfaces,
@@ -105,6 +107,7 @@ impl Followers {
             intake,
             lookup: Lookup::default(),
             examinations: Examinations::default(),
+            census: Census::default(),
             followed: BTreeMap::new(),
             numbers: Arc::new(AtomicU64::new(0)),
             interfaces,
@@ -191,7 +194,8 @@ impl Followers {
     }
 
     fn look_and(&mut self, take: fn(&mut Examinations) -> Vec<Examined>) -> Result<Vec<Change>, CaptureError> {
-        let masters = self.wanted(nginx::masters());
+        let all = self.census.masters();
+        let masters = self.wanted(all);
         let mut changes = Vec::new();
         let gone: Vec<u32> = self
             .followed

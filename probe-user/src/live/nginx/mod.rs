@@ -1,6 +1,7 @@
 //! Finding nginx on this host, in whatever namespace, and learning what it is configured to do.
 
 mod binary;
+mod census;
 mod command;
 mod confined;
 mod connections;
@@ -13,6 +14,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+pub use census::Census;
 pub use command::CommandError;
 pub use connections::open_connections;
 pub(crate) use connections::plain;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use procfs::process::{Process, Stat, all_processes};
+use procfs::process::{Process, Stat};
+
+use super::census::Census;
 
 /// A master with its children. In single process mode (`master_process off`) it is its own worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub struct Master {
 }
 
 /// What an nginx calls itself: the process title is set by nginx, the name comes from the executable.
-const NAMES: &[&str] = &["nginx", "angie", "openresty", "tengine", "freenginx", "nginx-debug"];
+pub(super) const NAMES: &[&str] = &["nginx", "angie", "openresty", "tengine", "freenginx", "nginx-debug"];
 
 impl Master {
     /// Whether this process is the master or a child of it.
@@ -59,24 +61,20 @@ pub fn is_living(pid: u32) -> bool {
 /// Every nginx on this host. Processes that end meanwhile are left out.
 #[must_use]
 pub fn masters() -> Vec<Master> {
-    let Ok(all) = all_processes() else { return Vec::new() };
-    let mut nginx: BTreeMap<u32, (Stat, String)> = BTreeMap::new();
-    for process in all.flatten() {
-        let Ok(stat) = process.stat() else { continue };
-        if NAMES.contains(&stat.comm.as_str()) && stat.state != 'Z' {
-            let title = title(&process);
-            nginx.insert(u32::try_from(stat.pid).unwrap_or(0), (stat, title));
-        }
-    }
+    Census::default().masters()
+}
+
+/// The masters among processes that are called nginx.
+pub(super) fn families(nginx: &BTreeMap<u32, (Stat, String)>) -> Vec<Master> {
     let mut found = Vec::new();
-    for (pid, (stat, title)) in &nginx {
+    for (pid, (stat, title)) in nginx {
         let children =
             || nginx.iter().filter(|(_, (child, _))| u32::try_from(child.ppid).is_ok_and(|parent| parent == *pid));
         let (workers, others): (Vec<_>, Vec<_>) = children()
-            .filter(|(_, (child, title))| !title.contains(": master process") || is_only_forked(child, &nginx))
+            .filter(|(_, (child, title))| !title.contains(": master process") || is_only_forked(child, nginx))
             .partition(|(_, (_, title))| title.contains(": worker process"));
         let numbers = |list: Vec<(&u32, &(Stat, String))>| list.into_iter().map(|(pid, _)| *pid).collect::<Vec<u32>>();
-        if is_only_forked(stat, &nginx) {
+        if is_only_forked(stat, nginx) {
             continue;
         }
         if let Some((_, command_line)) = title.split_once(": master process") {
@@ -88,7 +86,7 @@ pub fn masters() -> Vec<Master> {
                 others: numbers(others),
                 command_line: command_line.trim().to_owned(),
             });
-        } else if is_single(*pid, stat, title, &nginx) {
+        } else if is_single(*pid, stat, title, nginx) {
             found.push(Master {
                 pid: *pid,
                 parent: u32::try_from(stat.ppid).unwrap_or(0),
@@ -103,7 +101,7 @@ pub fn masters() -> Vec<Master> {
 }
 
 /// The master's (or worker's) title, or the command line where nginx has set none.
-fn title(process: &Process) -> String {
+pub(super) fn title(process: &Process) -> String {
     process.cmdline().map(|words| words.join(" ").trim().to_owned()).unwrap_or_default()
 }
 
