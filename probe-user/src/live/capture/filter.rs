@@ -16,8 +16,6 @@ pub enum Detail {
     Answers,
     /// What decides fates: trouble, and SYN and FIN.
     Fates,
-    /// Every packet of the flows but those that only acknowledge.
-    Substance,
     /// Every packet of the flows.
     Everything,
 }
@@ -40,11 +38,6 @@ const PORTS: usize = 256;
 /// at bytes that an ICMP packet may not have, and a filter that looks beyond the end says no to the packet.
 const ICMP: &str = "(icmp and (icmp[0] = 3 or icmp[0] = 4 or icmp[0] = 11 or icmp[0] = 12) and icmp[17] = 6) or \
     (ip6[6] = 58 and ip6[40] >= 1 and ip6[40] <= 4 and ip6[54] = 6)";
-
-/// Payload, or SYN, FIN or RST, or a window of nothing. What is too long for its length field (0 then) has payload.
-const SUBSTANCE: &str = "(ip and (tcp[13] & 7 != 0 or tcp[14:2] = 0 or \
-    ip[2:2] - ((ip[0] & 0xf) << 2) - ((tcp[12] & 0xf0) >> 2) != 0)) or \
-    (ip6 and ip6[6] = 6 and (ip6[53] & 7 != 0 or ip6[54:2] = 0 or ip6[4:2] - ((ip6[52] & 0xf0) >> 2) != 0))";
 
 /// Which flags of a TCP header's byte 13 decide: RST alone; that or SYN and ACK together; any of FIN, SYN and RST.
 const RST: &[&str] = &["& 4 != 0"];
@@ -90,7 +83,6 @@ pub fn build(upstreams: &[SocketAddr], listen: &[SocketAddr], detail: Detail) ->
         Detail::Trouble => format!("{ICMP} or (({flows}) and ({}))", all_fates(RST)),
         Detail::Answers => format!("{ICMP} or (({flows}) and ({}))", all_fates(RST_OR_SYN_ACK)),
         Detail::Fates => format!("{ICMP} or (({flows}) and ({}))", all_fates(FIN_SYN_RST)),
-        Detail::Substance => format!("{ICMP} or (({flows}) and ({SUBSTANCE}))"),
         Detail::Everything => format!("{ICMP} or ({flows})"),
     };
     Filter { text, widened }
@@ -185,7 +177,7 @@ mod tests {
         let many: Vec<SocketAddr> =
             (0..90_u8).map(|n| format!("10.0.{n}.1:{}", 8000 + 2 * u16::from(n)).parse().unwrap()).collect();
         let upstreams = addresses(&["10.0.0.2:8000", "[fd00::1]:8001", "127.0.0.1:9000"]);
-        for detail in [Detail::Trouble, Detail::Answers, Detail::Fates, Detail::Substance, Detail::Everything] {
+        for detail in [Detail::Trouble, Detail::Answers, Detail::Fates, Detail::Everything] {
             for upstreams in [&upstreams, &many] {
                 let filter = build(upstreams, &addresses(&["0.0.0.0:80", "[::]:443"]), detail);
                 assert_eq!(filter.widened, None);
@@ -205,8 +197,6 @@ mod tests {
         let trouble = compile(&trouble, Linktype(1));
         let answers = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Answers);
         let answers = compile(&answers, Linktype(1));
-        let substance = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Substance);
-        let substance = compile(&substance, Linktype(1));
         let everything = build(&addresses(&["10.0.0.2:8000", "[::2]:8000"]), &[], Detail::Everything);
         let (program, all) = (compile(&filter, Linktype(1)), compile(&everything, Linktype(1)));
         for v6 in [false, true] {
@@ -233,7 +223,6 @@ mod tests {
                     let bytes = segment(v6, 8000, flags, options, payload);
                     assert_eq!(program.filter(&bytes), passes, "{v6} {options} {flags} {payload:?}");
                     assert!(all.filter(&bytes));
-                    assert_eq!(substance.filter(&bytes), flags & 7 != 0 || !payload.is_empty(), "{flags} {payload:?}");
                     let opens_or_closes = flags & 3 != 0;
                     let is_trouble = passes && !opens_or_closes;
                     assert_eq!(trouble.filter(&bytes), is_trouble, "{v6} {options} {flags} {payload:?}");

@@ -242,8 +242,7 @@ impl Followers {
             Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
             Depth::Standard if inbound_only && self.knows_sockets() => (filter::Detail::Answers, FATES_BUFFER),
             Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
-            Depth::Deep if self.scope.keeps_packets => (filter::Detail::Everything, EVERYTHING_BUFFER),
-            Depth::Deep => (filter::Detail::Substance, EVERYTHING_BUFFER),
+            Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
         };
         let filter = filter::build(&upstreams, listen, detail);
         let mut captures = Vec::new();
