@@ -33,8 +33,7 @@ const TOLD: u32 = 1 << state::ESTABLISHED
 #[inline(always)]
 pub(crate) fn state_typed(context: &BtfTracePointContext) -> Option<()> {
     let (old, new) = (context.arg::<u32>(1) as u8, context.arg::<u32>(2) as u8);
-    // At depth light a connection that comes about is nothing to tell.
-    if wanted(new) && !(new == state::ESTABLISHED && only_trouble()) {
+    if wanted_now(new) {
         state_change(Typed::tcp(context.arg(0))?, old, new)?;
     }
     Some(())
@@ -44,7 +43,7 @@ pub(crate) fn state_typed(context: &BtfTracePointContext) -> Option<()> {
 #[inline(always)]
 pub(crate) fn state_probed(context: &RawTracePointContext) -> Option<()> {
     let (old, new) = (context.arg::<u32>(1) as u8, context.arg::<u32>(2) as u8);
-    if wanted(new) {
+    if wanted_now(new) {
         let sock = Probed(context.arg(0));
         if sock.read::<u16>(offset!(sock_protocol)).is_none_or(|protocol| protocol == TCP) {
             state_change(sock, old, new)?;
@@ -56,6 +55,12 @@ pub(crate) fn state_probed(context: &RawTracePointContext) -> Option<()> {
 #[inline(always)]
 pub(crate) fn wanted(new: u8) -> bool {
     new == state::SYN_SENT || 1_u32 << (new & 31) & TOLD != 0
+}
+
+/// The same at the depth of the moment: at light a connection that comes about is nothing to tell.
+#[inline(always)]
+fn wanted_now(new: u8) -> bool {
+    wanted(new) && !(new == state::ESTABLISHED && only_trouble())
 }
 
 #[inline(always)]
@@ -72,10 +77,6 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
         }
         return Some(());
     }
-    let only_trouble = only_trouble();
-    if only_trouble && new == state::ESTABLISHED {
-        return Some(());
-    }
     let mut local_port: u16 = sock.read(offset!(inet_sport))?;
     if local_port == 0 {
         local_port = sock.read::<u16>(offset!(sock_num))?.to_be();
@@ -85,7 +86,7 @@ fn state_change(sock: impl Sock, old: u8, new: u8) -> Option<()> {
     if !from_here && !to_here {
         return Some(());
     }
-    if only_trouble && old != state::LISTEN && new != state::LISTEN && ends_well(sock, from_here, new) {
+    if only_trouble() && old != state::LISTEN && new != state::LISTEN && ends_well(sock, from_here, new) {
         return Some(());
     }
     let ends = ends(sock, false)?;

@@ -265,7 +265,7 @@ impl Followers {
         let layout = self.layout(layout.as_ref());
         self.watch_processes(master, layout);
         // Workers that were forked between the look at /proc and the watch on their master are found now.
-        let now = nginx::masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
+        let now = self.census.masters().into_iter().find(|now| now.pid == master.pid).unwrap_or_else(|| master.clone());
         self.watch_processes(&now, layout);
         self.touch_literals(&now, None);
         let upstreams = self.watch_upstreams(&now, &found);
@@ -387,7 +387,7 @@ impl Followers {
                 }
             }
             let nginx: BTreeSet<u32> =
-                nginx::masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
+                self.census.masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
             for pid in servers.iter().filter(|pid| !nginx.contains(&pid.0)) {
                 let watched = Watched { role: role::UPSTREAM, layout: 0, master: pid.0, reserved: 0 };
                 if let Err(error) = watch_living(kernel, pid.0, watched) {

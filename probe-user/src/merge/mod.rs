@@ -44,8 +44,9 @@ type Key = (Moment, Source, u64);
 /// In the order of the queues.
 const SOURCES: [Source; 5] = [Source::Probe, Source::Packet, Source::Kernel, Source::ErrorLog, Source::AccessLog];
 
-/// Room for arrivals of a source that is not given back.
-const ROOM: usize = 1_024;
+/// Room for arrivals of a source that is not given back: some 3 MB, more than a step of the stream fills even in a storm, so that it is not
+/// made anew for each.
+const ROOM: usize = 8_192;
 
 impl Merge {
     /// Takes an arrival and says which it was, counted from 1. One that comes after its moment has been released is counted as late and

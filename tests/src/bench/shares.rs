@@ -1,7 +1,7 @@
 //! Where the time goes, by sampling: of the servers' processor time, the share that is spent in what a watcher has attached.
 //!
 //! Whole runs compared with each other vary by a tenth on a machine that others use too. A sample tells within one run whose the moment
-//! was, so that a tenth of a percent is seen. What it does not see: what the kernel does before and after a hook to get there (the slow
+//! was: rounds differ by half a percent. What it does not see: what the kernel does before and after a hook to get there (the slow
 //! way into a system call, a trap that the hypervisor handles), and caches that are cold afterwards. So it is a lower bound.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -75,7 +75,6 @@ impl Stage {
     /// Starts it.
     pub fn set_up() -> Result<Self> {
         let lab = Lab::new()?;
-        let upstream = start_upstream(&lab)?;
         let app = lab.addresses().app;
         let mut config = Config { workers: 2, ..Config::default() };
         config
@@ -89,6 +88,7 @@ impl Stage {
         // The log of a thousand requests a second is not what is measured.
         config.server.push_str("        access_log off;\n");
         let nginx = Nginx::start(&lab, "bench", &config)?;
+        let upstream = start_upstream(&lab, &nginx)?;
         Ok(Self { nginx, upstream, lab })
     }
 
@@ -140,7 +140,7 @@ pub fn spent_by(pid: u32) -> Result<u64> {
 }
 
 /// An nginx that plays the upstream: the fastest that is at hand, so that it hides least of what is added.
-fn start_upstream(lab: &Lab) -> Result<Process> {
+fn start_upstream(lab: &Lab, nginx: &Nginx) -> Result<Process> {
     let directory = lab.subdirectory("bench-upstream")?;
     let app = lab.addresses().app;
     let long = "x".repeat(3000);
@@ -157,10 +157,8 @@ fn start_upstream(lab: &Lab) -> Result<Process> {
     let path = directory.join("nginx.conf");
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     // A program of its own: breakpoints in the nginx that is watched are in every process that runs the same file.
-    let program = directory.join("upstream");
-    let nginx = ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists());
-    let nginx = nginx.context("find nginx: there is none in /usr/sbin; run `cargo xtask setup`")?;
-    fs::copy(nginx, &program).with_context(|| format!("copy {nginx} to {}", program.display()))?;
+    let (watched, program) = (format!("/proc/{}/exe", nginx.master()), directory.join("upstream"));
+    fs::copy(&watched, &program).with_context(|| format!("copy {watched} to {}", program.display()))?;
     let mut command = Command::new(&program);
     command.arg("-c").arg(&path).arg("-p").arg(&directory).arg("-e").arg(directory.join("error.log"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
