@@ -14,7 +14,7 @@ pub mod reason {
 
 /// Slots of the per-CPU array `COUNTERS`: things counted and not recorded.
 pub mod counter {
-    /// Responses nginx began (main requests only), any status.
+    /// Responses nginx began, any status, those to subrequests too.
     pub const RESPONSES: u32 = 0;
     /// Packets dropped with a reason that is only noise.
     pub const DROPS_NOISE: u32 = 1;

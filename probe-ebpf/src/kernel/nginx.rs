@@ -123,20 +123,23 @@ pub(crate) fn special_response(context: &ProbeContext) -> Option<()> {
 pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     let (tgid, layout) = here()?;
     let address: u64 = context.arg(0)?;
-    let main: u64 = read::user_member(address, layout.request_main).unwrap_or(address);
-    if main == address {
-        emit::count(counter::RESPONSES);
-    }
+    emit::count(counter::RESPONSES);
+    let head: read::Words<HEAD> = read::Words::of(address)?;
     let error: u64 = read::user_member(address, layout.request_err_status).unwrap_or(0);
     let own: u64 = read::user_member(address, layout.request_status).unwrap_or(0);
     let status = if error == 0 { own } else { error } as u32;
     let remembered = armed(tgid, address);
-    let told = is_wanted(status) || (remembered.is_none() && main == address && tried_again(layout, address));
+    let again = || tried_again(head.member(layout.request_upstream_states).unwrap_or(0));
+    let mut told = is_wanted(status) || (remembered.is_none() && again());
     if remembered.is_none() && !told {
         return Some(());
     }
     let request = Request::at(layout, address)?;
-    if main == address {
+    let main = request.main(layout);
+    let is_main = main == 0 || main == address;
+    // A subrequest that was tried twice is its main request's business.
+    told &= is_main || is_wanted(status);
+    if is_main {
         disarm(tgid, address);
     }
     if told || remembered.is_some_and(|identity| identity == request.identity(layout)) {
@@ -145,11 +148,13 @@ pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     Some(())
 }
 
-/// More than one server was asked: what the first answered (`proxy_next_upstream http_502`) nginx does not log.
+/// Words of a request that are read at once: up to `upstream_states`, in every version.
+const HEAD: usize = 11;
+
+/// More than one server was asked, as `r->upstream_states` has it: what the first answered (`proxy_next_upstream http_502`) nginx does not log.
 #[inline(always)]
-fn tried_again(layout: &Layout, address: u64) -> bool {
-    let array = read::user_member::<u64>(address, layout.request_upstream_states).unwrap_or(0);
-    array != 0 && read::user::<[u64; 2]>(array).is_some_and(|[_, count]| count > 1)
+fn tried_again(states: u64) -> bool {
+    states != 0 && read::user::<[u64; 2]>(states).is_some_and(|[_, count]| count > 1)
 }
 
 /// `ngx_http_internal_redirect(r, …)`, `ngx_http_named_location(r, …)`: of requests that had trouble before.
@@ -172,11 +177,12 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
     let process = target::worker()?;
     let layout = super::maps::LAYOUTS.get(process.layout)?;
     let log: u64 = context.arg(1)?;
-    let number: u64 = read::user_member(log, layout.log_connection)?;
+    let head: read::Words<6> = read::Words::of(log)?;
+    let number = head.member(layout.log_connection)?;
     if number == 0 {
         return Some(());
     }
-    let data: u64 = read::user_member(log, layout.log_data).unwrap_or(0);
+    let data = head.member(layout.log_data).unwrap_or(0);
     let request = Request::of_log(layout, log, data)?;
     let descriptor: i32 = context.arg(0)?;
     emit::record(Kind::NginxConnection, |record: &mut Connection| {

@@ -55,10 +55,14 @@ impl Request {
     /// The request at this address.
     #[inline(always)]
     pub(crate) fn at(layout: &Layout, address: u64) -> Option<Self> {
-        if address == 0 || read::user::<u32>(address)? != SIGNATURE {
+        if address == 0 {
             return None;
         }
-        let connection: u64 = read::user_member(address, layout.request_connection)?;
+        let head: read::Words<2> = read::Words::of(address)?;
+        if head.member(0)? as u32 != SIGNATURE {
+            return None;
+        }
+        let connection = head.member(layout.request_connection)?;
         let log: u64 = read::user_member(connection, layout.connection_log)?;
         Some(Self { address, connection, log })
     }
@@ -69,11 +73,13 @@ impl Request {
         if context == 0 {
             return None;
         }
-        let current: u64 = read::user_member(context, layout.context_current_request).unwrap_or(0);
-        let address = if current == 0 { read::user_member(context, layout.context_request)? } else { current };
+        // `ngx_http_log_ctx_t`: connection, request, current request.
+        let context: read::Words<3> = read::Words::of(context)?;
+        let current = context.member(layout.context_current_request).unwrap_or(0);
+        let address = if current == 0 { context.member(layout.context_request)? } else { current };
         let request = Self::at(layout, address)?;
-        // `ngx_http_log_ctx_t` begins with the connection. HTTP/2 streams have a log of their own.
-        if request.log == log || read::user::<u64>(context)? == request.connection { Some(request) } else { None }
+        // HTTP/2 streams have a log of their own.
+        if request.log == log || context.member(0)? == request.connection { Some(request) } else { None }
     }
 
     /// The main request, 0 if not known.
@@ -206,7 +212,7 @@ pub(crate) fn internet(sock: u64) -> Option<(super::socket::Ends, u8)> {
     Some((ends(Probed(sock), is_mini(state))?, state))
 }
 
-/// A `struct sockaddr_in`.
+/// A `struct sockaddr_in` up to the address; family and port are every internet address's.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Address4 {
@@ -228,12 +234,16 @@ struct Address6 {
 /// Reads a `struct sockaddr` of the current process; gives its family. Other families leave the endpoint alone.
 #[inline(always)]
 pub(crate) fn endpoint(to: &mut Endpoint, sockaddr: u64) -> Option<u16> {
-    let family: u16 = read::user(sockaddr)?;
-    match family {
+    let Some(head) = read::user::<Address4>(sockaddr) else {
+        // A unix socket's may be shorter, and the last thing that can be read.
+        let family = read::user::<u16>(sockaddr).filter(|family| *family == FAMILY_UNIX)?;
+        to.family = family;
+        return Some(family);
+    };
+    match head.family {
         FAMILY_INET => {
-            let address: Address4 = read::user(sockaddr)?;
-            to.port = address.port;
-            version_4(to, address.address);
+            to.port = head.port;
+            version_4(to, head.address);
         }
         FAMILY_INET6 => {
             let address: Address6 = read::user(sockaddr)?;
@@ -243,5 +253,5 @@ pub(crate) fn endpoint(to: &mut Endpoint, sockaddr: u64) -> Option<u16> {
         FAMILY_UNIX => to.family = FAMILY_UNIX,
         _ => return None,
     }
-    Some(family)
+    Some(head.family)
 }

@@ -34,7 +34,7 @@ pub struct Losses {
 /// Things counted and not recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Responses nginx began (main requests), any status; only at `standard`.
+    /// Responses nginx began, any status, those to subrequests too; only at `standard`.
     pub responses: u64,
     /// Packets dropped for reasons that mean nothing.
     pub drops_noise: u64,
