@@ -187,6 +187,12 @@ impl Pipeline {
         self.correlator.poll_question()
     }
 
+    /// Whether a case waits for its late evidence: time alone will end that.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.correlator.next_deadline().is_some()
+    }
+
     /// Arrivals that came too late for their place.
     #[must_use]
     pub const fn late(&self) -> u64 {

@@ -298,7 +298,7 @@ impl Session<'_> {
 
     /// The same where anything was delivered since, and at least once a second.
     ///
-    /// Nobody is judged while nothing is delivered, and asking the kernel twenty times a second would then be most of what the program
+    /// Nobody is judged while nothing is delivered, and asking the kernel eight times a second would then be most of what the program
     /// does. What was lost meanwhile is told with the next delivery, for all of that time.
     pub(super) fn count_losses_if_due(&mut self) {
         self.look_after_sources();

@@ -52,8 +52,9 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// How often the progress line is renewed.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often it is asked what was lost: well within the time that a case waits for its late evidence.
-const LOSSES_EVERY: Duration = Duration::from_millis(50);
+/// How often it is asked what was lost: well within the time that a case waits for its late evidence, and not oftener, because some thirty
+/// programs are asked.
+const LOSSES_EVERY: Duration = Duration::from_millis(120);
 
 /// How long the sources go on after the end was asked for: the delay with which a case closes, and the stream's lag behind the clock.
 const LAST_WAIT: Duration = Duration::from_millis(320);
@@ -213,8 +214,11 @@ async fn watch(
             () = learnt.notified(), if plan.follows => session.look()?,
             _ = look.tick(), if plan.follows && session.is_rested() => session.look()?,
             () = sleep_until(session.deeper_until) => session.end_deeper(),
-            _ = losses.tick() => session.count_losses_if_due(),
+            _ = losses.tick(), if !intake.rest().is_on() => session.count_losses_if_due(),
+            // What was due meanwhile is done at once.
+            () = intake.rest().ended() => {}
             _ = progress.tick() => {
+                session.count_losses_if_due();
                 session.tell_losses();
                 session.report_trouble();
                 session.show_progress();

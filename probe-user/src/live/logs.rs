@@ -10,6 +10,7 @@ use super::{
     clock,
     marks::Mark,
     nginx::Found,
+    rest::Bell,
     sources::Counts,
     tail::{self, Place, Tail},
     thinker::{Delivery, Intake},
@@ -98,7 +99,7 @@ pub(super) type Known = (bool, Arc<Log>);
 /// cannot tell the final status.
 pub(super) fn follow(found: &Found, access: bool, known: &[Known], intake: &Intake, counts: &Arc<Counts>) -> Tails {
     let mut tails = Tails::default();
-    let mark = || intake.mark(LINES_WANTED_NS);
+    let mark = || (intake.mark(LINES_WANTED_NS), intake.rest().bell());
     for (place, _) in &found.error_logs {
         tails.follow(Sensor::ErrorLog, None, place, known, || error_sink(intake.clone(), Arc::clone(counts)), mark);
     }
@@ -118,7 +119,7 @@ impl Tails {
         place: &Place,
         known: &[Known],
         sink: impl FnOnce() -> tail::Sink,
-        mark: impl FnOnce() -> Mark,
+        mark: impl FnOnce() -> (Mark, Bell),
     ) {
         let is_it = |log: &Log, same| log.is(sensor, format.as_deref(), place, same);
         if self.logs.iter().any(|log| is_it(log, true)) {
@@ -128,7 +129,8 @@ impl Tails {
             self.logs.push(Arc::clone(log));
             return;
         }
-        match Tail::start_marked(place.clone(), sink(), Some(mark())) {
+        let (mark, bell) = mark();
+        match Tail::start_marked(place.clone(), sink(), Some(mark), bell) {
             Ok(tail) => self.logs.push(Arc::new(Log { sensor, format, tail, told: AtomicU64::new(0) })),
             Err(error) => self.problems.push(error.to_string()),
         }

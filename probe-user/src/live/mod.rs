@@ -14,6 +14,7 @@ pub mod nginx;
 pub mod privilege;
 pub mod recorder;
 mod recording;
+pub mod rest;
 pub mod scope;
 mod sieve;
 pub mod sources;

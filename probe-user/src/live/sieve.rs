@@ -21,7 +21,7 @@ use rustc_hash::FxHasher;
 use zerocopy::FromBytes;
 
 use self::fates::{Fate, Fates, Key, Place};
-use super::capture::{CapturedPacket, batch::Batch};
+use super::capture::batch::Batch;
 use crate::{decode::packet::glance::glance, model::time::Moment};
 
 /// `-EINPROGRESS`: how a connection normally begins in nginx.
@@ -76,8 +76,8 @@ struct HeldPackets {
 pub(super) enum GoesOn<'a> {
     /// A record of the ring.
     Record(&'a [u8]),
-    /// A packet, captured then, in that network namespace.
-    Packet(Moment, CapturedPacket, Option<u32>),
+    /// A packet, captured then: the one in this place of the batch.
+    Packet(Moment, &'a Batch, usize),
 }
 
 /// The sieve.
@@ -278,8 +278,8 @@ impl Sieve {
                 }
                 if places.get(*left).copied().flatten().is_some_and(|place| self.leaves(place)) {
                     self.let_go += 1;
-                } else if let Some(packet) = batch.packet(*left) {
-                    each(GoesOn::Packet(moment, packet, batch.netns));
+                } else {
+                    each(GoesOn::Packet(moment, batch, *left));
                 }
                 *left += 1;
             }

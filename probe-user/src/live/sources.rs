@@ -1,6 +1,7 @@
 //! What the sources deliver: records of the ring, packets; and how well each sensor sees.
 
 use std::{
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,10 +16,11 @@ use zerocopy::FromBytes as _;
 
 use super::{
     capture, clock,
-    ebpf::{Attachment, Ring, State},
+    ebpf::{Attachment, Ring, State, Wakes},
     logs::Tails,
     nginx::Found,
     privilege::{self, Work},
+    rest::{Bell, Rest},
     scope::{Depth, Scope},
     thinker::{Delivery, Intake, Records},
 };
@@ -39,6 +41,8 @@ const BATCH: usize = 256;
 
 /// How long the ring's reader sleeps at most: the kernel side wakes it only when much waits.
 const RING_NAP: Duration = Duration::from_millis(15);
+/// The same while all rest. The first record after a rest is read so late; a case waits for its late evidence for longer.
+const RING_REST: Duration = Duration::from_millis(100);
 
 /// How much younger than the record behind it a record may be: another processor's took its place in the ring first.
 const SKEW_NS: u64 = 1_000_000;
@@ -60,6 +64,7 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct RingReader {
     stop: Arc<AtomicBool>,
+    bell: Bell,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,17 +78,20 @@ impl RingReader {
         processes: Arc<Notify>,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let bell = intake.rest().bell();
+        let (told, rung) = (Arc::clone(&stop), bell.clone());
+        let wakes = ring.wakes()?;
         let names = Arc::new(names);
         let thread = thread::Builder::new()
             .name("ring".into())
-            .spawn(move || read_ring(ring, &names, &intake, &counts, &processes, &told))?;
-        Ok(Self { stop, thread: Some(thread) })
+            .spawn(move || read_ring((ring, &wakes), &names, &intake, &counts, &processes, (&told, &rung)))?;
+        Ok(Self { stop, bell, thread: Some(thread) })
     }
 
     /// Reads what is left and ends.
     pub fn finish(mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.bell.ring();
         if let Some(thread) = self.thread.take() {
             // A panic there has been reported by the runtime; there is nothing to add.
             let _ = thread.join();
@@ -92,19 +100,21 @@ impl RingReader {
 }
 
 fn read_ring(
-    mut ring: Ring,
+    (mut ring, wakes): (Ring, &Wakes),
     names: &Arc<Names>,
     intake: &Intake,
     counts: &Counts,
     processes: &Notify,
-    stop: &AtomicBool,
+    (stop, bell): (&AtomicBool, &Bell),
 ) {
     privilege::confine(Work::Reads);
     let mark = intake.mark(0);
+    // What was read last.
+    let mut usual = 0;
     loop {
         let began = clock::now();
         let stopping = stop.load(Ordering::Relaxed);
-        let mut batch = Records::new(Arc::clone(names));
+        let mut batch = Records::new(Arc::clone(names), usual);
         let mut reached = began;
         while batch.len() < BATCH {
             let more = ring.next(|record| {
@@ -119,6 +129,7 @@ fn read_ring(
             }
         }
         let read = batch.len();
+        usual = batch.size();
         counts.records.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
         if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
             counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
@@ -132,7 +143,7 @@ fn read_ring(
         if stopping {
             return;
         }
-        if let Err(error) = ring.wait(RING_NAP) {
+        if let Err(error) = bell.nap(Some(wakes.as_fd()), RING_NAP, RING_REST).and_then(|()| wakes.take()) {
             tracing::warn!("waiting for kernel records: {error}");
             thread::sleep(RING_NAP);
         }
@@ -155,10 +166,20 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
     }
 }
 
+/// Goes with a capture: where its interface went away somebody has to look after it.
+struct Ended(Rest);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// Takes packets of a capture in this network namespace.
 pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
-    let mark = intake.mark(0);
+    let (mark, end) = (intake.mark(0), Ended(intake.rest().clone()));
     Box::new(move |mut batch, read| {
+        let _with_the_capture = &end;
         let delivered = batch.is_empty() || {
             batch.netns = netns;
             let link = batch.link;

@@ -2,7 +2,7 @@
 //!
 //! nginx may live in another mount namespace, so a path usually begins with `/proc/PID/root`, or is `/proc/PID/fd/N` where the
 //! file has no name any more. A wake-up comes from inotify, and ten times a second without one (network file systems, a
-//! file that is not there yet).
+//! file that is not there yet); once a second while nothing happens at any source.
 
 mod file;
 #[cfg(test)]
@@ -25,7 +25,6 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         inotify::{AddWatchFlags, InitFlags, Inotify},
         stat::Mode,
@@ -38,11 +37,12 @@ use self::file::{Followed, Growth};
 use super::{
     marks::Mark,
     privilege::{self, Work},
+    rest::{Bell, LONG_NAP},
 };
 use crate::model::time::Moment;
 
-/// How long nothing can go unnoticed without inotify, milliseconds.
-const NAP_MS: u16 = 100;
+/// How long nothing can go unnoticed without inotify; longer while nothing happens at any source.
+const NAP: Duration = Duration::from_millis(100);
 /// How long a renamed file is still read: nginx writes to it until it is told to open its logs again.
 const RETIRED_FOR: Duration = Duration::from_secs(30);
 /// Renamed files read at the same time.
@@ -170,6 +170,7 @@ pub struct Tail {
     /// Where.
     pub place: Place,
     shared: Arc<Shared>,
+    bell: Bell,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -177,11 +178,11 @@ impl Tail {
     /// Begins at the end of the file as it is now; a file that appears later is read from its beginning. When this returns, no
     /// line written afterwards is missed.
     pub fn start(place: Place, sink: Sink) -> Result<Self, TailError> {
-        Self::start_marked(place, sink, None)
+        Self::start_marked(place, sink, None, Bell::default())
     }
 
-    /// The same, and the mark says how far it has been read.
-    pub fn start_marked(place: Place, sink: Sink, mark: Option<Mark>) -> Result<Self, TailError> {
+    /// The same, and the mark says how far it has been read; it rests with those whose bell it has.
+    pub fn start_marked(place: Place, sink: Sink, mark: Option<Mark>, bell: Bell) -> Result<Self, TailError> {
         let started = |why: io::Error| TailError::Start { path: place.to_string(), why };
         let current = match Followed::open(&place, true) {
             Ok(file) => Some(file),
@@ -200,6 +201,9 @@ impl Tail {
             shared: Arc::clone(&shared),
             sink,
             mark,
+            bell: bell.clone(),
+            watched: false,
+            gone: false,
         };
         reader.follow(current);
         let thread = std::thread::Builder::new()
@@ -209,7 +213,7 @@ impl Tail {
                 reader.run();
             })
             .map_err(started)?;
-        Ok(Self { place, shared, thread: Some(thread) })
+        Ok(Self { place, shared, bell, thread: Some(thread) })
     }
 
     /// What it has been through.
@@ -227,6 +231,7 @@ impl Tail {
 
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+        self.bell.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -247,6 +252,11 @@ struct Reader {
     shared: Arc<Shared>,
     sink: Sink,
     mark: Option<Mark>,
+    bell: Bell,
+    /// inotify tells what happens to the current file.
+    watched: bool,
+    /// There is no file of that name now.
+    gone: bool,
 }
 
 impl Reader {
@@ -266,22 +276,24 @@ impl Reader {
     }
 
     fn follow(&mut self, file: Option<Followed>) {
-        if let (Some(inotify), Some(file)) = (&self.inotify, &file) {
-            // Without the watch the nap finds everything, later.
-            let _ = inotify.add_watch(&file.own_path(), AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF);
-        }
+        // An unlinked file loses a link, which is an attribute.
+        let events = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_ATTRIB;
+        let watch = |(inotify, file): (&Inotify, &Followed)| inotify.add_watch(&file.own_path(), events).is_ok();
+        // Without the watch the nap finds everything, later.
+        self.watched = self.inotify.as_ref().zip(file.as_ref()).is_some_and(watch);
         let identity = file.as_ref().map(|file| file.identity);
         self.shared.update(|statistics| statistics.file = identity);
         self.current = file;
     }
 
     fn sleep(&self) {
-        let Some(inotify) = &self.inotify else {
-            return std::thread::sleep(Duration::from_millis(u64::from(NAP_MS)));
-        };
-        let _ = poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], PollTimeout::from(NAP_MS));
+        let inotify = self.inotify.as_ref();
+        let resting = if self.watched && !self.gone { LONG_NAP } else { NAP };
+        if self.bell.nap(inotify.map(Inotify::as_fd), NAP, resting).is_err() {
+            std::thread::sleep(NAP);
+        }
         // Only that there was something counts.
-        while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+        while inotify.is_some_and(|inotify| inotify.read_events().is_ok_and(|events| !events.is_empty())) {}
     }
 
     /// Reads everything new, and sees whether the path still leads to the same file.
@@ -295,7 +307,9 @@ impl Reader {
         if let Some(current) = &mut self.current {
             read(current, &mut self.sink, &self.shared);
         }
-        match Followed::open(&self.place, false) {
+        let found = Followed::open(&self.place, false);
+        self.gone = found.is_err();
+        match found {
             Ok(file) if self.current.as_ref().is_some_and(|current| current.identity == file.identity) => {}
             Ok(file) => {
                 if let Some(mut old) = self.current.take() {

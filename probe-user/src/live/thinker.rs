@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,6 +20,7 @@ use super::{
     marks::{Mark, Marks, Pace},
     privilege::{self, Work},
     recorder::Recorder,
+    rest::Rest,
     sieve::{GoesOn, Sieve},
     sources::{self, Counts},
 };
@@ -49,12 +50,13 @@ const STEP_NS: u64 = 20_000_000;
 /// What is older than this is thought about at once: nothing happened then, or it was long ago that anybody could still wait for it.
 const CATCHES_UP_NS: u64 = 10_000_000_000;
 
-/// How often the thread thinks when nothing arrives.
+/// How often the thread thinks. What arrives does not wake it: the stream lags much further behind, and a wake-up for each delivery costs who
+/// delivers, and this thread, more than most of them are worth.
 const TURN: Duration = Duration::from_millis(10);
-/// How often when nothing has arrived for a while; whatever arrives wakes it at once.
-const IDLE_TURN: Duration = Duration::from_millis(50);
-/// After so long without a delivery everything that was to be thought has been.
-const IDLE_AFTER_NS: u64 = 2_000_000_000;
+/// How often while all rest; whatever arrives wakes it at once.
+const RESTING_TURN: Duration = Duration::from_secs(1);
+/// After so long without a delivery, and if no case waits for anything, all rest.
+const REST_AFTER_NS: u64 = 500_000_000;
 
 /// Deliveries that may wait for the thread. A storm fills it; what does not fit is counted as lost and never blocks the kernel's ring.
 const WAITING: usize = 65_536;
@@ -71,18 +73,22 @@ pub struct Records {
     names: Arc<Names>,
     bytes: Vec<u8>,
     lengths: Vec<usize>,
+    room: usize,
 }
 
 impl Records {
-    /// None yet; to be read with these names.
+    /// None yet; to be read with these names. Room is made for so many bytes with the first.
     #[must_use]
-    pub const fn new(names: Arc<Names>) -> Self {
-        Self { names, bytes: Vec::new(), lengths: Vec::new() }
+    pub const fn new(names: Arc<Names>, room: usize) -> Self {
+        Self { names, bytes: Vec::new(), lengths: Vec::new(), room }
     }
 
     /// Adds a record, without what must not be kept.
     pub fn push(&mut self, record: &[u8], redactor: &Redactor) {
         let begin = self.bytes.len();
+        if begin == 0 {
+            self.bytes.reserve_exact(self.room);
+        }
         self.bytes.extend_from_slice(record);
         self.lengths.push(record.len());
         if redactor.concerns_record(record)
@@ -96,6 +102,12 @@ impl Records {
     #[must_use]
     pub const fn len(&self) -> usize {
         self.lengths.len()
+    }
+
+    /// How long they are together.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Whether there is none.
@@ -150,7 +162,7 @@ pub enum Said {
 
 /// Where judged cases go.
 pub trait Sink: Send {
-    /// Takes a judged case; the packets are there for it to pick from. An error means that nobody reads any more.
+    /// Takes a judged case; the packets are there for it to pick from, if it leaves files in a folder. An error means that nobody reads any more.
     fn case(&mut self, judged: &Judged, packets: &PacketStore) -> std::io::Result<()>;
     /// Takes the count of failures that are like a case it has taken.
     fn folded(&mut self, folded: &Folded) -> std::io::Result<()>;
@@ -166,6 +178,7 @@ pub struct Intake {
     count: Arc<AtomicUsize>,
     redactor: Arc<Redactor>,
     marks: Marks,
+    rest: Rest,
 }
 
 impl Intake {
@@ -173,6 +186,12 @@ impl Intake {
     #[must_use]
     pub fn mark(&self, slack_ns: u64) -> Mark {
         self.marks.add(clock::now(), slack_ns)
+    }
+
+    /// Whether all rest, because nothing comes.
+    #[must_use]
+    pub const fn rest(&self) -> &Rest {
+        &self.rest
     }
 
     /// What every source asks before it reads what it has read.
@@ -191,6 +210,7 @@ impl Intake {
     #[must_use]
     pub fn try_deliver(&self, delivery: Delivery) -> bool {
         self.count.fetch_add(1, Ordering::Relaxed);
+        self.rest.end();
         let weight = delivery.weight();
         if self.underway.fetch_add(weight, Ordering::Relaxed) > UNDERWAY {
             self.underway.fetch_sub(weight, Ordering::Relaxed);
@@ -208,6 +228,7 @@ impl Intake {
     /// Delivers, waiting for room: for what is rare and must not be lost (coverage, answers about the host, the end).
     pub fn deliver(&self, delivery: Delivery) {
         self.count.fetch_add(1, Ordering::Relaxed);
+        self.rest.end();
         self.underway.fetch_add(delivery.weight(), Ordering::Relaxed);
         // The thread ends only when the program does.
         let _ = self.sender.send(delivery);
@@ -226,7 +247,7 @@ pub fn start(
 ) -> std::io::Result<(Intake, JoinHandle<u64>)> {
     let (sender, receiver) = sync_channel(WAITING);
     let underway = Arc::new(AtomicUsize::new(0));
-    let marks = Marks::default();
+    let (marks, rest) = (Marks::default(), Rest::default());
     let mut pipeline = Pipeline::new(settings);
     if recorder.is_some() {
         pipeline.keep_places();
@@ -234,6 +255,8 @@ pub fn start(
     let thinker = Thinker {
         pipeline,
         packets: PacketStore::new(PACKET_BYTES),
+        // Nobody but who leaves them in files.
+        keeps_packets: folder.is_some(),
         sieve: Sieve::default(),
         names: Arc::default(),
         sights: BTreeMap::new(),
@@ -241,6 +264,7 @@ pub fn start(
         underway: Arc::clone(&underway),
         marks: marks.clone(),
         pace: Pace::default(),
+        rest: rest.clone(),
         sink,
         said,
         recorder,
@@ -249,12 +273,14 @@ pub fn start(
         privilege::confine(Work::Writes(folder.as_deref()));
         thinker.run(&receiver)
     })?;
-    Ok((Intake { sender, underway, count: Arc::default(), redactor, marks }, handle))
+    Ok((Intake { sender, underway, count: Arc::default(), redactor, marks, rest }, handle))
 }
 
 struct Thinker {
     pipeline: Pipeline,
     packets: PacketStore,
+    /// Somebody wants packets of a case as they were captured.
+    keeps_packets: bool,
     sieve: Sieve,
     names: Arc<Names>,
     /// How well nginx's own functions are heard.
@@ -263,6 +289,7 @@ struct Thinker {
     underway: Arc<AtomicUsize>,
     marks: Marks,
     pace: Pace,
+    rest: Rest,
     sink: Box<dyn Sink>,
     said: UnboundedSender<Said>,
     recorder: Option<Recorder>,
@@ -273,18 +300,35 @@ impl Thinker {
     fn run(mut self, deliveries: &Receiver<Delivery>) -> u64 {
         self.sieve.set_open(true);
         let mut delivered = clock::now();
+        let mut turned = delivered;
         loop {
-            let idle = clock::now().since_ns(delivered) > IDLE_AFTER_NS;
-            let mut next = match deliveries.recv_timeout(if idle { IDLE_TURN } else { TURN }) {
-                Ok(delivery) => Some(delivery),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
+            let rests = clock::now().since_ns(delivered) > REST_AFTER_NS && !self.pipeline.waits();
+            if rests {
+                self.rest.begin();
+            }
+            let mut next = if rests {
+                match deliveries.recv_timeout(RESTING_TURN) {
+                    Ok(delivery) => Some(delivery),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
+                }
+            } else {
+                // One that has taken longer than its time is behind.
+                thread::sleep(TURN.saturating_sub(Duration::from_nanos(clock::now().since_ns(turned))));
+                match deliveries.try_recv() {
+                    Ok(delivery) => Some(delivery),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => Some(Delivery::End(clock::now())),
+                }
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();
+            turned = now;
             let read = self.marks.earliest();
             if next.is_some() {
                 delivered = now;
+                // Once more: who delivered it may have done so just before the rest began.
+                self.rest.end();
             }
             let mut ended = None;
             let mut budget = WAITING;
@@ -365,7 +409,7 @@ impl Thinker {
 
     /// Everything up to here goes into the pipeline, except what the sieve lets go.
     fn release(&mut self, until: Moment) {
-        let Self { sieve, pipeline, packets, names, counts, recorder, .. } = self;
+        let Self { sieve, pipeline, packets, keeps_packets, names, counts, recorder, .. } = self;
         sieve.release(until.0, |what| match what {
             GoesOn::Record(record) => match kernel::decode(record, names) {
                 Ok(decoded) => {
@@ -379,14 +423,21 @@ impl Thinker {
                     tracing::debug!("unreadable kernel record: {error}");
                 }
             },
-            GoesOn::Packet(moment, packet, netns) => {
+            GoesOn::Packet(moment, batch, place) => {
+                let Some((head, bytes)) = batch.get(place) else { return };
                 // The filter lets other ICMP and fragments through; they say nothing about a flow.
-                let Some(body) = packet::decode(packet.link, &packet.bytes, packet.wire_length) else { return };
-                let event = PacketEvent { reference: PacketRef(packet.number), netns, body };
+                let Some(body) = packet::decode(batch.link, bytes, head.wire_length) else { return };
+                let netns = batch.netns;
+                let event = PacketEvent { reference: PacketRef(head.number), netns, body };
                 let at = At::exactly(moment);
                 let arrival = Arrival { at, source: Source::Packet, body: Body::Packet(event) };
-                push(pipeline, recorder.as_mut(), arrival, || Some(Raw::Packet(Box::new(packet.clone()), netns)));
-                packets.push(packet);
+                let whole = || batch.packet(place);
+                push(pipeline, recorder.as_mut(), arrival, || {
+                    whole().map(|packet| Raw::Packet(Box::new(packet), netns))
+                });
+                if let Some(packet) = keeps_packets.then(whole).flatten() {
+                    packets.push(packet);
+                }
             }
         });
     }

@@ -23,7 +23,7 @@ pub(super) fn classify(payload: &[u8]) -> Content {
 /// How long a response says it is, where its whole header was captured.
 pub(super) fn promised(payload: &[u8]) -> Option<Promised> {
     payload.strip_prefix(b"HTTP/1.")?;
-    let end = payload.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let end = memchr::memchr_iter(b'\r', payload).find(|at| payload[*at..].starts_with(b"\r\n\r\n"))?;
     let mut lengths = payload.get(..end)?.split(|&byte| byte == b'\n').skip(1).filter_map(|line| {
         let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
         name.eq_ignore_ascii_case(b"content-length").then(|| value[1..].trim_ascii())
@@ -66,7 +66,7 @@ fn http_request(payload: &[u8]) -> Option<Content> {
 /// The first line without its end, and whether its end was there.
 fn line(payload: &[u8]) -> (String, bool) {
     let window = &payload[..payload.len().min(LINE)];
-    let end = window.iter().position(|&byte| byte == b'\n');
+    let end = memchr::memchr(b'\n', window);
     let mut line = &window[..end.unwrap_or(window.len())];
     if let [rest @ .., b'\r'] = line {
         line = rest;

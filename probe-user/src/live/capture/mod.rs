@@ -20,10 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sched::{CloneFlags, setns},
-};
+use nix::sched::{CloneFlags, setns};
 use pcap::Active;
 use thiserror::Error;
 
@@ -31,6 +28,7 @@ use self::batch::{Batch, Head};
 use super::{
     clock,
     privilege::{self, Work},
+    rest::{Bell, LONG_NAP},
 };
 
 pub use crate::bundle::packets::CapturedPacket;
@@ -43,8 +41,9 @@ use crate::model::{
 const HOLD_MS: i32 = 20;
 /// The same, nanoseconds, and a little for the kernel's timer.
 const HELD_NS: u64 = 25_000_000;
-/// How long the reader sleeps at most, so that it sees a wish to stop and reads the loss counters.
-const NAP_MS: u16 = 50;
+/// How long the reader sleeps at most, so that it says how far it has read: what it is asked for may wait for that. While all rest, a block of
+/// packets that the kernel hands over wakes it, and nothing else needs to.
+const NAP: Duration = Duration::from_millis(50);
 /// How often the kernel is asked for its loss counters while packets come without a pause.
 const STATISTICS_EVERY: Duration = Duration::from_millis(100);
 /// Ethernet, a VLAN tag, IPv6, TCP with all options, and 256 bytes of payload.
@@ -80,6 +79,8 @@ pub struct Options {
     pub buffer: i32,
     /// The run's packet counter.
     pub numbers: Arc<AtomicU64>,
+    /// Wakes it.
+    pub bell: Bell,
 }
 
 /// Why packets could not be captured.
@@ -213,6 +214,7 @@ impl Capture {
 
     fn end(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
+        self.options.bell.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -312,7 +314,7 @@ impl Reader {
             }
             match read {
                 Ok(()) if stopping => break None,
-                Ok(()) => self.sleep(),
+                Ok(()) => self.sleep(&options.bell),
                 Err(error) => break Some((clock::now(), error.to_string())),
             }
         };
@@ -370,11 +372,12 @@ impl Reader {
         Ok(true)
     }
 
-    fn sleep(&self) {
+    fn sleep(&self, bell: &Bell) {
         // SAFETY: the descriptor belongs to `self.capture`, which outlives this call and is not closed meanwhile.
         let fd = unsafe { BorrowedFd::borrow_raw(self.capture.as_raw_fd()) };
-        // An interruption is a short nap.
-        let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::from(NAP_MS));
+        if bell.nap(Some(fd), NAP, LONG_NAP).is_err() {
+            std::thread::sleep(NAP);
+        }
     }
 
     fn count(&mut self, dropped_by_sink: u64, shared: &Shared) {

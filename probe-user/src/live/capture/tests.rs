@@ -22,6 +22,7 @@ fn options(interface: &str, filter: String) -> Options {
         inbound_only: false,
         buffer: FATES_BUFFER,
         numbers: Arc::default(),
+        bell: Bell::default(),
     }
 }
 

@@ -26,6 +26,6 @@ mod watch;
 
 pub use attach::{Attachment, Depth, State};
 pub use load::{Kernel, LoadError, LoadOptions};
-pub use ring::Ring;
+pub use ring::{Ring, Wakes};
 pub use tier::Tier;
 pub use watch::{Losses, NginxError};

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     time::Duration,
 };
 
 use aya::maps::{MapData, RingBuf};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::{io::Interest, io::unix::AsyncFd, time};
 
 /// How long records may wait. The kernel side wakes the reader only when much waits, because waking costs nginx more than the record does.
@@ -27,17 +28,13 @@ impl Ring {
         self.ring.next().map(|item| read(&item))
     }
 
-    /// Waits at most `patience`, less where much waits to be read.
-    pub fn wait(&self, patience: Duration) -> io::Result<()> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        // SAFETY: the ring owns this descriptor and outlives the borrow.
-        let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
-        match poll(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+    /// For who waits until the kernel side wakes it. The ring's own descriptor is ready whenever a single record lies there.
+    pub fn wakes(&self) -> io::Result<Wakes> {
+        // SAFETY: the ring owns this descriptor and outlives the borrow; the kernel forgets it when it is closed.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        let wakes = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        wakes.add(ring, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+        Ok(Wakes(wakes))
     }
 
     /// For a tokio runtime; must be called inside one.
@@ -47,6 +44,23 @@ impl Ring {
         let mut timer = time::interval(PATIENCE);
         timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         Ok(AsyncRing { source, timer })
+    }
+}
+
+/// Ready when the kernel side has woken the reader of a ring.
+pub struct Wakes(Epoll);
+
+impl Wakes {
+    /// Not ready any more, until the next time.
+    pub fn take(&self) -> io::Result<()> {
+        self.0.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Wakes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
     }
 }
 

@@ -257,6 +257,7 @@ impl Followers {
                 inbound_only,
                 buffer,
                 numbers: Arc::clone(&self.numbers),
+                bell: self.intake.rest().bell(),
             };
             let sink = sources::packet_sink(self.intake.clone(), found.instance.netns);
             captures.push(Capture::start(options, sink)?);

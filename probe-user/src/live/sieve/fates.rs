@@ -62,13 +62,18 @@ pub(super) struct Fates {
     places: Fast<Key, Place>,
     known: Vec<Fate>,
     free: Vec<Place>,
+    /// Which was looked for last: a connection's records come several together.
+    last: Option<(Key, Place)>,
 }
 
 impl Fates {
     /// The place of this connection, which is made if there is none.
     pub(super) fn of(&mut self, key: Key) -> Place {
-        let Self { places, known, free } = self;
-        *places.entry(key).or_insert_with(|| {
+        let Self { places, known, free, last } = self;
+        if let Some((_, place)) = last.filter(|(same, _)| *same == key) {
+            return place;
+        }
+        let place = *places.entry(key).or_insert_with(|| {
             let fate = Fate::of(key);
             if let Some(place) = free.pop() {
                 known[place.0 as usize] = fate;
@@ -76,7 +81,9 @@ impl Fates {
             }
             known.push(fate);
             Place(u32::try_from(known.len() - 1).unwrap_or(u32::MAX))
-        })
+        });
+        *last = Some((key, place));
+        place
     }
 
     /// The place of this connection, if something of it lies here.
@@ -93,6 +100,9 @@ impl Fates {
     pub(super) fn forget(&mut self, place: Place) {
         self.places.remove(&self.known[place.0 as usize].key);
         self.free.push(place);
+        if self.last.is_some_and(|(_, last)| last == place) {
+            self.last = None;
+        }
         // After a storm.
         if self.places.is_empty() && self.known.capacity() > ROOM {
             *self = Self::default();
