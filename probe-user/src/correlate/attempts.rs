@@ -1,5 +1,7 @@
 //! From what nginx said of a request to its attempts, each with its connection.
 
+use std::borrow::Cow;
+
 use super::{flows::Flows, requests::OpenRequest};
 use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
@@ -10,7 +12,7 @@ use crate::model::{
     nginx::{NginxAttempt, NginxLog},
     process::Pid,
     socket::{Socket, Syscall, TcpCounters, TcpState},
-    time::Moment,
+    time::{At, Moment},
 };
 
 /// The attempts of a request, in order. `calls` are the worker's system calls that belong to no flow.
@@ -156,7 +158,9 @@ fn one(
         connected(request, worker, upstream.as_ref()?.ip()?, flows, complaint.is_none(), decided)
     };
     let made_for_it = if by_socket.is_none() { by_connect() } else { None };
-    let flow = by_socket.or(made_for_it);
+    let is_made_for_it = made_for_it.is_some();
+    let found = by_socket.or(made_for_it);
+    let flow = found.as_deref();
     // nginx may be told not to log errors: then the connection itself tells how the attempt ended.
     let unsaid = complaint.is_none() && state.is_some_and(|state| state.header_ms.is_none());
     let socket = socket.or_else(|| last_socket(flow.filter(|_| unsaid)?, end).cloned());
@@ -166,7 +170,7 @@ fn one(
     let at_once = complaint.is_some_and(|(.., c)| c.message == Message::ConnectFailedAtOnce);
     let requests = upstream_connection
         .and_then(|connection| connection.requests)
-        .or_else(|| (made_for_it.is_some() || at_once).then_some(1));
+        .or_else(|| (is_made_for_it || at_once).then_some(1));
     let reused = requests.map(|n| n > 1);
     let response_us = state.and_then(|s| s.response_ms).map(|ms| ms.saturating_mul(1_000));
     let started = match (reused, flow) {
@@ -254,7 +258,7 @@ fn own(mut flow: Flow, socket: Option<&Socket>) -> Flow {
 }
 
 /// The connection behind a socket that nginx's own pointers led to.
-fn flow_of<'a>(socket: &Socket, flows: &'a Flows, at: Moment) -> Option<&'a Flow> {
+fn flow_of<'a>(socket: &Socket, flows: &'a Flows, at: Moment) -> Option<Cow<'a, Flow>> {
     let id = flows.at(socket.local?, socket.remote?, socket.netns, at)?;
     flows.get(id)
 }
@@ -267,7 +271,7 @@ fn connected<'a>(
     flows: &'a Flows,
     last: bool,
     decided: Moment,
-) -> Option<&'a Flow> {
+) -> Option<Cow<'a, Flow>> {
     let connect = |flow: &Flow, fd: i32, at: Moment| {
         flow.events.iter().find_map(|event| match &event.body {
             Body::Syscall(call) if call.pid == worker && event.at.latest >= at => match &call.call {
@@ -282,7 +286,8 @@ fn connected<'a>(
         let later =
             request.connections.iter().filter(|(other, same)| same == fd && other > at).map(|(other, _)| *other);
         let end = later.chain([decided, at.plus_ns(50_000_000)]).min()?;
-        let candidates = flows.towards(upstream).filter_map(|flow| Some((connect(flow, *fd, *at)?, flow)));
+        let candidates =
+            flows.towards(upstream, At::between(*at, end)).filter_map(|flow| Some((connect(&flow, *fd, *at)?, flow)));
         candidates
             .filter(|(connected, _)| *connected <= end)
             .min_by_key(|(connected, _)| *connected)

@@ -207,7 +207,7 @@ impl Correlator {
             error: socket.error,
             unread: tcp.is_some_and(|tcp| tcp.unread() > 1),
             retransmitted: tcp.is_some_and(|tcp| tcp.total_retransmits > 0),
-            flow: id.and_then(|id| self.flows.get(id)).map(Life::of),
+            flow: id.and_then(|id| self.flows.get(id)).map(|flow| Life::of(&flow)),
         }
     }
 }

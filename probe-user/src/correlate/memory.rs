@@ -81,16 +81,16 @@ impl Correlator {
     /// What still matters.
     #[must_use]
     pub fn memory(&self) -> Memory {
-        let mut events: BTreeSet<EventId> = BTreeSet::new();
+        let mut events: Vec<EventId> = Vec::new();
         let mut connects: BTreeSet<(Pid, i32, Moment)> = BTreeSet::new();
-        for event in self.flows.events() {
-            events.insert(event.id);
+        self.flows.for_each_event(|event| {
+            events.push(event.id);
             if let Body::Syscall(call) = &event.body
                 && let Syscall::Connect { fd, .. } = call.call
             {
                 connects.insert((call.pid, fd, event.at.latest));
             }
-        }
+        });
         events.extend(self.flows.told_by());
         events.extend(self.notable.events().map(|event| event.id));
         events.extend(self.host.events());
@@ -99,7 +99,7 @@ impl Correlator {
             let following =
                 (key.worker, made.fd, made.at)..=(key.worker, made.fd, made.at.plus_ns(CONNECTED_WITHIN_NS));
             if connects.range(following).next().is_some() {
-                events.insert(made.told_in);
+                events.push(made.told_in);
             }
         }
         let mut complained = Vec::new();
@@ -110,8 +110,10 @@ impl Correlator {
             }));
         }
         events.extend(self.written.within(&complained));
+        events.sort_unstable();
+        events.dedup();
         Memory {
-            events: events.into_iter().collect(),
+            events,
             upstreams: self.flows.upstreams().collect(),
             speaking: self.speaking.iter().copied().collect(),
             earlier: self.failures.iter().cloned().collect(),

@@ -292,7 +292,7 @@ impl Correlator {
     /// Connections remembered.
     #[must_use]
     pub fn flows_known(&self) -> usize {
-        self.flows.len()
+        self.flows.known()
     }
 
     fn sight(&self, sensor: Sensor) -> Sight {

@@ -8,37 +8,38 @@ pub(super) struct Newest<K, V> {
     most: usize,
     /// What each belongs to, oldest first.
     order: VecDeque<K>,
-    of: BTreeMap<K, VecDeque<V>>,
+    /// How many there have been.
+    count: u64,
+    /// Each by what it belongs to and which of all it was. Most things belong to one only: a list for each would be most of the memory.
+    of: BTreeMap<(K, u64), V>,
 }
 
 impl<K: Copy + Ord, V> Newest<K, V> {
     pub(super) const fn new(most: usize) -> Self {
-        Self { most, order: VecDeque::new(), of: BTreeMap::new() }
+        Self { most, order: VecDeque::new(), count: 0, of: BTreeMap::new() }
     }
 
     /// Keeps one.
     pub(super) fn keep(&mut self, key: K, value: V) {
-        if self.order.len() >= self.most
-            && let Some(oldest) = self.order.pop_front()
-            && let Some(list) = self.of.get_mut(&oldest)
-        {
-            list.pop_front();
-            if list.is_empty() {
-                self.of.remove(&oldest);
+        if self.order.len() >= self.most {
+            let first = self.count.saturating_sub(u64::try_from(self.order.len()).unwrap_or(u64::MAX));
+            if let Some(oldest) = self.order.pop_front() {
+                self.of.remove(&(oldest, first));
             }
         }
         self.order.push_back(key);
-        self.of.entry(key).or_default().push_back(value);
+        self.of.insert((key, self.count), value);
+        self.count += 1;
     }
 
     /// What belongs to this, oldest first.
     pub(super) fn of(&self, key: K) -> impl DoubleEndedIterator<Item = &V> {
-        self.of.get(&key).into_iter().flatten()
+        self.of.range((key, 0)..=(key, u64::MAX)).map(|(_, value)| value)
     }
 
     /// All of it, by what it belongs to.
     pub(super) fn all(&self) -> impl Iterator<Item = (K, &V)> {
-        self.of.iter().flat_map(|(key, list)| list.iter().map(|value| (*key, value)))
+        self.of.iter().map(|((key, _), value)| (*key, value))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
 impl Flows {
     /// Forgets connections that ended long before `now`.
     pub fn forget(&mut self, now: Moment) {
+        self.known.rest(now);
         while let Some((ended, id)) = self.clean.front().copied() {
             if now.since_ns(ended) < CLEAN_LINGER_NS {
                 break;
@@ -31,7 +32,7 @@ impl Flows {
             self.remove(id);
         }
         while self.known.len() > self.limits.flows {
-            let Some(id) = self.known.keys().next().copied() else { break };
+            let Some(id) = self.known.oldest() else { break };
             self.forgotten += 1;
             self.remove(id);
         }
@@ -43,7 +44,7 @@ impl Flows {
         let Some((one, other)) = ends(event) else { return };
         for (local, upstream) in [(one, other), (other, one)] {
             let Some(id) = self.current(local, upstream, None) else { continue };
-            let Some(state) = self.known.get_mut(&id) else { continue };
+            let Some(state) = self.known.wake(id) else { continue };
             let last = state.flow.events.back().map_or(state.begun, |last| last.at.latest);
             if event.at.latest.since_ns(last) < QUIET_NS {
                 continue;
@@ -59,7 +60,7 @@ impl Flows {
 
     /// Its time is over, unless nginx has complained of it: then a longer one begins.
     fn let_go(&mut self, id: FlowId, ended: Moment) {
-        match self.known.get_mut(&id) {
+        match self.known.wake(id) {
             Some(state) if state.complained_of => {
                 state.kept_since = Some(ended);
                 self.complained_of.insert((ended, id));
@@ -72,7 +73,7 @@ impl Flows {
     pub fn settle(&mut self, socket: &Socket, at: Moment) {
         let (Some(local), Some(upstream)) = (socket.local, socket.remote) else { return };
         let Some(id) = self.at(local, upstream, socket.netns, at) else { return };
-        let Some(state) = self.known.get_mut(&id) else { return };
+        let Some(state) = self.known.wake(id) else { return };
         state.complained_of = false;
         if let Some(since) = state.kept_since {
             self.complained_of.remove(&(since, id));
@@ -81,11 +82,11 @@ impl Flows {
     }
 
     fn remove(&mut self, id: FlowId) {
-        let Some(state) = self.known.remove(&id) else { return };
+        let Some(state) = self.known.remove(id) else { return };
         if let Some(since) = state.kept_since {
             self.complained_of.remove(&(since, id));
         }
-        if self.newest.get(&state.tuple) == Some(&id) {
+        if self.newest.get(&state.tuple) == Some(id) {
             self.newest.remove(&state.tuple);
         }
     }

@@ -1,15 +1,23 @@
 //! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
 
+mod asleep;
 mod ends;
 mod forget;
+mod incarnations;
+mod known;
 mod memory;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    borrow::Cow,
+    collections::{BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
-use self::ends::{concerns, ended_well, ends, note_nginx_state};
+use self::{
+    ends::{concerns, ended_well, ends, note_nginx_state},
+    incarnations::Incarnations,
+    known::Known,
+};
 use super::{limits::Limits, tuple::Tuple};
 use crate::model::{
     event::{Body, Event, EventId},
@@ -18,7 +26,7 @@ use crate::model::{
     packet::{IcmpPacket, PacketBody, TcpHeader},
     process::Pid,
     socket::{Socket, SocketChange, Syscall, TcpState},
-    time::Moment,
+    time::{At, Moment},
 };
 
 /// Packets and kernel records are stamped by different clocks, which differ by less than this.
@@ -32,6 +40,7 @@ const UNPLACED: usize = 256;
 const FEW: usize = 8;
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
 struct State {
     flow: Flow,
     tuple: Tuple,
@@ -69,10 +78,8 @@ enum Beginning {
 /// All connections known.
 #[derive(Debug, Default)]
 pub struct Flows {
-    /// Boxed: the nodes of a tree that grows at its end stay half empty.
-    known: BTreeMap<FlowId, Box<State>>,
-    /// Newest incarnation of each tuple.
-    newest: BTreeMap<Tuple, FlowId>,
+    known: Known,
+    newest: Incarnations,
     /// Addresses that are upstreams: decides which end of a packet is nginx.
     upstreams: BTreeSet<SocketAddr>,
     ended: VecDeque<(Moment, FlowId)>,
@@ -178,7 +185,7 @@ impl Flows {
             Body::Socket(socket) => {
                 let (tuple, beginning, nginx_side) = self.place_socket(&socket.socket, &socket.change)?;
                 let id = self.incarnation(tuple, beginning, event.at.latest);
-                let state = self.known.get_mut(&id)?;
+                let state = self.known.wake(id)?;
                 if nginx_side {
                     let over = state.ended.is_some();
                     note_nginx_state(state, &socket.socket, &socket.change, event.at.latest);
@@ -200,7 +207,7 @@ impl Flows {
                     let tuple = self.zoned(local, upstream, socket.netns);
                     let sequence = socket.tcp.map(|tcp| tcp.write_seq.wrapping_sub(1));
                     let id = self.incarnation(tuple, Beginning::Call(sequence), event.at.latest);
-                    if let Some(state) = self.known.get_mut(&id) {
+                    if let Some(state) = self.known.wake(id) {
                         state.connected_by_syscall = true;
                         state.beyond_syn |= socket.state != TcpState::SynSent;
                         state.flow.worker = Some(call.pid);
@@ -214,7 +221,7 @@ impl Flows {
                         return None;
                     }
                     let id = self.current(local, upstream, None)?;
-                    let state = self.known.get_mut(&id)?;
+                    let state = self.known.wake(id)?;
                     state.flow.accepted_by = Some((call.pid, command.clone()));
                     state.beyond_syn = true;
                     self.append(id, event);
@@ -244,7 +251,7 @@ impl Flows {
         self.add_upstream(upstream);
         if self.current(local, upstream, None).is_none() {
             let id = self.begin(Tuple::of(local, upstream, None), false, told.at.latest);
-            if let Some(state) = self.known.get_mut(&id) {
+            if let Some(state) = self.known.wake(id) {
                 state.flow.worker = Some(worker);
                 state.beyond_syn = true;
                 state.told_in = Some(told.id);
@@ -256,17 +263,15 @@ impl Flows {
     #[must_use]
     pub fn current(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Option<FlowId> {
         if let Some(id) = self.newest.get(&Tuple::of(local, upstream, netns)) {
-            return Some(*id);
+            return Some(id);
         }
         if netns.is_some() && !upstream.ip().is_loopback() {
             return None;
         }
         // The namespace is not known (or was not known to the others): any zone, if there is only one.
-        let from = Tuple { local, upstream, zone: 0 };
-        let to = Tuple { local, upstream, zone: u32::MAX };
-        let mut found = self.newest.range(from..=to).filter(|(tuple, _)| netns.is_none() || tuple.zone == 0);
+        let mut found = self.newest.between(local, upstream).filter(|(zone, _)| netns.is_none() || *zone == 0);
         match (found.next(), found.next()) {
-            (Some((_, id)), None) => Some(*id),
+            (Some((_, id)), None) => Some(id),
             _ => None,
         }
     }
@@ -276,7 +281,7 @@ impl Flows {
     pub fn at(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>, moment: Moment) -> Option<FlowId> {
         let mut id = self.current(local, upstream, netns)?;
         loop {
-            let state = self.known.get(&id)?;
+            let state = self.known.head(id)?;
             if state.begun <= moment.plus_ns(CLOCK_SKEW_NS) {
                 return Some(id);
             }
@@ -286,31 +291,25 @@ impl Flows {
 
     /// The connection with this name.
     #[must_use]
-    pub fn get(&self, id: FlowId) -> Option<&Flow> {
-        self.known.get(&id).map(|state| &state.flow)
+    pub fn get(&self, id: FlowId) -> Option<Cow<'_, Flow>> {
+        self.known.flow(id)
     }
 
-    /// Every connection towards `upstream`, oldest first.
-    pub fn towards(&self, upstream: SocketAddr) -> impl Iterator<Item = &Flow> {
-        self.known.values().map(|state| &state.flow).filter(move |flow| flow.upstream == upstream)
+    /// The connections towards `upstream`, oldest first. Some of those of which nothing was seen within `window` are left out.
+    pub fn towards(&self, upstream: SocketAddr, window: At) -> impl Iterator<Item = Cow<'_, Flow>> {
+        self.known.flows(Some(upstream), window)
     }
 
     /// Connections remembered.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn known(&self) -> usize {
         self.known.len()
-    }
-
-    /// Whether none is remembered.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
     }
 
     /// nginx complains of this connection: the request may go on elsewhere for long before its case is put together.
     pub fn keep(&mut self, socket: &Socket) {
         let (Some(local), Some(upstream)) = (socket.local, socket.remote) else { return };
-        if let Some(state) = self.current(local, upstream, socket.netns).and_then(|id| self.known.get_mut(&id)) {
+        if let Some(state) = self.current(local, upstream, socket.netns).and_then(|id| self.known.wake(id)) {
             state.complained_of = true;
         }
     }
@@ -318,7 +317,7 @@ impl Flows {
     /// The tuple under which the connection is known. A record without a namespace (a RST that no socket sent) belongs to the only
     /// connection of those addresses, and the other way round.
     fn zoned(&self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) -> Tuple {
-        let known = self.current(local, upstream, netns).and_then(|id| self.known.get(&id)).map(|state| state.tuple);
+        let known = self.current(local, upstream, netns).and_then(|id| self.known.head(id)).map(|head| head.tuple);
         known.unwrap_or_else(|| Tuple::of(local, upstream, netns))
     }
 
@@ -368,7 +367,7 @@ impl Flows {
             return Some(self.incarnation(tuple, Beginning::Handshake(Some(header.sequence)), at));
         }
         let current = self.current(local, upstream, netns);
-        let state = current.and_then(|id| self.known.get(&id));
+        let state = current.and_then(|id| self.known.wake(id));
         if header.flags.syn() && header.flags.ack() && !outward {
             // It may be the first that is seen of a connection. Of one that is on, another number is somebody's who guessed.
             let answered = header.acknowledgement.wrapping_sub(1);
@@ -394,8 +393,8 @@ impl Flows {
 
     /// The incarnation of `tuple` that an event belongs to, made if there is none that fits.
     fn incarnation(&mut self, tuple: Tuple, beginning: Beginning, at: Moment) -> FlowId {
-        if let Some(id) = self.newest.get(&tuple).copied()
-            && let Some(state) = self.known.get_mut(&id)
+        if let Some(id) = self.newest.get(&tuple)
+            && let Some(state) = self.known.wake(id)
         {
             let fits = match beginning {
                 Beginning::No => true,
@@ -418,7 +417,7 @@ impl Flows {
         }
         let id = self.begin(tuple, beginning != Beginning::No, at);
         if let (Beginning::Handshake(sequence) | Beginning::Call(sequence), Some(state)) =
-            (beginning, self.known.get_mut(&id))
+            (beginning, self.known.wake(id))
         {
             state.syn = sequence;
         }
@@ -431,7 +430,7 @@ impl Flows {
         let older = self.newest.insert(tuple, id);
         if let Some(older) = older {
             // Its end was not seen, or is over: it will be forgotten in its time.
-            if let Some(state) = self.known.get_mut(&older)
+            if let Some(state) = self.known.wake(older)
                 && state.ended.is_none()
             {
                 state.ended = Some(at);
@@ -461,13 +460,13 @@ impl Flows {
             older,
             told_in: None,
         };
-        self.known.insert(id, Box::new(state));
+        self.known.insert(id, state);
         id
     }
 
     fn append(&mut self, id: FlowId, event: &Event) {
         let keep = self.limits.events_per_flow.max(8);
-        let Some(state) = self.known.get_mut(&id) else { return };
+        let Some(state) = self.known.wake(id) else { return };
         let events = &mut state.flow.events;
         if events.len() >= keep {
             // The handshake stays, the middle goes.

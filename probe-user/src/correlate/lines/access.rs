@@ -1,5 +1,7 @@
 //! A failure that only the access log tells: no error line belongs to it.
 
+use std::borrow::Cow;
+
 use super::{
     ANSWER_WINDOW_NS, LineGroup, Lines, NOTICED_WITHIN_NS, attempts::unsaid, belongs, client_ip, logged_attempts,
 };
@@ -94,7 +96,7 @@ fn shape(line: &AccessLine) -> [bool; 7] {
 pub(super) fn attempts(group: &LineGroup, event: &Event, line: &AccessLine, flows: &Flows) -> Vec<Attempt> {
     let Some(status) = line.status else { return Vec::new() };
     let window = At::between(group.at.earliest.min(event.at.earliest).minus_ns(NOTICED_WITHIN_NS), group.at.latest);
-    let sent = |flow: &&Flow| status_line(flow, status, window).is_some();
+    let sent = |flow: &Cow<'_, Flow>| status_line(flow, status, window).is_some();
     if line.upstream_address.is_none() {
         return answered(status, window, flows).into_iter().collect();
     }
@@ -108,7 +110,7 @@ pub(super) fn attempts(group: &LineGroup, event: &Event, line: &AccessLine, flow
         let attempt = unsaid(upstream, Some(peer), *said, outcome);
         match address {
             Some(address) if index == last && *said == Some(status) => {
-                let candidates: Vec<&Flow> = flows.towards(address).filter(sent).collect();
+                let candidates: Vec<_> = flows.towards(address, window).filter(sent).collect();
                 on(attempt, &candidates, status, window)
             }
             _ => attempt,
@@ -119,7 +121,8 @@ pub(super) fn attempts(group: &LineGroup, event: &Event, line: &AccessLine, flow
 
 /// The attempt at a server that is known by its answer on the wire only.
 pub(super) fn answered(status: u16, window: At, flows: &Flows) -> Option<Attempt> {
-    let candidates: Vec<&Flow> = flows.all().filter(|flow| status_line(flow, status, window).is_some()).collect();
+    let sent = |flow: &Cow<'_, Flow>| status_line(flow, status, window).is_some();
+    let candidates: Vec<_> = flows.seen_within(window).filter(sent).collect();
     let first = candidates.first()?;
     let upstream = Some(first.upstream).filter(|one| candidates.iter().all(|flow| flow.upstream == *one));
     let name = upstream.map(|upstream| upstream.to_string());
@@ -128,11 +131,11 @@ pub(super) fn answered(status: u16, window: At, flows: &Flows) -> Option<Attempt
 }
 
 /// The attempt on the connections on which the answer was seen.
-fn on(attempt: Attempt, candidates: &[&Flow], status: u16, window: At) -> Attempt {
+fn on(attempt: Attempt, candidates: &[Cow<'_, Flow>], status: u16, window: At) -> Attempt {
     let flow = match candidates {
         [] => return attempt,
-        [only] => Joined::One((*only).clone()),
-        several => Joined::Several(several.iter().map(|flow| (*flow).clone()).collect()),
+        [only] => Joined::One(Flow::clone(only)),
+        several => Joined::Several(several.iter().map(|flow| Flow::clone(flow)).collect()),
     };
     let started = flow.one().and_then(|flow| {
         let answered = status_line(flow, status, window)?;

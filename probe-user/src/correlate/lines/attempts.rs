@@ -1,5 +1,7 @@
 //! The attempts of a request that is known from its lines, each with the connections that can be meant.
 
+use std::borrow::Cow;
+
 use super::{ANSWER_WINDOW_NS, Line, LineGroup, NOTICED_WITHIN_NS, access, peer_of};
 use crate::{
     correlate::{attempts as exact, flows::Flows},
@@ -144,12 +146,14 @@ fn widened(at: At) -> At {
 /// Connections that can be the one the line speaks of: same upstream, same worker where it is known, an end that fits the message, in its time.
 fn candidates(upstream: std::net::SocketAddr, pid: u32, line: &Line, flows: &Flows) -> Joined<Flow> {
     let window = widened(line.event.at);
-    let fitting: Vec<&Flow> = flows.towards(upstream).filter(|flow| ended_as(flow, &line.complaint, window)).collect();
+    let around = At::between(window.earliest.minus_ns(NOTICED_WITHIN_NS), window.latest);
+    let fitting: Vec<Cow<'_, Flow>> =
+        flows.towards(upstream, around).filter(|flow| ended_as(flow, &line.complaint, window)).collect();
     // A connection whose worker was not seen can be this worker's as well. In a container the log numbers processes otherwise: then no
     // worker fits, and any connection can be meant.
     let numbered_alike = fitting.iter().any(|flow| flow.worker == Some(Pid(pid)));
-    let can_be = |flow: &&Flow| !numbered_alike || flow.worker.is_none_or(|worker| worker == Pid(pid));
-    let chosen: Vec<&Flow> = fitting.into_iter().filter(can_be).collect();
+    let can_be = |flow: &Cow<'_, Flow>| !numbered_alike || flow.worker.is_none_or(|worker| worker == Pid(pid));
+    let chosen: Vec<Cow<'_, Flow>> = fitting.into_iter().filter(can_be).collect();
     match chosen.as_slice() {
         [] => Joined::None,
         [only] => Joined::One(exact::as_of(only, line.event.at.latest)),

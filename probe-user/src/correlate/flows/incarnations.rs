@@ -1,0 +1,61 @@
+//! The newest connection of each pair of addresses.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, SocketAddrV4},
+};
+
+use crate::{correlate::tuple::Tuple, model::flow::FlowId};
+
+/// Those of IPv4 by themselves: tens of thousands of them may be open, and in full a pair takes five times the room.
+#[derive(Debug, Default)]
+pub(super) struct Incarnations {
+    v4: BTreeMap<(SocketAddrV4, SocketAddrV4, u32), FlowId>,
+    others: BTreeMap<(SocketAddr, SocketAddr, u32), FlowId>,
+}
+
+impl Incarnations {
+    /// The newest of this tuple.
+    pub(super) fn get(&self, tuple: &Tuple) -> Option<FlowId> {
+        match *tuple {
+            Tuple { local: SocketAddr::V4(local), upstream: SocketAddr::V4(upstream), zone } => {
+                self.v4.get(&(local, upstream, zone)).copied()
+            }
+            Tuple { local, upstream, zone } => self.others.get(&(local, upstream, zone)).copied(),
+        }
+    }
+
+    /// There is a newer one; gives the one before.
+    pub(super) fn insert(&mut self, tuple: Tuple, id: FlowId) -> Option<FlowId> {
+        match tuple {
+            Tuple { local: SocketAddr::V4(local), upstream: SocketAddr::V4(upstream), zone } => {
+                self.v4.insert((local, upstream, zone), id)
+            }
+            Tuple { local, upstream, zone } => self.others.insert((local, upstream, zone), id),
+        }
+    }
+
+    /// There is none any more.
+    pub(super) fn remove(&mut self, tuple: &Tuple) {
+        match *tuple {
+            Tuple { local: SocketAddr::V4(local), upstream: SocketAddr::V4(upstream), zone } => {
+                self.v4.remove(&(local, upstream, zone));
+            }
+            Tuple { local, upstream, zone } => {
+                self.others.remove(&(local, upstream, zone));
+            }
+        }
+    }
+
+    /// Those between these addresses, with the zone of each.
+    pub(super) fn between(&self, local: SocketAddr, upstream: SocketAddr) -> impl Iterator<Item = (u32, FlowId)> {
+        let v4 = match (local, upstream) {
+            (SocketAddr::V4(local), SocketAddr::V4(upstream)) => Some(
+                self.v4.range((local, upstream, 0)..=(local, upstream, u32::MAX)).map(|((.., zone), id)| (*zone, *id)),
+            ),
+            _ => None,
+        };
+        let others = self.others.range((local, upstream, 0)..=(local, upstream, u32::MAX));
+        v4.into_iter().flatten().chain(others.map(|((.., zone), id)| (*zone, *id)))
+    }
+}
