@@ -96,7 +96,6 @@ macro_rules! choice {
             const WIDTH: usize = 1 + widest(&[$(0 $(+ width::<$column>())*),*]);
 
             fn write(value: &Self, column: usize, row: &mut Writer) -> Option<()> {
-                #[allow(unused_mut, unused_variables, reason = "some have no variant with fields")]
                 let mut next = Next(column + 1);
                 match value {
                     $(Self::$variant { $($field: $bound),* } => {
@@ -108,7 +107,6 @@ macro_rules! choice {
             }
 
             fn read(column: usize, row: &mut Reader<'_>) -> Option<Self> {
-                #[allow(unused_mut, unused_variables, reason = "some have no variant with fields")]
                 let mut next = Next(column + 1);
                 Some(match row.number(column)? {
                     $($number => Self::$variant { $($field: read::<$column>(next.take::<$column>(), row)?),* },)*
@@ -120,6 +118,28 @@ macro_rules! choice {
 }
 
 pub(super) use choice;
+
+/// A choice of which nothing more is to be said.
+macro_rules! kinds {
+    ($name:ident { $($number:literal = $variant:ident,)* }) => {
+        impl Column for $name {
+            type Value = Self;
+            const WIDTH: usize = 1;
+
+            fn write(value: &Self, column: usize, row: &mut Writer) -> Option<()> {
+                row.number(column, match value { $(Self::$variant => $number,)* })
+            }
+
+            fn read(column: usize, row: &mut Reader<'_>) -> Option<Self> {
+                Some(match row.number(column)? {
+                    $($number => Self::$variant,)*
+                    _ => return None,
+                })
+            }
+        }
+    };
+}
+pub(super) use kinds;
 
 macro_rules! numbers {
     ($($name:ident)*) => {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    columns::{Column, Far, Near, Netns, Next, choice, read, record, widest, width, write},
+    columns::{Column, Far, Near, Netns, Next, choice, kinds, read, record, widest, width, write},
     row::{Reader, Writer, shared},
 };
 use crate::model::{
@@ -111,12 +111,12 @@ impl Column for Body {
 
 record!(At { earliest: Moment, latest: Moment });
 
-choice!(Source {
-    0 = Probe {},
-    1 = Packet {},
-    2 = Kernel {},
-    3 = ErrorLog {},
-    4 = AccessLog {},
+kinds!(Source {
+    0 = Probe,
+    1 = Packet,
+    2 = Kernel,
+    3 = ErrorLog,
+    4 = AccessLog,
 });
 
 record!(SocketEvent { change: SocketChange, socket: Socket, by: Option<Pid>, });
@@ -240,12 +240,12 @@ choice!(Content {
     6 = NotCaptured {},
 });
 
-choice!(Foreign {
-    0 = Ssh {},
-    1 = Mail {},
-    2 = Redis {},
-    3 = Html {},
-    4 = Http2 {},
+kinds!(Foreign {
+    0 = Ssh,
+    1 = Mail,
+    2 = Redis,
+    3 = Html,
+    4 = Http2,
 });
 
 record!(IcmpPacket {

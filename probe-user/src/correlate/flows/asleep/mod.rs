@@ -60,8 +60,8 @@ record!(Times { begun: Moment, older: Option<FlowId>, told_in: Option<EventId>, 
 /// The rest of what is known, but for the events.
 struct Known {
     syn: Option<u32>,
-    connected_by_syscall: bool,
-    beyond_syn: bool,
+    /// [`State::connected_by_syscall`] and [`State::beyond_syn`].
+    met: (bool, bool),
     complained_of: bool,
     worker: Option<Pid>,
     accepted_by: Option<(Pid, String)>,
@@ -72,8 +72,7 @@ struct Known {
 
 record!(Known {
     syn: Option<Near>,
-    connected_by_syscall: bool,
-    beyond_syn: bool,
+    met: (bool, bool),
     complained_of: bool,
     worker: Option<Pid>,
     accepted_by: Option<(Pid, String)>,
@@ -124,8 +123,7 @@ impl Asleep {
         write::<Times>(&times, TIMES, &mut row)?;
         let known = Known {
             syn: *syn,
-            connected_by_syscall: *connected_by_syscall,
-            beyond_syn: *beyond_syn,
+            met: (*connected_by_syscall, *beyond_syn),
             complained_of: *complained_of,
             worker: *worker,
             accepted_by: accepted_by.clone(),
@@ -170,8 +168,8 @@ impl Asleep {
             flow,
             tuple,
             syn: known.syn,
-            connected_by_syscall: known.connected_by_syscall,
-            beyond_syn: known.beyond_syn,
+            connected_by_syscall: known.met.0,
+            beyond_syn: known.met.1,
             ended: None,
             complained_of: known.complained_of,
             kept_since: None,

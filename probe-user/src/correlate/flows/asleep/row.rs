@@ -81,11 +81,15 @@ impl Writer {
         *last = value;
         // The sign goes last, so that few bytes are enough for a small number of either sign; seven bits each, the lowest first.
         let mut rest = ((differs << 1) ^ (differs >> 63)).cast_unsigned();
-        while rest >= 0x80 {
-            self.bytes.push((rest & 0x7f) as u8 | 0x80);
+        loop {
+            let [low, ..] = rest.to_le_bytes();
             rest >>= 7;
+            if rest == 0 {
+                self.bytes.push(low);
+                break;
+            }
+            self.bytes.push(low | 0x80);
         }
-        self.bytes.push(rest as u8);
         Some(())
     }
 
