@@ -59,3 +59,30 @@ impl Incarnations {
         v4.into_iter().flatten().chain(others.map(|((.., zone), id)| (*zone, *id)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_zone_has_its_own_and_none_is_lost_to_the_other_family() {
+        let mut newest = Incarnations::default();
+        let pairs =
+            [("127.0.0.1:40000", "127.0.0.1:8000"), ("[::1]:40000", "[::1]:8000"), ("[::1]:40000", "127.0.0.1:8000")];
+        let pairs = pairs.map(|(local, upstream)| (local.parse().unwrap(), upstream.parse().unwrap()));
+        for (place, (local, upstream)) in (0..).zip(pairs) {
+            for zone in [0, 7] {
+                let tuple = Tuple { local, upstream, zone };
+                let id = FlowId(10 * place + u64::from(zone));
+                assert_eq!((newest.get(&tuple), newest.insert(tuple, id)), (None, None));
+                assert_eq!(newest.insert(tuple, id), Some(id));
+            }
+        }
+        for (place, (local, upstream)) in (0..).zip(pairs) {
+            let both = [(0, FlowId(10 * place)), (7, FlowId(10 * place + 7))];
+            assert_eq!(newest.between(local, upstream).collect::<Vec<_>>(), both);
+            newest.remove(&Tuple { local, upstream, zone: 0 });
+            assert_eq!(newest.between(local, upstream).collect::<Vec<_>>(), both[1..]);
+        }
+    }
+}

@@ -18,7 +18,7 @@ use crate::model::{
 
 /// A connection falls asleep when for this long nothing has happened on it, for each of its events: making it small and large again takes
 /// the longer the more there are.
-const RESTLESS_NS: u64 = 50_000_000;
+const RESTLESS_NS: u64 = 20_000_000;
 
 /// Boxed: the nodes of a tree that grows at its end stay half empty.
 #[derive(Debug)]

@@ -103,3 +103,31 @@ fn a_request_pointer_given_again_is_another_request() {
     let upstream = |text| Some(Address::Ip(address(text)));
     assert_eq!(told, [(Some(41), 1, upstream("127.0.0.1:8000")), (Some(42), 1, upstream("127.0.0.1:8001"))]);
 }
+
+/// A connection is kept open for an hour, and then its upstream closes it before it has answered: whether somebody asked for it meanwhile,
+/// or whether it was let sleep, its case is the same, and it has everything from the first moment on.
+#[test]
+fn a_connection_that_has_slept_is_told_whole() {
+    let told = |hour: u64| {
+        let mut world = World::new();
+        let (local, upstream) = ("127.0.0.1:40000", "127.0.0.1:8000");
+        world.upstream(upstream);
+        world.state(socket(local, upstream, TcpState::Established), TcpState::SynSent);
+        accepted(&mut world, local, upstream);
+        world.wait(1);
+        for _ in 0..60 {
+            world.wait(hour / 60);
+        }
+        let known = world.correlator.memory().events;
+        closed_without_an_answer(&mut world, 2, local, upstream);
+        // The time between is all that may differ.
+        let cases = world.cases();
+        let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+        let flow = case.attempts[0].flow.one().expect("its flow").clone();
+        let events: Vec<_> = flow.events.iter().map(|event| (event.id, event.source, event.body.clone())).collect();
+        (known, flow.accepted_by, flow.seen_from_start, events)
+    };
+    let slept = told(3_600_000 * MS);
+    assert_eq!((slept.1.clone(), slept.2, slept.3.len()), (Some((SERVER, "gunicorn".to_owned())), true, 3));
+    assert_eq!(slept, told(0));
+}
