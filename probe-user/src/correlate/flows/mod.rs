@@ -474,8 +474,7 @@ impl Flows {
             state.flow.forgotten += 1;
         }
         if events.len() == events.capacity() {
-            // Of tens of thousands of connections that stay open, each has some five events of 368 bytes: room for what does not come would
-            // be a third of all memory.
+            // Most connections have some five events of 368 bytes: room for what does not come would be a third of them.
             events.reserve_exact(if events.len() < FEW { 1 } else { FEW });
         }
         events.push_back(event.clone());
