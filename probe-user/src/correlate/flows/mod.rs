@@ -468,10 +468,10 @@ impl Flows {
         let keep = self.limits.events_per_flow.max(8);
         let Some(state) = self.known.wake(id) else { return };
         let events = &mut state.flow.events;
-        if events.len() >= keep {
-            // The handshake stays, the middle goes.
-            events.remove(keep / 4);
-            state.flow.forgotten += 1;
+        if events.len() >= keep + keep / 4 {
+            // The handshake stays, the middle goes; several at once, as what stands before them is moved.
+            let gone = events.drain(keep / 4..keep / 4 * 2).len();
+            state.flow.forgotten += u64::try_from(gone).unwrap_or(u64::MAX);
         }
         if events.len() == events.capacity() {
             // Most connections have some five events of 368 bytes: room for what does not come would be a third of them.
