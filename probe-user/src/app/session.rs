@@ -17,6 +17,7 @@ use crate::{
     cli::plan::Watch,
     live::{
         clock,
+        delivery::Delivery,
         ebpf::Losses,
         follow::{CaptureNews, Change, Followers},
         logs::CutOff,
@@ -24,7 +25,7 @@ use crate::{
         privilege::{self, Account},
         scope::Depth,
         sources::{self, Counts},
-        thinker::{Delivery, Intake},
+        thinker::Intake,
     },
     model::{
         coverage::{Coverage, Sensor, Sight},

@@ -28,6 +28,7 @@ use crate::{
     },
     live::{
         self, clock,
+        delivery::Delivery,
         ebpf::{self, Kernel, LoadOptions, cost},
         follow::Followers,
         host::answer_questions,
@@ -35,7 +36,7 @@ use crate::{
         privilege::Account,
         scope::{self, Scope},
         sources::{Counts, RingReader},
-        thinker::{self, Delivery, Intake, Said},
+        thinker::{self, Intake, Said},
     },
     model::{case::CaseKind, time::WallClock},
     pipeline::{Limits, Question, Settings},

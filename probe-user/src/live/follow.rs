@@ -24,13 +24,14 @@ use self::{
 use super::{
     capture::{CaptureError, Statistics},
     clock,
+    delivery::Delivery,
     ebpf::{self, Attachment, Kernel, LoadError},
     host::Lookup,
     logs::{self, CutOff, Tails},
     nginx::{self, Census, Found, Master},
     scope::{Depth, Scope},
     sources::{self, Counts},
-    thinker::{Delivery, Intake},
+    thinker::Intake,
 };
 use crate::{
     bundle::tape::Interfaces,

@@ -8,12 +8,13 @@ use std::sync::{
 
 use super::{
     clock,
+    delivery::Delivery,
     marks::Mark,
     nginx::Found,
     rest::Bell,
     sources::Counts,
     tail::{self, Place, Tail},
-    thinker::{Delivery, Intake},
+    thinker::Intake,
 };
 use crate::{
     bundle::tape::Raw,

@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod check;
 pub mod clock;
+pub mod delivery;
 pub mod ebpf;
 pub mod follow;
 pub mod host;

@@ -16,13 +16,14 @@ use zerocopy::FromBytes as _;
 
 use super::{
     capture, clock,
+    delivery::{Delivery, Records},
     ebpf::{Attachment, Ring, State, Wakes},
     logs::Tails,
     nginx::Found,
     privilege::{self, Work},
     rest::{Bell, Rest},
     scope::{Depth, Scope},
-    thinker::{Delivery, Intake, Records},
+    thinker::Intake,
 };
 use crate::{
     decode::kernel::{self, Decoded, Names},

@@ -15,9 +15,10 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    capture::batch::Batch,
     clock,
+    delivery::Delivery,
     marks::{Mark, Marks, Pace},
+    memory,
     privilege::{self, Work},
     recorder::Recorder,
     rest::Rest,
@@ -58,6 +59,10 @@ const RESTING_TURN: Duration = Duration::from_secs(1);
 /// After so long without a delivery, and if no case waits for anything, all rest.
 const REST_AFTER_NS: u64 = 500_000_000;
 
+/// How often free memory goes back to the kernel: what a storm needed, or ten thousand connections that were opened at once, until all but a
+/// few bytes of each were put away.
+const GIVES_BACK_EVERY_NS: u64 = 10_000_000_000;
+
 /// Deliveries that may wait for the thread. A storm fills it; what does not fit is counted as lost and never blocks the kernel's ring.
 const WAITING: usize = 65_536;
 
@@ -66,84 +71,6 @@ const UNDERWAY: usize = 96 << 20;
 
 /// Memory for packets kept for incidents to come. At a filter that lets a few packets of a connection through, seconds of thousands of them.
 const PACKET_BYTES: usize = 8 << 20;
-
-/// Records of the kernel's ring, as they came.
-#[derive(Debug)]
-pub struct Records {
-    names: Arc<Names>,
-    bytes: Vec<u8>,
-    lengths: Vec<usize>,
-    room: usize,
-}
-
-impl Records {
-    /// None yet; to be read with these names. Room is made for so many bytes with the first.
-    #[must_use]
-    pub const fn new(names: Arc<Names>, room: usize) -> Self {
-        Self { names, bytes: Vec::new(), lengths: Vec::new(), room }
-    }
-
-    /// Adds a record, without what must not be kept.
-    pub fn push(&mut self, record: &[u8], redactor: &Redactor) {
-        let begin = self.bytes.len();
-        if begin == 0 {
-            self.bytes.reserve_exact(self.room);
-        }
-        self.bytes.extend_from_slice(record);
-        self.lengths.push(record.len());
-        if redactor.concerns_record(record)
-            && let Some(copy) = self.bytes.get_mut(begin..)
-        {
-            redactor.record(copy);
-        }
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.lengths.len()
-    }
-
-    /// How long they are together.
-    #[must_use]
-    pub const fn size(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
-    }
-}
-
-/// Something a source delivers.
-#[derive(Debug)]
-pub enum Delivery {
-    /// Events.
-    Arrivals(Vec<Arrival>),
-    /// Records of the kernel's ring.
-    Records(Records),
-    /// A line of a log, with what it was read from.
-    Line(Box<(Arrival, Raw)>),
-    /// Packets of a capture.
-    Packets(Batch),
-    /// No more will come; it was said then, when everything that had happened had been delivered but for the usual lag.
-    End(Moment),
-}
-
-impl Delivery {
-    /// What it holds, about, bytes.
-    fn weight(&self) -> usize {
-        match self {
-            Self::Arrivals(arrivals) => arrivals.len() * size_of::<Arrival>(),
-            Self::Records(records) => records.bytes.len() + records.lengths.len() * size_of::<usize>(),
-            Self::Packets(batch) => batch.weight(),
-            Self::Line(_) => size_of::<(Arrival, Raw)>() + 1024,
-            Self::End(_) => 0,
-        }
-    }
-}
 
 /// What the thread says to the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,7 +227,7 @@ impl Thinker {
     fn run(mut self, deliveries: &Receiver<Delivery>) -> u64 {
         self.sieve.set_open(true);
         let mut delivered = clock::now();
-        let mut turned = delivered;
+        let (mut turned, mut given_back) = (delivered, delivered);
         loop {
             let rests = clock::now().since_ns(delivered) > REST_AFTER_NS && !self.pipeline.waits();
             if rests {
@@ -354,6 +281,10 @@ impl Thinker {
             }
             let until = self.pace.until(now.minus_ns(LAG_NS), read, now);
             self.think(until);
+            if now.since_ns(given_back) > GIVES_BACK_EVERY_NS {
+                given_back = now;
+                memory::give_back();
+            }
         }
     }
 

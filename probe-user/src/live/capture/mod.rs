@@ -48,6 +48,9 @@ const NAP: Duration = Duration::from_millis(50);
 const STATISTICS_EVERY: Duration = Duration::from_millis(100);
 /// Ethernet, a VLAN tag, IPv6, TCP with all options, and 256 bytes of payload.
 pub const SNAP_LENGTH: u32 = 14 + 4 + 40 + 60 + 256;
+/// The kernel's buffer for packets that break something, bytes: at 400 bytes a packet, a tenth of a second of 25,000 packets. There is one for
+/// each interface, and all of it is counted as this process's memory.
+pub const TROUBLE_BUFFER: i32 = 1 << 20;
 /// The kernel's buffer for packets that tell a connection's fate, bytes: at 400 bytes a packet, a tenth of a second of 100,000 packets. All of
 /// it counts as the program's memory from the first moment.
 pub const FATES_BUFFER: i32 = 4 << 20;

@@ -11,12 +11,16 @@ use super::{Followed, Followers, add};
 use crate::{
     bundle::packets::Interface,
     live::{
-        capture::{Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, filter, interfaces},
-        clock, namespaces,
+        capture::{
+            Capture, CaptureError, EVERYTHING_BUFFER, FATES_BUFFER, Options, SNAP_LENGTH, TROUBLE_BUFFER, filter,
+            interfaces,
+        },
+        clock,
+        delivery::Delivery,
+        namespaces,
         nginx::{Found, Master},
         scope::Depth,
         sources,
-        thinker::Delivery,
     },
     model::{
         coverage::{Coverage, Sensor},
@@ -239,8 +243,8 @@ impl Followers {
         };
         let inbound_only = told_elsewhere && self.hears(master.pid);
         let (detail, buffer) = match self.scope.depth {
-            Depth::Light => (filter::Detail::Trouble, FATES_BUFFER),
-            Depth::Standard if inbound_only && self.knows_sockets() => (filter::Detail::Answers, FATES_BUFFER),
+            Depth::Light => (filter::Detail::Trouble, TROUBLE_BUFFER),
+            Depth::Standard if inbound_only && self.knows_sockets() => (filter::Detail::Answers, TROUBLE_BUFFER),
             Depth::Standard => (filter::Detail::Fates, FATES_BUFFER),
             Depth::Deep => (filter::Detail::Everything, EVERYTHING_BUFFER),
         };

@@ -11,10 +11,7 @@ use std::{
 
 use super::Lookup;
 use crate::{
-    live::{
-        clock,
-        thinker::{Delivery, Intake},
-    },
+    live::{clock, delivery::Delivery, thinker::Intake},
     model::{
         event::{Body, Source},
         host::HostFact,
