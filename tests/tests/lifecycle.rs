@@ -58,6 +58,32 @@ fn started_after_nginx_with_warm_connections() -> Result<()> {
     Ok(())
 }
 
+/// While nothing happens anywhere the sources rest. What comes first then is told as soon as anything else, and on as much.
+#[test]
+fn a_failure_after_a_silence_is_told_in_time() -> Result<()> {
+    const SILENCE: Duration = Duration::from_secs(4);
+    let lab = Lab::new()?;
+    let faults = [refused()?, Fault::named("premature-close")?, Fault::named("upstream-reset")?];
+    let site = Site::start(&lab, &faults)?;
+    for depth in ["light", "standard"] {
+        let probe = Probe::watch_nginx(site.nginx().master(), &["--depth", depth])?;
+        for fault in &faults {
+            std::thread::sleep(SILENCE);
+            let mut witnesses = site.provoke(fault)?;
+            if depth == "light" {
+                for witness in &mut witnesses {
+                    witness.expected = witness.expected.clone().at_light();
+                }
+            }
+            probe.check_all(&witnesses, WITHIN)?;
+        }
+        let ended = probe.stop()?;
+        let summary = ended.summary()?;
+        ensure!(summary.events_lost == 0, "{summary:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn further_masters_appear() -> Result<()> {
     let lab = Lab::new()?;
