@@ -42,6 +42,12 @@ pub(crate) fn run(workspace: &Workspace, missing: Missing) -> Result<Outcome> {
         cargo.args(["deny", "--all-features", "--locked", "--log-level=error"]).args(arguments);
         cargo
     };
+    // The licences of what other systems need are checked as well, which no build here has fetched.
+    if let Err(failure) = command::read(workspace.cargo().args(["fetch", "--locked", "--quiet"])) {
+        let why = failure.to_string();
+        let why = why.lines().last().unwrap_or_default();
+        return Ok(Outcome::Skipped(format!("the dependencies for other systems cannot be fetched ({why})")));
+    }
     let offline =
         command::succeeds(&mut deny(&["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
     // The one part that wants more than a crate registry. No network is no fault of the source.
