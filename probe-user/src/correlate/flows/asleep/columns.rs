@@ -66,7 +66,14 @@ pub(super) const fn widest(mut widths: &[usize]) -> usize {
     widest
 }
 
+/// What stands in columns one after the other: of a type that is there, or of one that is made for it.
 macro_rules! record {
+    ($(#[$meta:meta])* struct $name:ident { $($(#[$of_field:meta])* $field:ident: $column:ty),* $(,)? }) => {
+        $(#[$meta])*
+        struct $name { $($(#[$of_field])* $field: <$column as Column>::Value),* }
+
+        record!($name { $($field: $column),* });
+    };
     ($name:ident $(at $shared:expr =>)? { $($field:ident: $column:ty),* $(,)? }) => {
         impl Column for $name {
             type Value = Self;

@@ -48,38 +48,29 @@ impl State {
     }
 }
 
-struct Times {
-    begun: Moment,
-    older: Option<FlowId>,
-    told_in: Option<EventId>,
-    seen: At,
-}
+record!(
+    struct Times {
+        begun: Moment,
+        older: Option<FlowId>,
+        told_in: Option<EventId>,
+        seen: At,
+    }
+);
 
-record!(Times { begun: Moment, older: Option<FlowId>, told_in: Option<EventId>, seen: At, });
-
-/// The rest of what is known, but for the events.
-struct Known {
-    syn: Option<u32>,
-    /// [`State::connected_by_syscall`] and [`State::beyond_syn`].
-    met: (bool, bool),
-    complained_of: bool,
-    worker: Option<Pid>,
-    accepted_by: Option<(Pid, String)>,
-    seen_from_start: bool,
-    forgotten: u64,
-    events: u64,
-}
-
-record!(Known {
-    syn: Option<Near>,
-    met: (bool, bool),
-    complained_of: bool,
-    worker: Option<Pid>,
-    accepted_by: Option<(Pid, String)>,
-    seen_from_start: bool,
-    forgotten: u64,
-    events: u64,
-});
+record!(
+    /// The rest of what is known, but for the events.
+    struct Known {
+        syn: Option<Near>,
+        /// [`State::connected_by_syscall`] and [`State::beyond_syn`].
+        met: (bool, bool),
+        complained_of: bool,
+        worker: Option<Pid>,
+        accepted_by: Option<(Pid, String)>,
+        seen_from_start: bool,
+        forgotten: u64,
+        events: u64,
+    }
+);
 
 // Where they stand in a row.
 const ENDS: usize = shared::ONCE;
