@@ -44,16 +44,14 @@ pub(crate) fn run(workspace: &Workspace, missing: Missing) -> Result<Outcome> {
     };
     // The licences of what other systems need are checked as well, which no build here has fetched.
     if let Err(failure) = command::read(workspace.cargo().args(["fetch", "--locked", "--quiet"])) {
-        let why = failure.to_string();
-        let why = why.lines().last().unwrap_or_default();
+        let why = last_line(&failure);
         return Ok(Outcome::Skipped(format!("the dependencies for other systems cannot be fetched ({why})")));
     }
     let offline =
         command::succeeds(&mut deny(&["--offline", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]))?;
     // The one part that wants more than a crate registry. No network is no fault of the source.
     if let Err(failure) = command::read(&mut deny(&["fetch", "db"])) {
-        let why = failure.to_string();
-        let why = why.lines().last().unwrap_or_default();
+        let why = last_line(&failure);
         println!(
             "lint: known vulnerabilities were NOT checked, because the RustSec database could not be fetched ({why})"
         );
@@ -61,4 +59,9 @@ pub(crate) fn run(workspace: &Workspace, missing: Missing) -> Result<Outcome> {
     }
     let advisories = command::succeeds(&mut deny(&["--offline", "check", "advisories"]))?;
     Ok(Outcome::Checked(offline && advisories))
+}
+
+/// What it comes down to.
+fn last_line(failure: &anyhow::Error) -> String {
+    failure.to_string().lines().last().unwrap_or_default().to_owned()
 }
