@@ -129,20 +129,20 @@ pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     let own: u64 = read::user_member(address, layout.request_status).unwrap_or(0);
     let status = if error == 0 { own } else { error } as u32;
     let remembered = armed(tgid, address);
-    let again = || tried_again(head.member(layout.request_upstream_states).unwrap_or(0));
-    let mut told = is_wanted(status) || (remembered.is_none() && again());
-    if remembered.is_none() && !told {
+    let wanted = is_wanted(status);
+    let states = head.member(layout.request_upstream_states).unwrap_or(0);
+    let again = remembered.is_none() && !wanted && tried_again(states);
+    if remembered.is_none() && !wanted && !again {
         return Some(());
     }
     let request = Request::at(layout, address)?;
     let main = request.main(layout);
     let is_main = main == 0 || main == address;
-    // A subrequest that was tried twice is its main request's business.
-    told &= is_main || is_wanted(status);
     if is_main {
         disarm(tgid, address);
     }
-    if told || remembered.is_some_and(|identity| identity == request.identity(layout)) {
+    // A subrequest that was tried twice is its main request's business.
+    if wanted || (again && is_main) || remembered.is_some_and(|identity| identity == request.identity(layout)) {
         tell(Kind::NginxSendHeader, layout, &request, status);
     }
     Some(())
