@@ -11,22 +11,18 @@ pub struct Records {
     pub(super) names: Arc<Names>,
     pub(super) bytes: Vec<u8>,
     pub(super) lengths: Vec<usize>,
-    room: usize,
 }
 
 impl Records {
-    /// None yet; to be read with these names. Room is made for so many bytes with the first.
+    /// None yet; to be read with these names.
     #[must_use]
-    pub const fn new(names: Arc<Names>, room: usize) -> Self {
-        Self { names, bytes: Vec::new(), lengths: Vec::new(), room }
+    pub const fn new(names: Arc<Names>) -> Self {
+        Self { names, bytes: Vec::new(), lengths: Vec::new() }
     }
 
     /// Adds a record, without what must not be kept.
     pub fn push(&mut self, record: &[u8], redactor: &Redactor) {
         let begin = self.bytes.len();
-        if begin == 0 {
-            self.bytes.reserve_exact(self.room);
-        }
         self.bytes.extend_from_slice(record);
         self.lengths.push(record.len());
         if redactor.concerns_record(record)
@@ -40,12 +36,6 @@ impl Records {
     #[must_use]
     pub const fn len(&self) -> usize {
         self.lengths.len()
-    }
-
-    /// How long they are together.
-    #[must_use]
-    pub const fn size(&self) -> usize {
-        self.bytes.len()
     }
 
     /// Whether there is none.

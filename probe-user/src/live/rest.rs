@@ -11,11 +11,11 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
 };
@@ -104,23 +104,25 @@ impl Bell {
 
     /// Naps until there is something to read, the bell rings, or `time` has passed; while all rest, `resting`.
     pub fn nap(&self, listens_to: Option<BorrowedFd<'_>>, time: Duration, resting: Duration) -> io::Result<()> {
-        let Some(bell) = &self.bell else {
-            return if let Some(fd) = listens_to {
-                wait(&mut [PollFd::new(fd, PollFlags::POLLIN)], time)
-            } else {
-                thread::sleep(time);
-                Ok(())
-            };
-        };
-        let time = if self.rest.is_on() { resting } else { time };
-        let bell_fd = PollFd::new(bell.as_fd(), PollFlags::POLLIN);
-        let mut both = [bell_fd, PollFd::new(listens_to.unwrap_or(bell.as_fd()), PollFlags::POLLIN)];
-        wait(if listens_to.is_some() { &mut both } else { &mut both[..1] }, time)?;
-        if both.first().and_then(PollFd::any).unwrap_or(false) {
-            // Rung before or after: whoever rang wants the look that comes now.
+        let bell = self.bell.as_deref();
+        let time = if bell.is_some() && self.rest.is_on() { resting } else { time };
+        let wakers = bell.map(EventFd::as_fd).into_iter().chain(listens_to);
+        let mut wakers: Vec<PollFd<'_>> = wakers.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut wakers, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
+            // An interruption is a short nap.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Rung before or after: whoever rang wants the look that comes now. One that was not rung has nothing to read.
+        if let Some(bell) = bell {
             let _ = bell.read();
         }
         Ok(())
+    }
+
+    /// Something happened that those who rest have to look after, though nothing was delivered.
+    pub fn wake_all(&self) {
+        self.rest.end();
     }
 }
 
@@ -129,17 +131,9 @@ fn ring(bell: &EventFd) {
     let _ = bell.write(1);
 }
 
-fn wait(on: &mut [PollFd<'_>], time: Duration) -> io::Result<()> {
-    match poll(on, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
-        // An interruption is a short nap.
-        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{thread, time::Instant};
 
     use super::*;
 

@@ -21,7 +21,7 @@ use super::{
     logs::Tails,
     nginx::Found,
     privilege::{self, Work},
-    rest::{Bell, Rest},
+    rest::Bell,
     scope::{Depth, Scope},
     thinker::Intake,
 };
@@ -80,12 +80,10 @@ impl RingReader {
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let bell = intake.rest().bell();
-        let (told, rung) = (Arc::clone(&stop), bell.clone());
         let wakes = ring.wakes()?;
-        let names = Arc::new(names);
-        let thread = thread::Builder::new()
-            .name("ring".into())
-            .spawn(move || read_ring((ring, &wakes), &names, &intake, &counts, &processes, (&told, &rung)))?;
+        let (told, rung, names) = (Arc::clone(&stop), bell.clone(), Arc::new(names));
+        let reading = Reading { ring, wakes, names, intake, counts, processes, stop: told, bell: rung };
+        let thread = thread::Builder::new().name("ring".into()).spawn(move || reading.run())?;
         Ok(Self { stop, bell, thread: Some(thread) })
     }
 
@@ -100,53 +98,58 @@ impl RingReader {
     }
 }
 
-fn read_ring(
-    (mut ring, wakes): (Ring, &Wakes),
-    names: &Arc<Names>,
-    intake: &Intake,
-    counts: &Counts,
-    processes: &Notify,
-    (stop, bell): (&AtomicBool, &Bell),
-) {
-    privilege::confine(Work::Reads);
-    let mark = intake.mark(0);
-    // What was read last.
-    let mut usual = 0;
-    loop {
-        let began = clock::now();
-        let stopping = stop.load(Ordering::Relaxed);
-        let mut batch = Records::new(Arc::clone(names), usual);
-        let mut reached = began;
-        while batch.len() < BATCH {
-            let more = ring.next(|record| {
-                if concerns_nginx(record, names) {
-                    processes.notify_one();
+/// What that thread works with.
+struct Reading {
+    ring: Ring,
+    wakes: Wakes,
+    names: Arc<Names>,
+    intake: Intake,
+    counts: Arc<Counts>,
+    processes: Arc<Notify>,
+    stop: Arc<AtomicBool>,
+    bell: Bell,
+}
+
+impl Reading {
+    fn run(self) {
+        privilege::confine(Work::Reads);
+        let Self { mut ring, wakes, names, intake, counts, processes, stop, bell } = self;
+        let mark = intake.mark(0);
+        loop {
+            let began = clock::now();
+            let stopping = stop.load(Ordering::Relaxed);
+            let mut batch = Records::new(Arc::clone(&names));
+            let mut reached = began;
+            while batch.len() < BATCH {
+                let more = ring.next(|record| {
+                    if concerns_nginx(record, &names) {
+                        processes.notify_one();
+                    }
+                    reached = Header::ref_from_prefix(record).map_or(reached, |(header, _)| Moment(header.time_ns));
+                    batch.push(record, intake.redactor());
+                });
+                if more.is_none() {
+                    break;
                 }
-                reached = Header::ref_from_prefix(record).map_or(reached, |(header, _)| Moment(header.time_ns));
-                batch.push(record, intake.redactor());
-            });
-            if more.is_none() {
-                break;
             }
-        }
-        let read = batch.len();
-        usual = batch.size();
-        counts.records.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
-        if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
-            counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
-        }
-        if read == BATCH {
-            // Records of other processors may be a little older than the last one.
-            mark.set(reached.min(began).minus_ns(SKEW_NS));
-            continue;
-        }
-        mark.set(began);
-        if stopping {
-            return;
-        }
-        if let Err(error) = bell.nap(Some(wakes.as_fd()), RING_NAP, RING_REST).and_then(|()| wakes.take()) {
-            tracing::warn!("waiting for kernel records: {error}");
-            thread::sleep(RING_NAP);
+            let read = batch.len();
+            counts.records.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
+            if read > 0 && !intake.try_deliver(Delivery::Records(batch)) {
+                counts.crowded_out.fetch_add(u64::try_from(read).unwrap_or(0), Ordering::Relaxed);
+            }
+            if read == BATCH {
+                // Records of other processors may be a little older than the last one.
+                mark.set(reached.min(began).minus_ns(SKEW_NS));
+                continue;
+            }
+            mark.set(began);
+            if stopping {
+                return;
+            }
+            if let Err(error) = bell.nap(Some(wakes.as_fd()), RING_NAP, RING_REST).and_then(|()| wakes.take()) {
+                tracing::warn!("waiting for kernel records: {error}");
+                thread::sleep(RING_NAP);
+            }
         }
     }
 }
@@ -167,20 +170,10 @@ fn concerns_nginx(record: &[u8], names: &Names) -> bool {
     }
 }
 
-/// Goes with a capture: where its interface went away somebody has to look after it.
-struct Ended(Rest);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
 /// Takes packets of a capture in this network namespace.
 pub(super) fn packet_sink(intake: Intake, netns: Option<u32>) -> capture::Sink {
-    let (mark, end) = (intake.mark(0), Ended(intake.rest().clone()));
+    let mark = intake.mark(0);
     Box::new(move |mut batch, read| {
-        let _with_the_capture = &end;
         let delivered = batch.is_empty() || {
             batch.netns = netns;
             let link = batch.link;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -233,20 +233,17 @@ impl Thinker {
             if rests {
                 self.rest.begin();
             }
-            let mut next = if rests {
-                match deliveries.recv_timeout(RESTING_TURN) {
-                    Ok(delivery) => Some(delivery),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
-                }
+            let patience = if rests {
+                RESTING_TURN
             } else {
                 // One that has taken longer than its time is behind.
                 thread::sleep(TURN.saturating_sub(Duration::from_nanos(clock::now().since_ns(turned))));
-                match deliveries.try_recv() {
-                    Ok(delivery) => Some(delivery),
-                    Err(TryRecvError::Empty) => None,
-                    Err(TryRecvError::Disconnected) => Some(Delivery::End(clock::now())),
-                }
+                Duration::ZERO
+            };
+            let mut next = match deliveries.recv_timeout(patience) {
+                Ok(delivery) => Some(delivery),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Delivery::End(clock::now())),
             };
             // Everything that is there belongs to this turn; what comes meanwhile belongs to the next.
             let now = clock::now();

@@ -323,6 +323,8 @@ impl Reader {
         };
         self.count(lost, shared);
         shared.update(|state| state.ended = ended);
+        // Where its interface went away somebody has to look after it.
+        options.bell.wake_all();
     }
 
     /// Reads what is there.
