@@ -1,12 +1,14 @@
 //! The bench works, in its shortest form: it measures everybody it is asked for, and the probe tells every failure and loses nothing. What it
 //! measures is not judged here: a machine that tests is no machine that measures.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use probe_tests::bench::contender::{Contender, HOOKS};
-use probe_tests::bench::promptness;
 use probe_tests::bench::stage::Load;
 use probe_tests::bench::wrk::CONNECTIONS;
 use probe_tests::bench::{self, Plan};
+use probe_tests::bench::{crowd, promptness};
 
 #[test]
 fn every_failure_under_load_is_told_and_nothing_is_lost() -> Result<()> {
@@ -39,7 +41,16 @@ fn hooks_are_priced_alone() -> Result<()> {
 #[test]
 fn promptness_is_measured() -> Result<()> {
     let promptness = promptness::measure(200)?;
-    ensure!(promptness.ready_ms > 0.0 && promptness.ready_bytes.is_some(), "{promptness:?}");
+    ensure!(promptness.ready_ms > 0.0 && promptness.ready_bytes > 0, "{promptness:?}");
     ensure!(promptness.line_ms.is_sorted() && promptness.line_ms[0] > 0.0, "{promptness:?}");
+    Ok(())
+}
+
+#[test]
+fn memory_is_measured_while_connections_are_open() -> Result<()> {
+    let crowd = crowd::measure(500, Duration::from_secs(1))?;
+    ensure!(crowd.lost == 0, "{crowd}");
+    // Five hundred connections are not a tenth of what is there without any.
+    ensure!(crowd.open.iter().all(|bytes| *bytes < crowd.before + (8 << 20)), "{crowd}");
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
+use super::memory;
 use super::stage::{Stage, spent_by};
 use crate::line::Line;
 use crate::probe::binary;
@@ -252,9 +253,7 @@ impl Watcher {
 
     /// The most memory it ever held, bytes.
     pub(super) fn peak_bytes(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+        memory::peak(self.pid()?).ok()
     }
 
     /// Its process.

@@ -4,7 +4,9 @@
 //! to judge by: bare divided by watched, both of the same round, the median over the rounds.
 
 pub mod contender;
+pub mod crowd;
 pub mod figures;
+mod memory;
 pub mod promptness;
 pub mod shares;
 pub mod stage;

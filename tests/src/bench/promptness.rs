@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
 use serde::Serialize;
 
+use super::memory;
 use crate::client::Connection;
 use crate::config::Config;
 use crate::lab::Lab;
@@ -41,7 +42,7 @@ pub struct Promptness {
     /// From the start of the program to its `ready` line, milliseconds.
     pub ready_ms: f64,
     /// Memory when it was ready, bytes.
-    pub ready_bytes: Option<u64>,
+    pub ready_bytes: u64,
     /// Failures.
     pub failures: usize,
     /// From the client's answer to the incident's line, milliseconds: the median, the 99th percentile, the longest.
@@ -50,8 +51,8 @@ pub struct Promptness {
 
 impl Display for Promptness {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        let Self { workers, connections, ready_ms, failures, line_ms: [median, most, longest], .. } = self;
-        let memory = self.ready_bytes.map_or(0, |bytes| bytes / 1_000_000);
+        let Self { workers, connections, ready_ms, ready_bytes, failures, line_ms: [median, most, longest] } = self;
+        let memory = ready_bytes / 1_000_000;
         writeln!(
             formatter,
             "ready after {ready_ms:.0} ms with {workers} workers and {connections} open connections, {memory} MB of memory"
@@ -113,7 +114,7 @@ fn watched(lab: &Lab, nginx: &Nginx, connections: usize) -> Result<Promptness> {
     let probe = Probe::watch_without_waiting(["--pid", &master, "-q"])?;
     probe.wait_ready(PATIENCE)?;
     let ready = start.elapsed();
-    let ready_bytes = resident(probe.pid());
+    let ready_bytes = memory::now(probe.pid())?;
     let target = (lab.addresses().proxy, nginx.port()).into();
     let mut answered = Vec::new();
     for _ in 0..FAILURES {
@@ -144,11 +145,4 @@ fn watched(lab: &Lab, nginx: &Nginx, connections: usize) -> Result<Promptness> {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1_000.0
-}
-
-/// Memory that a process holds now, bytes.
-fn resident(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }

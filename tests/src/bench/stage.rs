@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -154,20 +154,25 @@ fn start_upstream(lab: &Lab, nginx: &Nginx) -> Result<Process> {
         pid = directory.join("nginx.pid").display(),
         body = "o".repeat(300),
     );
-    let path = directory.join("nginx.conf");
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    // A program of its own: breakpoints in the nginx that is watched are in every process that runs the same file.
-    let (watched, program) = (format!("/proc/{}/exe", nginx.master()), directory.join("upstream"));
-    fs::copy(&watched, &program).with_context(|| format!("copy {watched} to {}", program.display()))?;
-    let mut command = Command::new(&program);
-    command.arg("-c").arg(&path).arg("-p").arg(&directory).arg("-e").arg(directory.join("error.log"));
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    let process = Process::spawn("bench upstream", command, Start { namespace: Some(lab.app()), ..Start::default() })?;
+    let process = serve(lab, nginx, &directory, &text)?;
     let address = (app, UPSTREAM).into();
     wait_until("the upstream of the bench answers", Duration::from_secs(10), || {
         Ok(Connection::open(lab.app(), address).is_ok())
     })?;
     Ok(process)
+}
+
+/// Runs a copy of nginx's program in the upstream's namespace. A program of its own: breakpoints in the nginx that is watched are in every
+/// process that runs the same file.
+pub(super) fn serve(lab: &Lab, nginx: &Nginx, directory: &Path, configuration: &str) -> Result<Process> {
+    let path = directory.join("nginx.conf");
+    fs::write(&path, configuration).with_context(|| format!("write {}", path.display()))?;
+    let (watched, program) = (format!("/proc/{}/exe", nginx.master()), directory.join("upstream"));
+    fs::copy(&watched, &program).with_context(|| format!("copy {watched} to {}", program.display()))?;
+    let mut command = Command::new(&program);
+    command.arg("-c").arg(&path).arg("-p").arg(directory).arg("-e").arg(directory.join("error.log"));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Process::spawn("bench upstream", command, Start { namespace: Some(lab.app()), ..Start::default() })
 }
 
 impl Drop for Stage {

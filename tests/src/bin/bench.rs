@@ -1,12 +1,13 @@
 //! `cargo xtask bench live`: what watching costs.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program for the people who build this")]
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use probe_tests::bench::{
     self, Plan,
     contender::{Contender, HOOKS},
+    crowd::{self, Crowd},
     figures::Table,
     promptness::{self, Promptness},
     shares,
@@ -15,10 +16,27 @@ use probe_tests::bench::{
 use serde::Serialize;
 
 const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] \
-                     [--promptness yes|no|only] [--shares yes|no|only] [--json FILE]";
+                     [--promptness yes|no|only] [--memory yes|no|only] [--shares yes|no|only] \
+                     [--json FILE]";
 
 /// Connections that are open when the probe is started to see how soon it is ready.
 const OPEN: usize = 10_000;
+
+/// How long connections stay open before memory is looked at, twice.
+const REST: Duration = Duration::from_secs(20);
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// Processor time a request and latency, of whole runs.
+    Costs,
+    /// Whose each moment is, by sampling.
+    Shares,
+    /// How soon the probe says what it says.
+    Promptness,
+    /// What it holds while very many connections are open.
+    Memory,
+}
 
 /// Everything that was measured.
 #[derive(Debug, Default, Serialize)]
@@ -26,13 +44,14 @@ struct Figures {
     #[serde(flatten)]
     table: Option<Table>,
     promptness: Option<Promptness>,
+    memory: Option<Crowd>,
     shares: Vec<shares::Row>,
 }
 
 fn main() -> Result<()> {
     let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
     let mut json: Option<PathBuf> = None;
-    let (mut costs, mut prompt, mut sampled) = (true, true, false);
+    let mut parts = BTreeSet::from([Part::Costs, Part::Promptness, Part::Memory]);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{argument} needs a value; {USAGE}"))?;
@@ -44,21 +63,10 @@ fn main() -> Result<()> {
                 let all = [&Contender::ALL[..], &Contender::BEFORE].concat();
                 plan.contenders = chosen(&value, &all, Contender::name)?;
             }
-            "--hooks" => (plan.contenders, prompt) = (hooks(&value)?, false),
-            "--promptness" => {
-                (costs, prompt) = match value.as_str() {
-                    "yes" => (true, true),
-                    "no" => (true, false),
-                    "only" => (false, true),
-                    _ => bail!("--promptness takes yes, no or only"),
-                }
-            }
-            "--shares" => match value.as_str() {
-                "yes" => sampled = true,
-                "no" => sampled = false,
-                "only" => (costs, prompt, sampled) = (false, false, true),
-                _ => bail!("--shares takes yes, no or only"),
-            },
+            "--hooks" => (plan.contenders, parts) = (hooks(&value)?, BTreeSet::from([Part::Costs])),
+            "--promptness" => choose(&mut parts, Part::Promptness, &value)?,
+            "--memory" => choose(&mut parts, Part::Memory, &value)?,
+            "--shares" => choose(&mut parts, Part::Shares, &value)?,
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }
@@ -67,26 +75,42 @@ fn main() -> Result<()> {
         plan.contenders.insert(0, Contender::Bare);
     }
     let mut figures = Figures::default();
-    if costs {
+    if parts.contains(&Part::Costs) {
         let table = bench::run(&plan, |text| eprintln!("{text}"))?;
         println!("{table}");
         figures.table = Some(table);
     }
-    if sampled {
+    if parts.contains(&Part::Shares) {
         let (contenders, loads) = (&plan.contenders, &plan.loads);
         figures.shares = shares::measure(contenders, loads, plan.rounds, plan.seconds, |text| eprintln!("{text}"))?;
         for row in &figures.shares {
             println!("{row}");
         }
     }
-    if prompt {
+    if parts.contains(&Part::Promptness) {
         let promptness = promptness::measure(OPEN)?;
         println!("{promptness}");
         figures.promptness = Some(promptness);
     }
+    if parts.contains(&Part::Memory) {
+        let crowd = crowd::measure(crowd::CONNECTIONS, REST)?;
+        println!("{crowd}");
+        figures.memory = Some(crowd);
+    }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&figures).context("write the figures")?;
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Adds a part, leaves it out, or leaves out all others.
+fn choose(parts: &mut BTreeSet<Part>, part: Part, value: &str) -> Result<()> {
+    match value {
+        "yes" => _ = parts.insert(part),
+        "no" => _ = parts.remove(&part),
+        "only" => *parts = BTreeSet::from([part]),
+        _ => bail!("{value} is none of yes, no, only; {USAGE}"),
     }
     Ok(())
 }
