@@ -2,7 +2,7 @@
 
 use super::{
     cause::Finding,
-    reading::{Reading, complaint_evidence, evidence, need},
+    reading::{Locality, Reading, complaint_evidence, evidence, need},
 };
 use crate::model::evidence::Fact;
 use crate::model::{
@@ -11,6 +11,7 @@ use crate::model::{
     event::Source,
     evidence::Weight,
     net::Errno,
+    verdict::Need,
 };
 
 /// nginx itself decides by counters and parsers of its own: its message, seen by the kernel as it is made, is the cause itself; read in
@@ -26,6 +27,30 @@ pub(super) fn nginx_said<'a>(reading: &Reading<'a>, messages: &[Message]) -> Opt
     }
     finding.support(Some(evidence));
     Some((finding, complaint))
+}
+
+/// Nothing came in time: what the upstream's kernel took need not have reached an application, and an answer may be lost on the way.
+pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<'_>) {
+    if reading.taken_by_application().is_none() {
+        finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
+        finding.missing.push(match reading.locality() {
+            Locality::Elsewhere if reading.unix_path().is_none() => Need {
+                sensor: None,
+                what: "whether an application had accepted the connection: the upstream runs on another host"
+                    .to_owned(),
+            },
+            Locality::Here | Locality::Elsewhere | Locality::Unknown => {
+                need(Sensor::Syscalls, "whether an application had accepted the connection")
+            }
+        });
+    }
+    // That the upstream sends an answer again and again only its own kernel tells.
+    if reading.locality() != Locality::Here && reading.unix_path().is_none() {
+        finding.not_excluded(&["path-stall"]);
+    } else if !reading.sees(Sensor::Retransmits) && reading.unix_path().is_none() {
+        finding.not_excluded(&["path-stall"]);
+        finding.missing.push(need(Sensor::Retransmits, "whether an answer was sent and lost on the way"));
+    }
 }
 
 /// So many bytes of an answer came that nginx did not take: known from packets only, without its word.

@@ -73,7 +73,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let timed_out = reading.complains_of(&[Message::TimedOut])
-        && matches!(reading.phase(), Some(Phase::Connecting | Phase::Sending | Phase::ReadingHeader))
+        && matches!(
+            reading.phase(),
+            Some(Phase::Connecting | Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader)
+        )
         || reading.errno() == Some(Errno::ETIMEDOUT);
     let overflow = reading.drops().find(|(_, reason)| *reason == Some("TCP_LISTEN_OVERFLOW"));
     let from_listener = reading

@@ -127,7 +127,10 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
     }
     let broken = reading.broken().is_some();
     let timed_out = reading.complains_of(&[Message::TimedOut])
-        && matches!(reading.phase(), Some(Phase::ReadingHeader | Phase::Sending | Phase::Connecting));
+        && matches!(
+            reading.phase(),
+            Some(Phase::ReadingHeader | Phase::Sending | Phase::TlsHandshake | Phase::Connecting)
+        );
     if !(broken || timed_out) || reading.locality() == Locality::Elsewhere {
         return None;
     }

@@ -58,7 +58,7 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let by_nginx = reading.complains_of(&[Message::TimedOut])
-        && matches!(reading.phase(), Some(Phase::Sending | Phase::ReadingHeader));
+        && matches!(reading.phase(), Some(Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader));
     let by_kernel = reading.complains_of(&[Message::ReceiveFailed, Message::SendFailed])
         && reading.errno() == Some(Errno::ETIMEDOUT);
     if !(by_nginx || by_kernel) || reading.connected() == Some(false) {
@@ -68,7 +68,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return Some(lost_answer(reading, &lost, by_kernel));
     }
     let on_the_way = reading.counters_at_failure().map(|(tcp, event)| (tcp.snd_nxt.wrapping_sub(tcp.snd_una), event));
-    if on_the_way.is_some_and(|(bytes, _)| bytes == 0) {
+    if !reading.repeated_in_vain() {
         return None;
     }
     // Then the bytes arrived, and the listener's kernel says why it dropped them: accept-queue-overflow.
@@ -77,9 +77,6 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let repeated: Vec<_> = reading.data_retransmits().collect();
     let counted = reading.socket_at_failure().map_or(0, |(socket, _)| socket.retransmits);
-    if repeated.is_empty() && counted == 0 {
-        return None;
-    }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let events: Vec<_> = repeated.iter().rev().take(SHOWN).rev().map(|(event, _)| event.id).collect();

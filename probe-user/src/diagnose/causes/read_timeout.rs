@@ -3,7 +3,8 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Locality, Reading, Timer, duration, evidence, need},
+        reading::{Reading, Timer, duration, evidence, need},
+        said::unseen_beyond_the_kernel,
     },
     firewall_rejected::is_filter_drop,
     server_advice,
@@ -14,7 +15,6 @@ use crate::model::{
     coverage::Sensor,
     event::{Body, EventId},
     evidence::{Fact, Weight},
-    verdict::Need,
 };
 
 /// The row.
@@ -105,26 +105,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
         finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     }
-    if reading.taken_by_application().is_none() {
-        finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
-        finding.missing.push(match reading.locality() {
-            Locality::Elsewhere if reading.unix_path().is_none() => Need {
-                sensor: None,
-                what: "whether an application had accepted the connection: the upstream runs on another host"
-                    .to_owned(),
-            },
-            Locality::Here | Locality::Elsewhere | Locality::Unknown => {
-                need(Sensor::Syscalls, "whether an application had accepted the connection")
-            }
-        });
-    }
-    // That the upstream sends an answer again and again only its own kernel tells.
-    if reading.locality() != Locality::Here && reading.unix_path().is_none() {
-        finding.not_excluded(&["path-stall"]);
-    } else if !reading.sees(Sensor::Retransmits) && reading.unix_path().is_none() {
-        finding.not_excluded(&["path-stall"]);
-        finding.missing.push(need(Sensor::Retransmits, "whether an answer was sent and lost on the way"));
-    }
+    unseen_beyond_the_kernel(&mut finding, reading);
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     describe(&mut finding, reading, silent_us);
     if let Some((reason, event)) = answer_filtered(reading) {

@@ -4,7 +4,7 @@ use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Locality, Reading, Survival, Timer, evidence, need},
-        said::nginx_said,
+        said::{nginx_said, unseen_beyond_the_kernel},
     },
     PROCESS_GONE,
 };
@@ -65,6 +65,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return on_the_wire(reading);
     }
     let slow = reading.complains_of(&[Message::TimedOut]) && reading.phase() == Some(Phase::TlsHandshake);
+    if slow && (reading.repeated_in_vain() || reading.answer_lost().is_some()) {
+        // Packets are lost: path-stall.
+        return None;
+    }
     let message = match reading.complaint() {
         _ if slow => Message::TimedOut,
         // In TLS 1.3 the client's handshake is over before its certificate, or the lack of one, is judged (RFC 8446, section 2).
@@ -73,6 +77,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     };
     let (mut finding, complaint) = nginx_said(reading, &[message])?;
     let upstream = reading.upstream_name();
+    if slow {
+        unseen_beyond_the_kernel(&mut finding, reading);
+    }
     let closed = complaint.text.starts_with("peer closed");
     if closed {
         match reading.survival() {
@@ -232,12 +239,15 @@ const fn alert_name(description: u8) -> &'static str {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::World,
+        diagnose::testing::{LENGTH, START, World, moment},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
+            flow::Side,
+            net::Errno,
             packet::Content,
             process::Ending,
+            socket::{SocketChange, TcpState},
             verdict::Confidence,
         },
     };
@@ -298,6 +308,39 @@ pub(crate) mod tests {
         world.case.processes.clear();
         world.blind(Sensor::Processes);
         world.expect("tls-handshake-failed", Confidence::Likely);
+    }
+
+    fn slow() -> World {
+        let mut world = World::new(504);
+        world.listening();
+        world.attempt().started = Some(moment(-2_000_000));
+        world.connect(-1_999_000);
+        world.sent(TcpState::Established, START + LENGTH);
+        world.complain(Message::TimedOut, Phase::TlsHandshake, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    #[test]
+    fn one_that_lasts_is_certain_only_with_an_application_that_took_the_connection() {
+        let mut world = slow();
+        let explanation = world.expect("tls-handshake-failed", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"accept-queue-overflow"), "{explanation:?}");
+        assert!(explanation.rivals.contains(&"fd-exhausted-upstream"), "{explanation:?}");
+        world.accepted();
+        world.expect("tls-handshake-failed", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn lost_packets_and_a_queue_that_refuses_are_not_it() {
+        let mut world = slow();
+        world.accepted();
+        world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap().snd_una = START;
+        let sent = world.socket(Side::Nginx, TcpState::Established, None);
+        world.change(-1_000_000, sent, SocketChange::Retransmitted { payload: LENGTH });
+        world.expect("path-stall", Confidence::Confirmed);
+        let mut world = slow();
+        world.drop_packet(-1_998_000, "TCP_LISTEN_OVERFLOW");
+        world.expect("accept-queue-overflow", Confidence::Confirmed);
     }
 
     #[test]

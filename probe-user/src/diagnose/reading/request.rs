@@ -137,6 +137,13 @@ impl Reading<'_> {
         })
     }
 
+    /// nginx's kernel sent bytes again, and none of them is known to have been acknowledged when nginx gave up.
+    pub(crate) fn repeated_in_vain(&self) -> bool {
+        let acknowledged = self.counters_at_failure().is_some_and(|(tcp, _)| tcp.snd_nxt == tcp.snd_una);
+        let counted = self.socket_at_failure().is_some_and(|(socket, _)| socket.retransmits > 0);
+        !acknowledged && (counted || self.data_retransmits().next().is_some())
+    }
+
     /// The upstream's kernel, this host's own, sent bytes of an answer again and again of which nginx's side had none when it gave up: how
     /// many, how often, the largest segment, and the records.
     pub(crate) fn answer_lost(&self) -> Option<LostAnswer> {
