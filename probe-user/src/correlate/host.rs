@@ -132,8 +132,8 @@ impl Host {
                 self.add_upstream(*upstream);
                 return;
             }
-            HostFact::Served { upstream, pid, command, .. } => {
-                self.served.serves(event, *upstream, *pid, command.clone());
+            HostFact::Served { upstream, netns, pid, command, .. } => {
+                self.served.serves(event, *upstream, *netns, (*pid, command.clone()));
                 return;
             }
             HostFact::ListenOverflows { .. } => {

@@ -16,6 +16,8 @@ const ADDRESSES: usize = 1_024;
 
 #[derive(Clone, Debug)]
 struct Server {
+    /// The listener's network namespace, where known.
+    netns: Option<u32>,
     pid: Pid,
     command: Option<String>,
     /// The event that told the newest of what is known.
@@ -44,17 +46,24 @@ impl Served {
         let Some((pid, listener)) = listeners.iter().find_map(|listener| Some((listener.pid?, listener))) else {
             return;
         };
-        self.serves(event, upstream, pid, listener.command.clone());
+        self.serves(event, upstream, listener.netns, (pid, listener.command.clone()));
     }
 
     /// The probe saw this process listen before anything failed.
-    pub(super) fn serves(&mut self, event: &Event, upstream: SocketAddr, pid: Pid, command: Option<String>) {
+    pub(super) fn serves(
+        &mut self,
+        event: &Event,
+        upstream: SocketAddr,
+        netns: Option<u32>,
+        (pid, command): (Pid, Option<String>),
+    ) {
         if let Some(known) = self.by_address.get_mut(&upstream)
             && known.pid == pid
             && known.ended.is_none()
         {
             known.seen = event.at.latest;
             known.closed = None;
+            known.netns = netns.or(known.netns);
             known.command = command.or_else(|| known.command.take());
             return;
         }
@@ -65,6 +74,7 @@ impl Served {
             }
         }
         let server = Server {
+            netns,
             pid,
             command,
             told: (event.id, event.at),
@@ -85,7 +95,7 @@ impl Served {
                     // One of a prefork server's children: its master, which is known, is the one to name while it lives.
                     && self.by_address.get(&upstream).is_none_or(Server::is_gone)
                 {
-                    self.serves(event, upstream, call.pid, Some(command.clone()));
+                    self.serves(event, upstream, socket.netns, (call.pid, Some(command.clone())));
                 }
             }
             Body::Socket(e) => {
@@ -103,7 +113,9 @@ impl Served {
         let same = |address: &SocketAddr| {
             address.port() == local.port() && (local.ip().is_unspecified() || local.ip() == address.ip())
         };
-        for (_, server) in self.by_address.iter_mut().filter(|(address, _)| same(address)) {
+        // Another container may serve the same port on every address of its own.
+        let home = |server: &Server| server.netns.zip(listener.netns).is_none_or(|(one, other)| one == other);
+        for (_, server) in self.by_address.iter_mut().filter(|(address, server)| same(address) && home(server)) {
             server.closed.get_or_insert(event.at.latest);
             server.told = (event.id, event.at);
         }
@@ -137,6 +149,7 @@ impl Served {
         let server = self.by_address.get(&upstream).filter(|server| server.is_gone())?;
         let fact = HostFact::Served {
             upstream,
+            netns: server.netns,
             pid: server.pid,
             command: server.command.clone(),
             seen: server.seen,
@@ -151,7 +164,7 @@ impl Served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{event::Source, process::Role};
+    use crate::model::{event::Source, process::Role, socket::SocketEvent};
 
     const UPSTREAM: &str = "10.0.0.1:8000";
 
@@ -162,7 +175,7 @@ mod tests {
     fn served() -> Served {
         let mut served = Served::default();
         let seen = event(1, Body::Process(ProcessEvent::OomVictim { victim: Pid(1), role: Role::Other }));
-        served.serves(&seen, UPSTREAM.parse().unwrap(), Pid(7), Some("gunicorn".to_owned()));
+        served.serves(&seen, UPSTREAM.parse().unwrap(), Some(1), (Pid(7), Some("gunicorn".to_owned())));
         served
     }
 
@@ -197,11 +210,26 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_of_another_network_namespace_is_not_its_own() {
+        let mut served = served();
+        let closed = |id, netns| {
+            let local = Some("0.0.0.0:8000".parse().unwrap());
+            let socket = Socket { netns, local, state: TcpState::Closed, ..Socket::over_unix(0) };
+            let change = SocketChange::State { from: TcpState::Listen };
+            event(id, Body::Socket(SocketEvent { change, socket, by: None }))
+        };
+        served.handle(&closed(2, Some(2)));
+        assert_eq!(served.former(UPSTREAM.parse().unwrap()), None);
+        served.handle(&closed(3, Some(1)));
+        assert!(served.former(UPSTREAM.parse().unwrap()).is_some());
+    }
+
+    #[test]
     fn whoever_listens_there_again_replaces_it() {
         let mut served = served();
         ends(&mut served, 4, 7);
         let seen = event(5, Body::Process(ProcessEvent::OomVictim { victim: Pid(1), role: Role::Other }));
-        served.serves(&seen, UPSTREAM.parse().unwrap(), Pid(8), None);
+        served.serves(&seen, UPSTREAM.parse().unwrap(), None, (Pid(8), None));
         assert_eq!(served.former(UPSTREAM.parse().unwrap()), None);
     }
 }

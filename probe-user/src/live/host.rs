@@ -245,8 +245,17 @@ impl Lookup {
             let HostFact::Listeners { listeners, .. } = looked_up else { continue };
             found.extend(listeners.iter().filter_map(|listener| listener.pid));
             facts.extend(listeners.into_iter().find_map(|listener| {
-                let (upstream, pid, command) = (*upstream, listener.pid?, listener.command);
-                Some(HostFact::Served { upstream, pid, command, seen: now, closed: None, ended: None, signal: None })
+                let (upstream, netns, pid, command) = (*upstream, listener.netns, listener.pid?, listener.command);
+                Some(HostFact::Served {
+                    upstream,
+                    netns,
+                    pid,
+                    command,
+                    seen: now,
+                    closed: None,
+                    ended: None,
+                    signal: None,
+                })
             }));
         }
         let Ok(processes) = all_processes() else { return (found.into_iter().collect(), facts) };

@@ -113,6 +113,9 @@ pub enum HostFact {
     Served {
         /// The upstream's address.
         upstream: SocketAddr,
+        /// The network namespace of its listener, where known.
+        #[serde(default)]
+        netns: Option<u32>,
         /// The process that listened.
         pid: Pid,
         /// Its name.

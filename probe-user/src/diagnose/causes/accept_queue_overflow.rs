@@ -67,7 +67,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let starved = |errno: Errno| matches!(errno, Errno::EMFILE | Errno::ENFILE);
-    if reading.failed_accepts().any(|failure| starved(failure.errno)) {
+    if reading.failed_accepts().any(|failure| failure.certain && starved(failure.errno)) {
         return None;
     }
     let mut finding = Finding::default();

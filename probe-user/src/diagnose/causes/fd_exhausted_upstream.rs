@@ -136,11 +136,14 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
     }
     let ended = if broken { reading.ended_at() } else { reading.failed_at() };
     let since = reading.started().unwrap_or(ended).minus_ns(LASTS_NS);
-    let failures: Vec<FailedAccept<'_>> = reading
+    let mut failures: Vec<FailedAccept<'_>> = reading
         .failed_accepts()
         .filter(|failure| matches!(failure.errno, Errno::EMFILE | Errno::ENFILE))
         .filter(|f| f.event.at.latest >= since && f.event.at.earliest <= ended.plus_ns(SKEW_NS))
         .collect();
+    if failures.iter().any(|failure| failure.certain) {
+        failures.retain(|failure| failure.certain);
+    }
     let last = failures.last()?;
     let began = reading.started().unwrap_or(ended);
     let while_waiting = failures.iter().any(|failure| failure.event.at.latest.plus_ns(SKEW_NS) >= began);
@@ -168,13 +171,17 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
         // When nginx gave up, the upstream's socket was told; what was unread then is what nobody took.
         holder.is_none() && reading.sees(Sensor::Syscalls) && read == Some(0)
     };
-    let weight = if untouched && while_waiting { Weight::Direct } else { Weight::Symptom };
+    let weight = if untouched && while_waiting && last.certain { Weight::Direct } else { Weight::Symptom };
     for failure in failures.iter().rev().take(SHOWN) {
         let fact = Fact::SyscallFailed { call: "accept", process: Some(failure.process.clone()), errno: failure.errno };
         finding.support(Some(evidence(fact, &[failure.event.id], weight)));
     }
     if !while_waiting {
         finding.missing.push(need(Sensor::Syscalls, "a failing accept() while this very attempt waited"));
+    }
+    if !last.certain {
+        finding.missing.push(need(Sensor::Host, "whether it is this listener that the upstream's address leads to"));
+        finding.not_excluded(if broken { &["premature-close", "upstream-reset"] } else { &["read-timeout"] });
     }
     if !untouched {
         let (sensor, what) = if broken {
@@ -232,6 +239,7 @@ pub(crate) mod tests {
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
+            event::Body,
             flow::Side,
             net::Errno,
             process::Pid,
@@ -355,6 +363,30 @@ pub(crate) mod tests {
         world.reset_received(-59, TcpState::Established);
         world.reset_sent(-58, "TCP_STATE", None);
         world.expect("upstream-reset", Confidence::Confirmed);
+    }
+
+    /// Two containers serve the same port on every address of theirs.
+    #[test]
+    fn the_same_address_in_another_network_namespace_is_not_it() {
+        let mut world = waiting();
+        let (mut listener, call) = (world.listener("node"), world.case.processes.remove(0));
+        listener.netns = Some(7);
+        world.case.host.clear();
+        world.look_up(true, vec![listener], Vec::new());
+        let in_namespace = |netns| {
+            let mut call = call.clone();
+            let Body::Syscall(syscall) = &mut call.body else { panic!("{call:?}") };
+            let Syscall::Accept { socket: Some(socket), .. } = &mut syscall.call else { panic!("{syscall:?}") };
+            socket.netns = Some(netns);
+            call
+        };
+        world.case.processes = vec![in_namespace(8)];
+        world.expect("read-timeout", Confidence::Likely);
+        world.case.processes = vec![in_namespace(7)];
+        world.expect("fd-exhausted-upstream", Confidence::Confirmed);
+        // Nobody looked who listens there.
+        world.case.host.clear();
+        world.expect("fd-exhausted-upstream", Confidence::Likely);
     }
 
     #[test]

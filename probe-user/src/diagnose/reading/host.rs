@@ -157,6 +157,11 @@ impl<'a> Reading<'a> {
         self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|listener| listener.pid))
     }
 
+    /// Network namespaces where somebody listens on the upstream's address.
+    pub(crate) fn listening_namespaces(&self) -> impl Iterator<Item = u32> {
+        self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|listener| listener.netns))
+    }
+
     /// A process's open files against its limit.
     pub(crate) fn open_files(&self, of: Pid) -> Option<Evidence> {
         self.case.host.iter().rev().find_map(|(event, _, fact)| match fact {

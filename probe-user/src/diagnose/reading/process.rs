@@ -365,6 +365,7 @@ impl<'a> Reading<'a> {
     pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = FailedAccept<'a>> {
         let upstream = self.upstream();
         let listening: Vec<Pid> = self.listening_processes().collect();
+        let homes: Vec<u32> = self.listening_namespaces().collect();
         let of_flow = self.flow().into_iter().flat_map(|flow| flow.events.iter());
         self.case.processes.iter().chain(of_flow).filter_map(move |event| match &event.body {
             Body::Syscall(syscall) => match &syscall.call {
@@ -377,8 +378,12 @@ impl<'a> Reading<'a> {
                         }
                         _ => listening.contains(&syscall.pid),
                     };
-                    same.then(|| FailedAccept {
+                    // The same address may be served in every network namespace, each time by somebody else.
+                    let netns = socket.as_ref().and_then(|socket| socket.netns).filter(|_| !homes.is_empty());
+                    let home = netns.map(|netns| homes.contains(&netns));
+                    (same && home != Some(false)).then(|| FailedAccept {
                         event,
+                        certain: home == Some(true) || listening.contains(&syscall.pid),
                         process: (syscall.pid, command.clone()),
                         errno: *errno,
                         queue: socket.as_ref().and_then(|socket| socket.accept_queue),
@@ -395,6 +400,8 @@ impl<'a> Reading<'a> {
 pub(crate) struct FailedAccept<'a> {
     /// The record.
     pub(crate) event: &'a Event,
+    /// The listener is known to be the one that the upstream's address leads to, and not one like it in another network namespace.
+    pub(crate) certain: bool,
     /// Who called.
     pub(crate) process: (Pid, String),
     /// Why it failed.
