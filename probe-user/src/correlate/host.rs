@@ -8,7 +8,7 @@ use std::{
 use super::{limits::QUESTION_REST_NS, served::Served};
 use crate::model::{
     event::{Event, EventId},
-    host::{HostFact, NginxInstance},
+    host::{HostFact, Listener, NginxInstance},
     net::Address,
     process::Pid,
     time::{At, Moment},
@@ -77,6 +77,8 @@ impl Question {
 
 /// Counts of refused handshakes that are remembered, newest last.
 const OVERFLOWS: usize = 256;
+/// Look-ups that found an accept queue full and are remembered, newest last: by the time nginx gives up it may be empty again.
+const FULL_QUEUES: usize = 256;
 /// Names with the same port that are looked up for one failure.
 const NAMES: usize = 8;
 /// An older answer about who listens says nothing about the attempt.
@@ -97,8 +99,17 @@ pub(super) struct Host {
     known_upstreams: BTreeSet<SocketAddr>,
     served: Served,
     overflows: VecDeque<(EventId, At, HostFact)>,
+    full_queues: VecDeque<(EventId, At, HostFact)>,
     /// Children that nobody but the kernel has told of yet.
     forks: BTreeMap<Pid, EventId>,
+}
+
+/// Remembers one more, and at most so many.
+fn push<T>(to: &mut VecDeque<T>, limit: usize, one: T) {
+    if to.len() >= limit {
+        to.pop_front();
+    }
+    to.push_back(one);
 }
 
 impl Host {
@@ -137,14 +148,15 @@ impl Host {
                 return;
             }
             HostFact::ListenOverflows { .. } => {
-                if self.overflows.len() >= OVERFLOWS {
-                    self.overflows.pop_front();
-                }
-                self.overflows.push_back((event.id, event.at, fact.clone()));
+                push(&mut self.overflows, OVERFLOWS, (event.id, event.at, fact.clone()));
                 return;
             }
             HostFact::Listeners { upstream, netns, listeners, .. } => {
                 self.served.found(event, *upstream, listeners);
+                let full = |listener: &Listener| listener.accept_queue.is_some_and(|(waiting, limit)| waiting > limit);
+                if listeners.iter().any(full) {
+                    push(&mut self.full_queues, FULL_QUEUES, (event.id, event.at, fact.clone()));
+                }
                 Question::Listeners { upstream: *upstream, netns: *netns }
             }
             HostFact::OtherListeners { pid, .. } => Question::OtherListeners(*pid),
@@ -167,7 +179,8 @@ impl Host {
 
     /// Where what is known was told, answers to questions and forks; a recorder keeps the rest by its kind.
     pub(super) fn events(&self) -> impl Iterator<Item = EventId> {
-        self.facts.values().map(|(id, ..)| *id).chain(self.forks.values().copied())
+        let full = self.full_queues.iter().map(|(id, ..)| *id);
+        self.facts.values().map(|(id, ..)| *id).chain(self.forks.values().copied()).chain(full)
     }
 
     fn add_upstream(&mut self, address: SocketAddr) {
@@ -250,6 +263,12 @@ impl Host {
                 found.extend(self.served.former(*upstream));
             }
             let Some((id, at, fact)) = self.facts.get(&question.clone().subject()) else { continue };
+            if let (Question::Listeners { upstream, .. }, HostFact::Listeners { netns, .. }) = (question, fact) {
+                let same = |other: &HostFact| matches!(other, HostFact::Listeners { upstream: of, netns: within, .. } if (of, within) == (upstream, netns));
+                let meanwhile =
+                    self.full_queues.iter().filter(|(full, at, other)| full != id && at.latest >= began && same(other));
+                found.extend(meanwhile.cloned());
+            }
             if let HostFact::Listeners { listeners, .. } = fact {
                 if at.latest.plus_ns(LISTENERS_LAST_NS) < began {
                     continue;
@@ -267,5 +286,42 @@ impl Host {
         let before = counts.iter().rposition(|(_, at, _)| at.latest <= began).unwrap_or(0);
         found.extend(counts.into_iter().skip(before));
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::{Body, Source};
+
+    fn look_up(host: &mut Host, id: u64, waiting: u32) {
+        let upstream = "10.0.0.1:8000".parse().unwrap();
+        let listener = Listener {
+            address: upstream,
+            netns: Some(1),
+            pid: None,
+            command: None,
+            accept_queue: Some((waiting, 128)),
+        };
+        let fact =
+            HostFact::Listeners { upstream, netns: None, local: true, listeners: vec![listener], nearby: vec![] };
+        let at = At::exactly(Moment(id * 1_000_000_000));
+        let event = Event { id: EventId(id), at, source: Source::Probe, body: Body::Host(fact.clone()) };
+        host.learn(&event, &fact);
+    }
+
+    /// nginx waits for a minute; the queue was full when the SYN came, and has room when nginx gives up.
+    #[test]
+    fn a_queue_that_was_full_meanwhile_is_remembered() {
+        let mut host = Host::default();
+        for (second, waiting) in [(1, 129), (3, 129), (7, 5), (8, 0)] {
+            look_up(&mut host, second, waiting);
+        }
+        let asked = BTreeSet::from([Question::Listeners { upstream: "10.0.0.1:8000".parse().unwrap(), netns: None }]);
+        let found = |began| host.about(&asked, Moment(began)).iter().map(|(id, ..)| id.0).collect::<Vec<_>>();
+        assert_eq!(found(500_000_000), [1, 3, 8]);
+        assert_eq!(found(2_000_000_000), [3, 8]);
+        assert_eq!(found(8_000_000_000), [8]);
+        assert_eq!(host.events().map(|id| id.0).collect::<BTreeSet<_>>(), BTreeSet::from([1, 3, 8]));
     }
 }

@@ -148,6 +148,7 @@ pub(crate) mod tests {
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
+            host::{HostFact, Listener},
             net::Errno,
             socket::{SocketChange, TcpState},
             verdict::Confidence,
@@ -200,6 +201,37 @@ pub(crate) mod tests {
         world.sent(TcpState::Closed, START + LENGTH);
         world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
         world.expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    /// The kernel's count of refused handshakes in the listener's namespace, before the attempt and after it.
+    fn count_refused(world: &mut World, before: u64, after: u64) {
+        world.host(-2_500_000, HostFact::ListenOverflows { netns: 7, count: before });
+        world.host(1_000, HostFact::ListenOverflows { netns: 7, count: after });
+    }
+
+    #[test]
+    fn the_kernels_count_of_refused_handshakes_makes_it_certain() {
+        let mut world = full();
+        world.case.host.clear();
+        let listener = Listener { netns: Some(7), accept_queue: Some((129, 128)), ..world.listener("gunicorn") };
+        world.look_up(true, vec![listener], Vec::new());
+        let mut unchanged = world.clone();
+        count_refused(&mut world, 10, 13);
+        world.expect("accept-queue-overflow", Confidence::Confirmed);
+        count_refused(&mut unchanged, 10, 10);
+        unchanged.expect("accept-queue-overflow", Confidence::Likely);
+    }
+
+    /// The look-up came when the queue had room again: it may have been full when the SYN came.
+    #[test]
+    fn handshakes_refused_before_the_queue_had_room_again_leave_it_open() {
+        let mut world = full();
+        world.case.host.clear();
+        let listener = Listener { netns: Some(7), ..world.listener("gunicorn") };
+        world.look_up(true, vec![listener], Vec::new());
+        count_refused(&mut world, 10, 13);
+        let explanation = world.expect("syn-timeout", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"accept-queue-overflow"), "{explanation:?}");
     }
 
     #[test]

@@ -150,6 +150,13 @@ fn exclude(finding: &mut Finding, reading: &Reading<'_>) {
         Locality::Here => match reading.accept_queue() {
             Some((waiting, limit, event)) => {
                 finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Fits)));
+                // The queue was read at moments; the kernel counts all the time, for every listener of the namespace.
+                let refused = reading.listen_overflows();
+                if waiting > limit || refused.is_some() {
+                    finding.missing.push(need(Sensor::Host, "the accept queue as each SYN found it"));
+                    finding.not_excluded(&["accept-queue-overflow"]);
+                }
+                finding.support(refused.map(|refused| Evidence { weight: Weight::Fits, ..refused }));
             }
             None if reading.nobody_listens().is_some() => {}
             None => {
