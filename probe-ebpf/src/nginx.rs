@@ -16,7 +16,7 @@ pub const ACTION: usize = 48;
 pub const REQUEST_LINE: usize = 256;
 /// Bytes of the Host header kept.
 pub const HOST: usize = 64;
-/// Attempts reported for one request.
+/// Attempts reported for one request: all of them, or half of these from the list's beginning and half from its end.
 pub const ATTEMPTS: u32 = 8;
 /// `ngx_http_request_t.signature`: "HTTP" read as a little-endian number.
 pub const SIGNATURE: u32 = 0x5054_5448;
@@ -161,7 +161,7 @@ pub struct Status {
     pub found: u32,
     /// The client's descriptor, -1 if none.
     pub client_fd: i32,
-    /// Entries of the request's upstream states; that many (at most [`ATTEMPTS`]) [`Attempt`] records follow at once.
+    /// Entries of the request's upstream states; that many [`Attempt`] records, but at most [`ATTEMPTS`], follow at once.
     pub attempts: u32,
     /// Length of `request_line` before cutting.
     pub request_line_length: u32,

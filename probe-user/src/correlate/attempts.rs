@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{flows::Flows, requests::OpenRequest};
+use super::{flows::Flows, limits::ATTEMPTS_TOLD, requests::OpenRequest};
 use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
     complaint::{Complaint, Message, Phase},
@@ -70,9 +70,12 @@ fn one_after_the_other(list: &mut [Attempt]) {
 /// Whether these are all the attempts there were: nginx's list was read whole; or, where it could not be read, nginx made the status
 /// itself or broke the answer off, both right after the last failure.
 #[must_use]
-pub fn complete(request: &OpenRequest) -> bool {
+pub fn complete(request: &OpenRequest, list: &[Attempt]) -> bool {
     if request.attempts_known {
-        return usize::try_from(request.attempts_total).is_ok_and(|total| total == request.attempts.len());
+        let (told, known) = (request.attempts.len(), |a: &Attempt| a.bytes_received.is_some() || a.complaint.is_some());
+        // The middle of a long list is known where nginx complained of it.
+        let long = told == ATTEMPTS_TOLD && list.iter().all(known);
+        return usize::try_from(request.attempts_total).is_ok_and(|total| total == told || (total > told && long));
     }
     let broken_off = request.complaints.last().is_some_and(|(.., complaint)| complaint.phase.is_after_header());
     request.special.is_some() || broken_off

@@ -57,7 +57,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     let attempts_complete = match (&decided.from_lines, &decided.from_wire) {
         (Some(group), _) => lines::complete(group, &list, configuration.as_ref()),
         (None, Some(_)) => false,
-        (None, None) => attempts::complete(&decided.request),
+        (None, None) => attempts::complete(&decided.request, &list),
     };
     let complaints = complaints(decided);
     let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);

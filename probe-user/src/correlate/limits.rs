@@ -91,8 +91,12 @@ pub const CONNECTIONS: usize = 16_384;
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;
 
-/// nginx's list of attempts is told up to this many entries (`probe_abi::nginx::ATTEMPTS`).
-pub const ATTEMPTS_TOLD: u32 = 8;
+/// So many attempts of nginx's list are told, of a longer one half of them from its beginning and half from its end
+/// (`probe_abi::nginx::ATTEMPTS`).
+pub const ATTEMPTS_TOLD: usize = 8;
+
+/// A list of attempts that says it is longer is none (the kernel's programs believe no more either).
+pub const ATTEMPTS: u32 = 4_096;
 
 /// Old things are forgotten at whole seconds, so that it does not matter how often time is told.
 pub const SECOND_NS: u64 = 1_000_000_000;

@@ -33,7 +33,7 @@ pub struct OpenRequest {
     pub told_by: Option<RequestKey>,
     /// nginx's list could be read.
     pub attempts_known: bool,
-    /// How many entries it has. More than are in `attempts`: the records of some were lost.
+    /// How many entries it has. More than are in `attempts`: the middle of a long list is not told, and records may be lost.
     pub attempts_total: u32,
     /// A complaint was about a subrequest.
     pub subrequest: bool,
@@ -49,6 +49,11 @@ impl OpenRequest {
     /// One of which nginx said nothing.
     pub(super) fn of_nobody(since: Moment) -> Self {
         Self::new(RequestKey { worker: Pid(0), pointer: 0 }, since, (None, None))
+    }
+
+    /// The last entry of nginx's list, where it is known.
+    fn last_attempt(&self) -> Option<&NginxAttempt> {
+        self.attempts.iter().find(|attempt| attempt.index + 1 == self.attempts_total)
     }
 
     pub(super) fn new(key: RequestKey, since: Moment, identity: (Option<u64>, Option<u64>)) -> Self {
@@ -149,7 +154,7 @@ fn differs(one: (Option<u64>, Option<u64>), other: (Option<u64>, Option<u64>)) -
 fn refused_by_answer(request: &OpenRequest) -> Option<bool> {
     let [(.., only)] = request.complaints.as_slice() else { return None };
     let said_so = |last: &NginxAttempt| last.header_ms.is_some() && last.status == Some(502);
-    (only.message == Message::AuthRequest).then(|| request.attempts.last().is_some_and(said_so))
+    (only.message == Message::AuthRequest).then(|| request.last_attempt().is_some_and(said_so))
 }
 
 /// What a message of nginx complains of, if it is a failure of an attempt or a shortage, and not a warning that accompanies one.
@@ -171,9 +176,9 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
 
 /// A server failed, or answered 502, and nginx went on to the next.
 fn hides_failure(request: &OpenRequest) -> bool {
-    let Some((_last, before)) = request.attempts.split_last() else { return false };
+    let mut before = request.attempts.iter().filter(|attempt| attempt.index + 1 < request.attempts_total);
     // Between two locations nginx's list has an empty entry.
-    before.iter().any(|attempt| attempt.peer.is_some() && (attempt.header_ms.is_none() || attempt.status == Some(502)))
+    before.any(|attempt| attempt.peer.is_some() && (attempt.header_ms.is_none() || attempt.status == Some(502)))
 }
 
 /// What the status sent to the client means.
@@ -187,16 +192,20 @@ pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(Ca
         None => {}
     }
     let complained = !request.complaints.is_empty();
-    let last_accepted = request.attempts.last().is_some_and(|attempt| attempt.header_ms.is_some());
+    let last = request.last_attempt();
+    let last_accepted = last.is_some_and(|attempt| attempt.header_ms.is_some());
     // A special response after an accepted header is `proxy_intercept_errors`, unless the request had gone on elsewhere meanwhile: to
     // the page of an `error_page`, if the status is still the upstream's.
-    let upstreams = request.attempts.last().is_some_and(|attempt| attempt.status == Some(status));
+    let upstreams = last.is_some_and(|attempt| attempt.status == Some(status));
     let intercepted = last_accepted && (!request.redirected || upstreams);
     let made_by_nginx = request.special.is_some() && !intercepted;
     let origin = if made_by_nginx {
         Origin::Nginx
     } else if last_accepted {
         Origin::Upstream
+    } else if request.attempts_total > 0 && last.is_none() {
+        // What was tried last is lost: it may have answered.
+        Origin::Unknown
     } else if complained {
         Origin::Nginx
     } else {

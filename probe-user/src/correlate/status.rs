@@ -1,6 +1,6 @@
 //! What a status that nginx decided means for its request: an answer's header, an error page, a subrequest that is over.
 
-use super::{Correlator, Decided, identity_of, requests::OpenRequest, telling::Telling};
+use super::{Correlator, Decided, identity_of, limits::ATTEMPTS, requests::OpenRequest, telling::Telling};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::Complaint,
@@ -142,7 +142,7 @@ impl Correlator {
         if status.attempts.is_some() && !by_subrequest {
             request.attempts.clear();
             request.attempts_known = true;
-            request.attempts_total = status.attempts.unwrap_or(0);
+            request.attempts_total = status.attempts.unwrap_or(0).min(ATTEMPTS);
         }
         request.heard.push(event.id);
         self.tells_of_decided(main.worker);

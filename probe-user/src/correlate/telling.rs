@@ -1,6 +1,6 @@
 //! Whose attempts each worker of nginx is telling.
 
-use super::{Correlator, limits::ATTEMPTS_TOLD};
+use super::{Correlator, limits::ATTEMPTS};
 use crate::model::{
     event::EventId,
     nginx::{NginxAttempt, RequestKey},
@@ -46,7 +46,7 @@ impl Correlator {
             target.attempts_known = true;
             target.attempts_total = 0;
         }
-        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS_TOLD));
+        target.attempts_total = target.attempts_total.max(attempt.total.min(ATTEMPTS));
         if !target.attempts.iter().any(|known| known.index == attempt.index) {
             target.attempts.push(attempt.clone());
         }

@@ -110,7 +110,7 @@ pub struct NginxStatus {
     pub client: Option<SocketAddr>,
     /// nginx's upstream module had begun to work on the request: it looks into the cache first, then for a peer. `None`: not known.
     pub upstream_begun: Option<bool>,
-    /// How many [`NginxAttempt`]s follow at once; `None`: they could not be read.
+    /// How many entries nginx's list of attempts has, of which [`NginxAttempt`]s follow at once; `None`: they could not be read.
     pub attempts: Option<u32>,
 }
 

@@ -108,7 +108,7 @@ fn status(kind: Kind, point: StatusPoint, record: &[u8]) -> Result<NginxEvent, R
             (false, true) => Some(false),
             (false, false) => None,
         },
-        attempts: has(found::ATTEMPTS).then(|| raw.attempts.min(abi::ATTEMPTS)),
+        attempts: has(found::ATTEMPTS).then_some(raw.attempts),
     })))
 }
 
