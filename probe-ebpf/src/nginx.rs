@@ -6,8 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{Endpoint, Header, socket::Socket};
 
-/// Bytes of a peer's name kept.
-pub const PEER: usize = 64;
+/// Bytes of a peer's name kept: `unix:` and the longest path there is (107) fit.
+pub const PEER: usize = 128;
 /// Bytes of a log message's format kept. A power of two, as everything that is copied by length.
 pub const FORMAT: usize = 128;
 /// Bytes of the log's action ("while connecting to upstream") kept.

@@ -273,6 +273,11 @@ impl Session<'_> {
                 crowded_out - self.crowded_out,
                 "records came faster than they could be thought about, or could not be read",
             ),
+            (
+                Some(Sensor::NginxFunctions),
+                losses.read_failed - self.losses.read_failed,
+                "words of nginx could not be read whole from its memory",
+            ),
             (Some(Sensor::Packets), dropped - self.packets_dropped, "packets were dropped by the capture"),
         ];
         for (program, count) in missed {
