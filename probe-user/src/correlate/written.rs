@@ -1,9 +1,10 @@
 //! Lines of the error log about requests that nginx itself tells about: they have the whole text of a message.
 
-use super::{limits::WRITTEN_LINES, newest::Newest};
+use super::{limits::WRITTEN_LINES, lines::peer_of, newest::Newest};
 use crate::model::{
     complaint::{Complaint, Message},
     event::{Event, EventId},
+    net::Address,
     nginx::{ErrorLine, NginxLog},
     time::At,
 };
@@ -26,16 +27,19 @@ impl Written {
         }
     }
 
-    /// The line that this complaint became: of the same client connection, with the same errno and meaning, within a second (nginx's log
-    /// knows no less).
+    /// The line that this complaint became: of the same client connection, request and peer, with the same errno and meaning, within a
+    /// second (nginx's log knows no less). Of lines that say different things none is chosen.
     pub(super) fn of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
         let window = At::between(event.at.earliest.minus_ns(1_000_000_000), event.at.latest.plus_ns(1_000_000_000));
         let fits = |(at, line, _): &&(At, ErrorLine, EventId)| {
             line.errno == log.errno
                 && at.overlaps(&window)
                 && Message::classify(&line.message) == Some(complaint.message)
+                && is_of(line, log)
         };
-        self.0.of(log.number?).rev().find(fits).map(|(_, line, _)| line)
+        let mut lines = self.0.of(log.number?).rev().filter(fits).map(|(_, line, _)| line);
+        let newest = lines.next()?;
+        lines.all(|line| line.message == newest.message).then_some(newest)
     }
 
     /// Lines written in one of these times.
@@ -50,6 +54,19 @@ impl Written {
     }
 }
 
+/// Whether nothing of the line contradicts that it is about this request and this peer. Another stream of the same connection has the same
+/// number (HTTP/2), and so has a connection of another nginx.
+fn is_of(line: &ErrorLine, log: &NginxLog) -> bool {
+    let peer = |text: &str| Address::parse(text).ok_or_else(|| text.to_owned());
+    let peers = peer_of(line).zip(log.peer.as_deref());
+    let requests = line.request.as_deref().zip(log.request_line.as_deref());
+    let hosts = line.host.as_deref().zip(log.host.as_deref());
+    // nginx's memory is not read to the end of a long text, and what is redacted in a query depends on where it was cut.
+    let before_query = |text: &str| text.split('?').next().unwrap_or(text).to_owned();
+    let begins = |(line, log): (&str, &str)| before_query(line).starts_with(&before_query(log));
+    peers.is_none_or(|(line, log)| peer(&line) == peer(log)) && requests.is_none_or(begins) && hosts.is_none_or(begins)
+}
+
 /// The same times, in order, without those that others cover.
 fn joined(times: &[At]) -> Vec<At> {
     let mut times = times.to_vec();
@@ -62,4 +79,88 @@ fn joined(times: &[At]) -> Vec<At> {
         }
     }
     spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        complaint::Phase,
+        event::{Body, Source},
+        process::Pid,
+        time::Moment,
+    };
+
+    fn line(message: &str, request: &str, upstream: Option<&str>) -> ErrorLine {
+        ErrorLine {
+            level: "error".into(),
+            pid: 1,
+            number: Some(41),
+            message: message.into(),
+            errno: None,
+            action: None,
+            client: None,
+            server: None,
+            request: Some(request.into()),
+            subrequest: None,
+            upstream: upstream.map(str::to_owned),
+            host: None,
+        }
+    }
+
+    fn said(request: &str, peer: Option<&str>) -> NginxLog {
+        NginxLog {
+            worker: Pid(1),
+            request: None,
+            parent: None,
+            number: Some(41),
+            client_requests: None,
+            level: 4,
+            errno: None,
+            format: String::new(),
+            status: None,
+            action: None,
+            peer: peer.map(str::to_owned),
+            upstream: None,
+            client: None,
+            request_line: Some(request.into()),
+            host: None,
+        }
+    }
+
+    fn found(lines: &[ErrorLine], log: &NginxLog, message: Message) -> Option<String> {
+        let mut written = Written::default();
+        let at = At::exactly(Moment(1_000_000_000));
+        let event = |line: &ErrorLine| Event {
+            id: EventId(1),
+            at,
+            source: Source::ErrorLog,
+            body: Body::ErrorLine(line.clone()),
+        };
+        lines.iter().for_each(|line| written.keep(&event(line), line));
+        let complaint = Complaint { message, phase: Phase::Other, errno: None, text: String::new() };
+        written.of(&event(&lines[0]), log, &complaint).map(|line| line.message.clone())
+    }
+
+    #[test]
+    fn another_stream_of_the_connection_has_its_own_line() {
+        let names = ["a.example could not be resolved (3: Host not found)", "b.example could not be resolved (2: x)"];
+        let lines = [line(names[0], "GET /a HTTP/2.0", None), line(names[1], "GET /b?x=1 HTTP/2.0", None)];
+        assert_eq!(found(&lines, &said("GET /a HTTP/2.0", None), Message::NotResolved).as_deref(), Some(names[0]));
+        // Cut, and redacted in another place.
+        assert_eq!(found(&lines, &said("GET /b?x=", None), Message::NotResolved).as_deref(), Some(names[1]));
+        let same = [line(names[0], "GET /a HTTP/2.0", None), line(names[1], "GET /a HTTP/2.0", None)];
+        assert_eq!(found(&same, &said("GET /a HTTP/2.0", None), Message::NotResolved), None, "either may be meant");
+    }
+
+    #[test]
+    fn each_peer_has_its_own_line() {
+        let text = |path: &str| format!("connect() to unix:{path} failed");
+        let lines =
+            ["/a", "/b"].map(|path| line(&text(path), "GET / HTTP/1.1", Some(&format!("http://unix:{path}:/"))));
+        for path in ["/a", "/b"] {
+            let log = said("GET / HTTP/1.1", Some(&format!("unix:{path}")));
+            assert_eq!(found(&lines, &log, Message::ConnectFailedAtOnce), Some(text(path)));
+        }
+    }
 }

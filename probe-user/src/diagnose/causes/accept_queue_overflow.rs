@@ -11,6 +11,7 @@ use crate::model::{
     attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
+    event::EventId,
     evidence::{Fact, Weight},
     net::Errno,
     socket::TcpState,
@@ -77,22 +78,31 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
             reading.phase(),
             Some(Phase::Connecting | Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader)
         )
-        || reading.errno() == Some(Errno::ETIMEDOUT);
-    let overflow = reading.drops().find(|(_, reason)| *reason == Some("TCP_LISTEN_OVERFLOW"));
-    let from_listener = reading
-        .flow()
-        .and_then(|flow| flow.resets_sent_by_upstream().find(|(_, e, _)| e.socket.state == TcpState::Listen));
+        || reading.errno() == Some(Errno::ETIMEDOUT)
+        || matches!(reading.outcome(), Outcome::TimeoutConnect | Outcome::TimeoutSend | Outcome::TimeoutRead);
     let full = reading.accept_queue().filter(|(waiting, limit, _)| waiting > limit);
     let mut direct = false;
-    if let Some((event, reason)) = overflow {
+    let from_listener = refusal(reading);
+    // A last ACK that found the queue full is repeated, and may find room: what ends the connection then is another story.
+    let mut overflows = reading.drops().filter(|(_, reason)| *reason == Some("TCP_LISTEN_OVERFLOW"));
+    if let Some((event, reason)) = overflows.next().filter(|_| timed_out || from_listener.is_some()) {
         let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
         finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
         direct = true;
     }
-    if let Some((event, _, reason)) = from_listener {
+    if let Some((event, reason)) = from_listener {
+        // Before 6.10 the kernel does not say why; a listener that has just taken another's place resets what it does not know.
+        let counted = reading.listen_overflows();
+        let certain = reason.is_some() || full.is_some() || counted.is_some();
+        let weight = if certain { Weight::Direct } else { Weight::Symptom };
         let fact = Fact::UpstreamKernelReset { reason: reason.map(str::to_owned), unread: None };
-        finding.support(Some(evidence(fact, &[event.id], Weight::Direct)));
-        direct = true;
+        finding.support(Some(evidence(fact, &[event], weight)));
+        finding.support(counted.filter(|_| full.is_none()));
+        if !certain {
+            finding.missing.push(need(Sensor::Host, "that the accept queue was full, or the kernel's reason"));
+            finding.not_excluded(&["upstream-reset"]);
+        }
+        direct |= certain;
     }
     let (retransmits, events) = reading.syn_retransmits();
     if let Some((waiting, limit, event)) = full {
@@ -117,7 +127,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         }
     }
     let silent = timed_out && full.is_some();
-    if !direct && !silent {
+    if !direct && !silent && from_listener.is_none() {
         return None;
     }
     if !reading.sees(Sensor::Syscalls) {
@@ -138,6 +148,14 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.fix.push("A longer queue for bursts: the server's backlog and net.core.somaxconn, both.".to_owned());
     finding.fix.extend(server_advice(&CAUSE, reading));
     Some(finding)
+}
+
+/// The RST of a listener that refuses the end of a handshake (`net.ipv4.tcp_abort_on_overflow`), and why, where the kernel says:
+/// `INVALID_SYN` for what is refused there; it has other reasons for what it does not know
+/// (`tcp_check_req()`, <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp_minisocks.c>).
+fn refusal<'a>(reading: &Reading<'a>) -> Option<(EventId, Option<&'a str>)> {
+    let mut resets = reading.flow()?.resets_sent_by_upstream().filter(|(_, e, _)| e.socket.state == TcpState::Listen);
+    resets.find_map(|(event, _, reason)| reason.is_none_or(|why| why == "INVALID_SYN").then_some((event.id, reason)))
 }
 
 #[cfg(test)]
@@ -189,18 +207,45 @@ pub(crate) mod tests {
         last_ack_lost().expect("accept-queue-overflow", Confidence::Confirmed);
     }
 
-    #[test]
-    fn a_reset_from_the_listener() {
+    fn reset_by_listener(reason: Option<&str>) -> World {
         let mut world = World::new(502);
         world.listening();
         world.connect(-95);
         let socket = world.socket(Side::Upstream, TcpState::Listen, None);
-        let change = SocketChange::ResetSent { reason: Some("INVALID_SYN".to_owned()), answered: None };
-        world.change(-80, socket, change);
+        world.change(-80, socket, SocketChange::ResetSent { reason: reason.map(str::to_owned), answered: None });
         world.reset_received(-79, TcpState::Established);
         world.sent(TcpState::Closed, START + LENGTH);
         world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
-        world.expect("accept-queue-overflow", Confidence::Confirmed);
+        world
+    }
+
+    #[test]
+    fn a_reset_from_the_listener() {
+        reset_by_listener(Some("INVALID_SYN")).expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    /// With SO_REUSEPORT the last ACK may meet a listener that has just been opened, and knows nothing of the handshake.
+    #[test]
+    fn a_reset_from_a_listener_that_knows_nothing_of_the_handshake_is_not_it() {
+        let other = reset_by_listener(Some("TCP_FLAGS")).explained();
+        assert_ne!(other.cause, "accept-queue-overflow", "{other:#?}");
+        let unsaid = reset_by_listener(None).explained();
+        assert_ne!(unsaid.confidence, Confidence::Confirmed, "{unsaid:#?}");
+    }
+
+    /// The last ACK came again and found room; the server was killed before it accepted.
+    #[test]
+    fn what_ended_a_connection_that_found_room_in_the_end_is_not_the_queue() {
+        let mut world = World::new(502);
+        world.listening();
+        world.connect(-1_000_000);
+        world.drop_packet(-999_900, "TCP_LISTEN_OVERFLOW");
+        world.reset_sent(-80, "NOT_SPECIFIED", None);
+        world.reset_received(-79, TcpState::Established);
+        world.sent(TcpState::Closed, START + LENGTH);
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+        let explanation = world.explained();
+        assert_ne!(explanation.cause, "accept-queue-overflow", "{explanation:#?}");
     }
 
     /// The kernel's count of refused handshakes in the listener's namespace, before the attempt and after it.

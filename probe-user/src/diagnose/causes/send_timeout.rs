@@ -8,7 +8,9 @@ use crate::model::{
     attempt::Outcome,
     complaint::{Message, Phase},
     coverage::Sensor,
+    event::Event,
     evidence::{Fact, Weight},
+    packet::TcpPacket,
 };
 
 /// The row.
@@ -71,7 +73,11 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
-    let window = reading.flow().and_then(|flow| flow.packets_from_upstream().last()).filter(|(_, p)| p.window == 0);
+    // A RST says nothing of the window, and what follows nginx's close nothing of why it closed.
+    let until = reading.failed_at();
+    let told = |(event, packet): &(&Event, &TcpPacket)| event.at.earliest <= until && !packet.header.flags.rst();
+    let last = reading.flow().and_then(|flow| flow.packets_from_upstream().filter(told).last());
+    let window = last.filter(|(_, packet)| packet.window == 0);
     let held_back = counters.filter(|(tcp, _)| tcp.snd_nxt == tcp.snd_una && tcp.write_seq != tcp.snd_nxt);
     if let Some((tcp, event)) = held_back {
         let fact = Fact::HeldBack { bytes: tcp.write_seq.wrapping_sub(tcp.snd_nxt) };
@@ -103,11 +109,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, moment},
+        diagnose::testing::{LENGTH, RST_ACK, START, World, moment},
         model::{
             complaint::{Message, Phase},
+            event::Body,
             flow::Side,
             net::Errno,
+            packet::PacketBody,
             socket::{SocketChange, TcpState},
             verdict::Confidence,
         },
@@ -147,5 +155,26 @@ pub(crate) mod tests {
         world.attempt().bytes_sent = Some(u64::from(LENGTH));
         let explanation = world.expect("send-timeout", Confidence::Likely);
         assert_eq!(explanation.rivals, ["path-stall"]);
+    }
+
+    /// A RST for which there is no socket has a window of zero (`tcp_v4_send_reset()`).
+    #[test]
+    fn only_a_window_that_was_closed_when_nginx_gave_up_is_one() {
+        for (us, flags, confidence) in [
+            (-500_000, 0x10, Confidence::Confirmed),
+            (-500_000, RST_ACK, Confidence::Likely),
+            (90, 0x10, Confidence::Likely),
+        ] {
+            let mut world = stuck();
+            world.attempt().socket_at_failure = None;
+            world.attempt().bytes_sent = Some(u64::from(LENGTH));
+            world.packet_from_upstream(us, flags, START + 100);
+            let Some(Body::Packet(packet)) = world.flow().events.back_mut().map(|event| &mut event.body) else {
+                panic!()
+            };
+            let PacketBody::Tcp(tcp) = &mut packet.body else { panic!() };
+            tcp.window = 0;
+            world.expect("send-timeout", confidence);
+        }
     }
 }
