@@ -6,8 +6,10 @@ use super::{BLANK, Key, address, target};
 
 /// What can end a URI in an error line, whose quotes nginx does not escape.
 const ENDS: &[&[u8]] = &[b" HTTP/", b"\", ", b"\" while ", b"\" failed", b", client: "];
-/// After these a header of a client or an upstream is quoted.
-const HEADERS: &[&[u8]] = &[b"header line: \"", b"header: \""];
+/// After these a header of a client or an upstream is quoted, or a parameter that is made of one.
+const HEADERS: &[&[u8]] = &[b"header line: \"", b"header: \"", b"previous value: \"", b"param: \""];
+/// What follows it. A value may have quotes and commas of its own (`Authorization: Digest username="…", realm="…"`).
+const HEADER_ENDS: &[&[u8]] = &[b"\", previous value: \"", b"\" while ", b"\", client: ", b", client: "];
 
 /// Variables whose values are nginx's own, not the user's.
 const PLAIN: &[&str] = &[
@@ -79,8 +81,7 @@ pub(super) fn blank_error(line: &mut [u8], key: &Key) {
     for marker in HEADERS {
         let mut from = 0;
         while let Some(begin) = find(line, marker, from).map(|at| at + marker.len()) {
-            let ends: &[&[u8]] = &[b"\" while ", b"\", ", b", client: "];
-            let end = ends.iter().filter_map(|end| find(line, end, begin)).min().unwrap_or(line.len());
+            let end = HEADER_ENDS.iter().filter_map(|end| find(line, end, begin)).min().unwrap_or(line.len());
             let value = line[begin..end].iter().position(|byte| *byte == b':').map_or(begin, |at| begin + at + 1);
             line[value..end].fill(BLANK);
             from = end;
@@ -175,6 +176,17 @@ mod tests {
             "{out}"
         );
         assert!(!error("*1 client sent invalid header line: \"Cookie: s3cret").contains("s3cret"));
+        // Since nginx 1.23 (`ngx_http_process_header_line()`).
+        let out = error(
+            "*1 client sent duplicate header line: \"Authorization: Digest username=\"joe\", response=\"s3cret\"\", \
+             previous value: \"Authorization: Bearer s3cret\", client: 10.0.0.7, server: shop",
+        );
+        assert!(!out.contains("s3cret") && !out.contains("joe"), "{out}");
+        assert!(
+            out.contains("previous value: \"Authorization:xxx") && out.ends_with("\", client: 10.0.0.7, server: shop"),
+            "{out}"
+        );
+        assert!(!error("*1 fastcgi param: \"HTTP_COOKIE: sid=s3cret\"").contains("s3cret"));
     }
 
     #[test]

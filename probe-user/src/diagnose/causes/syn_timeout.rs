@@ -3,7 +3,7 @@
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
-        reading::{Locality, Reading, duration, evidence, need},
+        reading::{Locality, Reading, Timer, duration, evidence, need},
         said::remark_moved_name,
     },
     servers::{ADDRESSES, and_servers},
@@ -88,8 +88,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.support(Some(evidence(Fact::KernelTimer, &error.events, Weight::Direct)));
     } else if by_nginx {
         let event = reading.complaint().map_or(reading.case.decided_by, |(event, _)| event.id);
-        let configured = reading.directive("proxy_connect_timeout").map(str::to_owned);
-        let timer = Fact::NginxTimer { directive: "proxy_connect_timeout", configured };
+        let directive = reading.timer(Timer::Connect);
+        let timer = Fact::NginxTimer { directive, configured: reading.directive(directive).map(str::to_owned) };
         finding.support(Some(evidence(timer, &[event], Weight::Fits)));
     } else if by_kernel {
         finding.missing.push(need(Sensor::SocketErrors, "the kernel's own word that it gave up"));
@@ -179,10 +179,11 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
         1 => "the SYN was repeated once".to_owned(),
         n => format!("the SYN was repeated {n} times"),
     };
+    let directive = reading.timer(Timer::Connect);
     let timer = if by_kernel {
-        "the kernel gave up (ETIMEDOUT, net.ipv4.tcp_syn_retries), before nginx's own timer"
+        "the kernel gave up (ETIMEDOUT, net.ipv4.tcp_syn_retries), before nginx's own timer".to_owned()
     } else {
-        "nginx's own timer (proxy_connect_timeout) ended it"
+        format!("nginx's own timer ({directive}) ended it")
     };
     finding.summary = format!("{upstream} never answered the SYN{waited}: {repeated}, and {timer}.");
     finding.fix.push(format!(
@@ -191,12 +192,10 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
         reading.upstream().map_or(0, |address| address.port())
     ));
     if by_kernel {
-        finding
-            .fix
-            .push("net.ipv4.tcp_syn_retries is what ended it; nginx's proxy_connect_timeout is longer.".to_owned());
+        finding.fix.push(format!("net.ipv4.tcp_syn_retries is what ended it; nginx's {directive} is longer."));
     } else {
-        let now = reading.timeout_in_force("proxy_connect_timeout");
-        finding.fix.push(format!("proxy_connect_timeout ({now}): 2s to 5s would let nginx try another server sooner."));
+        let now = reading.timeout_in_force(directive);
+        finding.fix.push(format!("{directive} ({now}): 2s to 5s would let nginx try another server sooner."));
     }
 }
 
