@@ -7,7 +7,6 @@ use aya_ebpf::{
 use probe_abi::{
     Kind,
     endpoint::FAMILY_UNIX,
-    losses::counter,
     process::{Watched, role},
     socket::state,
     syscall::{Accept, Connect, OpenCall, PATH, SocketCall},
@@ -180,7 +179,6 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
     }
     if exit.result < 0 && repeats(exit, sock.unwrap_or(0)) {
-        emit::count(counter::ACCEPTS_REPEATED);
         return Some(());
     }
     emit::record(Kind::Accept, |record: &mut Accept| {

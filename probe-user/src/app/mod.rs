@@ -28,6 +28,8 @@ pub enum Failure {
     Usage,
     /// This host does not allow it.
     Host,
+    /// A fault of the program itself.
+    Fault,
 }
 
 impl From<Failure> for ExitCode {
@@ -35,6 +37,8 @@ impl From<Failure> for ExitCode {
         match failure {
             Failure::Usage => Self::from(2),
             Failure::Host => Self::from(3),
+            // As Rust's own word for it is.
+            Failure::Fault => Self::from(101),
         }
     }
 }
@@ -52,6 +56,11 @@ impl AppError {
     /// This host does not allow it.
     pub fn host(error: impl Into<anyhow::Error>) -> Self {
         Self { failure: Failure::Host, error: error.into() }
+    }
+
+    /// The program itself is at fault.
+    pub fn fault(error: impl Into<anyhow::Error>) -> Self {
+        Self { failure: Failure::Fault, error: error.into() }
     }
 
     /// Bad usage or unreadable input.

@@ -64,6 +64,7 @@ pub(super) struct Session<'a> {
     /// Up to when it was asked what was lost.
     pub(super) counted: Mark,
     pub(super) crowded_out: u64,
+    pub(super) strange_accesses: u64,
     /// Deliveries when it was asked last what was lost.
     pub(super) deliveries: usize,
     /// Losses that nobody was told of yet, by what they are.
@@ -101,6 +102,7 @@ impl<'a> Session<'a> {
             counted: intake.mark(LOSSES_WANTED_NS),
             intake,
             crowded_out: 0,
+            strange_accesses: 0,
             deliveries: 0,
             unsaid: BTreeMap::new(),
             packets_dropped: 0,
@@ -260,6 +262,7 @@ impl Session<'_> {
         let missed = self.followers.kernel().map(|kernel| kernel.misses()).unwrap_or_default();
         let unreadable = self.counts.unreadable.load(Ordering::Relaxed);
         let crowded_out = self.counts.crowded_out.load(Ordering::Relaxed) + unreadable;
+        let strange = self.counts.strange_accesses.load(Ordering::Relaxed);
         let dropped = self.followers.packet_statistics().dropped();
         let mut news = vec![
             (None, losses.ring_full - self.losses.ring_full, "kernel records found the ring full"),
@@ -278,6 +281,11 @@ impl Session<'_> {
                 losses.read_failed - self.losses.read_failed,
                 "words of nginx could not be read whole from its memory",
             ),
+            (
+                Some(Sensor::AccessLog),
+                strange - self.strange_accesses,
+                "lines of an access log are not in the form of its log_format",
+            ),
             (Some(Sensor::Packets), dropped - self.packets_dropped, "packets were dropped by the capture"),
         ];
         for (program, count) in missed {
@@ -289,6 +297,7 @@ impl Session<'_> {
             *known = count.max(*known);
         }
         (self.losses, self.crowded_out, self.packets_dropped) = (losses, crowded_out, dropped);
+        self.strange_accesses = strange;
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
             self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
             self.unsaid

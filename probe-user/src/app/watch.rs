@@ -151,6 +151,8 @@ enum End {
     Ordered,
     /// Nobody reads the output any more.
     OutputGone,
+    /// The thinking thread is gone before its time.
+    Broken,
 }
 
 async fn watch(
@@ -205,9 +207,12 @@ async fn watch(
             _ = terminate.recv() => break End::Ordered,
             () = sleep_until(deadline) => break End::Ordered,
             _ = asked_for_cost.recv() => session.tell_own_cost(started),
-            Some(saying) = sayings.recv() => if let Some(end) = heed(&mut session, saying, lookups.as_ref()) {
-                break end;
-            },
+            saying = sayings.recv() => {
+                let Some(saying) = saying else { break End::Broken };
+                if let Some(end) = heed(&mut session, saying, lookups.as_ref()) {
+                    break end;
+                }
+            }
             () = processes.notified(), if plan.follows => {
                 tokio::time::sleep(SETTLE).await;
                 session.look_closely()?;
@@ -243,12 +248,19 @@ async fn watch(
             thinking.join()
         }
     });
-    settle(&mut session, finish, [interrupt, terminate], losses).await;
+    let whole = settle(&mut session, finish, [interrupt, terminate], losses).await;
     session.count_losses();
     session.tell_losses();
     session.report_trouble();
     if matches!(end, End::Ordered) {
         session.summary(started);
+    }
+    if !whole {
+        let what =
+            "the thread that judges what was seen has failed (its message stands above): failures may be missing";
+        return Err(AppError::fault(anyhow::anyhow!(
+            "{what}; this is a fault of probe502, which its makers want to know of"
+        )));
     }
     Ok(())
 }
@@ -269,16 +281,23 @@ fn heed(session: &mut Session<'_>, saying: Said, lookups: Option<&std::sync::mps
     None
 }
 
-/// Waits until the last failure is judged, and goes on counting what is lost until then.
+/// Waits until the last failure is judged, and goes on counting what is lost until then. False if the thinking thread did not come to its
+/// end.
 async fn settle(
     session: &mut Session<'_>,
     mut finish: tokio::task::JoinHandle<std::thread::Result<u64>>,
     [mut interrupt, mut terminate]: [Signal; 2],
     mut losses: tokio::time::Interval,
-) {
+) -> bool {
     loop {
         tokio::select! {
-            _ = &mut finish => return,
+            finished = &mut finish => return match finished {
+                Ok(Ok(late)) => {
+                    tracing::info!("{late} records and packets came too late for their place in the stream");
+                    true
+                }
+                Ok(Err(_)) | Err(_) => false,
+            },
             _ = interrupt.recv() => std::process::exit(130),
             _ = terminate.recv() => std::process::exit(143),
             _ = losses.tick() => session.count_losses_if_due(),

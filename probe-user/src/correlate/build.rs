@@ -250,10 +250,15 @@ fn host(
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {
     let lost: Vec<_> = correlator.losses.iter().filter(|(at, ..)| at.overlaps(&span)).collect();
     let of_packets = |sensor: &Option<Sensor>| *sensor == Some(Sensor::Packets);
+    let of_logs = |sensor: &Option<Sensor>| matches!(sensor, Some(Sensor::ErrorLog | Sensor::AccessLog));
     CaseCoverage {
         sensors: correlator.sights(span.earliest),
         cut_short,
-        events_lost: lost.iter().filter(|(_, sensor, ..)| !of_packets(sensor)).map(|(.., count, _)| count).sum(),
+        events_lost: lost
+            .iter()
+            .filter(|(_, sensor, ..)| !of_packets(sensor) && !of_logs(sensor))
+            .map(|(.., count, _)| count)
+            .sum(),
         lost_of: lost
             .iter()
             .filter(|(_, sensor, ..)| !of_packets(sensor))

@@ -1,6 +1,7 @@
 //! Bounds and waits, each with its reason.
 
-/// How much the correlator may remember. What it has to forget is counted and becomes coverage.
+/// How much the correlator may remember. The oldest is forgotten first; a failure that needed it is explained with what is left, and says
+/// what is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections.

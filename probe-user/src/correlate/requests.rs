@@ -80,7 +80,6 @@ impl OpenRequest {
 #[derive(Debug, Default)]
 pub struct Requests {
     open: BTreeMap<RequestKey, OpenRequest>,
-    forgotten: u64,
     limits: Limits,
 }
 
@@ -124,12 +123,6 @@ impl Requests {
         *place = request;
     }
 
-    /// Requests forgotten for lack of room.
-    #[must_use]
-    pub const fn forgotten(&self) -> u64 {
-        self.forgotten
-    }
-
     /// Forgets requests whose end nobody saw (the client went away: no answer is sent then).
     pub fn forget(&mut self, now: Moment) {
         self.open.retain(|_, request| now.since_ns(request.since) < REQUEST_PATIENCE_NS);
@@ -139,7 +132,6 @@ impl Requests {
         let oldest = self.open.values().min_by_key(|request| request.since).map(|request| request.key);
         if let Some(key) = oldest {
             self.open.remove(&key);
-            self.forgotten += 1;
         }
     }
 }

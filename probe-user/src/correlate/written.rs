@@ -137,7 +137,9 @@ mod tests {
             source: Source::ErrorLog,
             body: Body::ErrorLine(line.clone()),
         };
-        lines.iter().for_each(|line| written.keep(&event(line), line));
+        for line in lines {
+            written.keep(&event(line), line);
+        }
         let complaint = Complaint { message, phase: Phase::Other, errno: None, text: String::new() };
         written.of(&event(&lines[0]), log, &complaint).map(|line| line.message.clone())
     }

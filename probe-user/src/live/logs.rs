@@ -141,10 +141,7 @@ impl Tails {
 fn error_sink(intake: Intake, counts: Arc<Counts>) -> tail::Sink {
     Box::new(move |mut line| {
         intake.redactor().error_line(&mut line.bytes);
-        let Ok(decoded) = error_log::decode(&line.bytes) else {
-            counts.strange_lines.fetch_add(1, Ordering::Relaxed);
-            return true;
-        };
+        let Ok(decoded) = error_log::decode(&line.bytes) else { return true };
         let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
         let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
         deliver(&intake, &counts, arrival, Raw::ErrorLine(line.bytes))
@@ -160,7 +157,7 @@ fn access_sink(format: Arc<str>, intake: Intake, counts: Arc<Counts>) -> tail::S
             intake.redactor().access_line(&mut line.bytes, &places);
         }
         let Ok(decoded) = access_log::decode(&pattern, &line.bytes) else {
-            counts.strange_lines.fetch_add(1, Ordering::Relaxed);
+            counts.strange_accesses.fetch_add(1, Ordering::Relaxed);
             return true;
         };
         let (unix, resolution) = decoded.time.map_or((None, 0), |time| (Some(time.unix_ns), time.resolution_ns));

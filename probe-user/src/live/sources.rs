@@ -57,8 +57,9 @@ pub struct Counts {
     pub unreadable: AtomicU64,
     /// Records that the thinking thread had no room for.
     pub crowded_out: AtomicU64,
-    /// Log lines that are not in the form expected.
-    pub strange_lines: AtomicU64,
+    /// Lines of access logs that are not in the form their format says: each is a request whose end is not known. (In an error log that is
+    /// ordinary: a message may go on in another line.)
+    pub strange_accesses: AtomicU64,
 }
 
 /// The thread that reads the ring.

@@ -33,7 +33,6 @@ impl Flows {
         }
         while self.known.len() > self.limits.flows {
             let Some(id) = self.known.oldest() else { break };
-            self.forgotten += 1;
             self.remove(id);
         }
     }

@@ -93,7 +93,6 @@ pub struct Flows {
     /// The newest events between addresses of which none is known to be an upstream yet.
     unplaced: VecDeque<Event>,
     last: u64,
-    forgotten: u64,
     limits: Limits,
 }
 
@@ -133,12 +132,6 @@ impl Flows {
     #[must_use]
     pub fn is_upstream(&self, address: SocketAddr) -> bool {
         self.upstreams.contains(&address)
-    }
-
-    /// Connections that had to be forgotten while they were on.
-    #[must_use]
-    pub const fn forgotten(&self) -> u64 {
-        self.forgotten
     }
 
     /// Takes an event that is about a connection; `None` if it is not, or not about one with a known upstream.

@@ -224,7 +224,7 @@ pub(crate) mod tests {
         reset_by_listener(Some("INVALID_SYN")).expect("accept-queue-overflow", Confidence::Confirmed);
     }
 
-    /// With SO_REUSEPORT the last ACK may meet a listener that has just been opened, and knows nothing of the handshake.
+    /// With `SO_REUSEPORT` the last ACK may meet a listener that has just been opened, and knows nothing of the handshake.
     #[test]
     fn a_reset_from_a_listener_that_knows_nothing_of_the_handshake_is_not_it() {
         let other = reset_by_listener(Some("TCP_FLAGS")).explained();
