@@ -1,5 +1,6 @@
 //! Somebody on the way who forges a RST: watches a flow in the router and sends, by a raw socket, a packet in the upstream's name.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -64,7 +65,8 @@ impl Forger {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut packet = [0; 2_048];
-            let mut latest_id = 0_u16;
+            // By nginx's end: Linux counts for each connection.
+            let mut latest_ids: BTreeMap<SocketAddrV4, u16> = BTreeMap::new();
             while !stopped.load(Ordering::Relaxed) {
                 let length = match recv(watched.as_raw_fd(), &mut packet, MsgFlags::empty()) {
                     Ok(length) => length,
@@ -74,11 +76,12 @@ impl Forger {
                 let Some(segment) = packet.get(..length).and_then(Segment::read) else { continue };
                 // A RST or SYN-ACK of Linux has id 0: no part of the count.
                 if segment.from == upstream && segment.id != 0 {
-                    latest_id = segment.id;
+                    latest_ids.insert(segment.to, segment.id);
                 }
                 let sought = |bytes: &[u8]| bytes.windows(trigger.len()).any(|piece| piece == trigger.as_bytes());
                 if segment.to == upstream && sought(segment.payload) {
-                    let id = latest_id.wrapping_add(forgery.id_ahead).max(1);
+                    let latest = latest_ids.get(&segment.from).copied().unwrap_or(0);
+                    let id = latest.wrapping_add(forgery.id_ahead).max(1);
                     let sequence = segment.acknowledgement.wrapping_add(forgery.sequence_ahead);
                     let reset = reset(upstream, segment.from, id, forgery.ttl, sequence);
                     let to = SockaddrIn::from(SocketAddrV4::new(*segment.from.ip(), 0));

@@ -38,6 +38,9 @@ struct Signature {
     upstream_begun: Option<bool>,
     said: Vec<Said>,
     tried: Vec<Tried>,
+    /// What the access log says of the attempts, and of the cache.
+    logged: Vec<(String, Option<u16>)>,
+    cache_status: Option<String>,
     /// Processes that had ended or been told to.
     ends: u64,
     /// Something was being lost.
@@ -181,6 +184,11 @@ impl Correlator {
             upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
             said,
             tried: request.attempts.iter().map(Tried::of).collect(),
+            logged: decided.from_lines.as_ref().map(|group| group.logged.clone()).unwrap_or_default(),
+            cache_status: decided
+                .from_lines
+                .as_ref()
+                .and_then(|group| group.unexplained.as_ref()?.1.cache_status.clone()),
             ends,
             losses: self.losses_told,
         }

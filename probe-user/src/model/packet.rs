@@ -4,6 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+/// Methods of HTTP that are believed even where the capture cut the request line before its end.
+pub const METHODS: &[&[u8]] =
+    &[b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE", b"PROPFIND", b"REPORT"];
+
 /// Points back at a captured packet: `packets.pcapng#12`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PacketRef(pub u64);

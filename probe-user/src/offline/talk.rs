@@ -283,7 +283,7 @@ impl Talk {
                 self.is_http = true;
                 // One whose answer's length was not known is over when the next is asked, unless that was asked ahead.
                 if self.exchanges.len() >= MOST_PIPELINED {
-                    self.exchanges.pop_front();
+                    self.over(says);
                 }
                 self.exchanges.push_back(Exchange {
                     begun_ns: now.segment.unix_ns,

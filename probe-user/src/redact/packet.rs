@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{BLANK, End, Key, address, target};
-use crate::model::packet::{Foreign, LinkType};
+use crate::model::packet::{Foreign, LinkType, METHODS};
 
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
@@ -16,9 +16,6 @@ const STATUS_LINE: usize = 64;
 /// Headers whose values are the protocol's, not the user's.
 const PROTOCOL_HEADERS: &[&[u8]] =
     &[b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"server", b"date"];
-/// Methods that are believed even when the capture cut the line before its end; the same as those of the decoder.
-const METHODS: &[&[u8]] =
-    &[b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE", b"PROPFIND", b"REPORT"];
 
 /// Where the parts of a packet begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,12 +31,15 @@ pub(super) const FAULTS: &[Fault] = &[
         |site| {
             let mut client = site.connect()?;
             let mut witnesses = Vec::new();
-            for number in 0..3 {
-                let exchange = client.get(&format!("/network-reset-same-ttl/{number}"))?;
-                witnesses.push(Witness::new(exchange, Expectation::nothing(Some(200)))?);
-            }
-            // A request that nginx may not send twice.
-            let exchange = struck(site, "/network-reset-same-ttl", OWN_ID, |path| client.request("POST", path, b"x"))?;
+            // The forger is there from the connection's beginning on: else it would not know how far the upstream has counted.
+            let exchange = struck(site, "/network-reset-same-ttl", OWN_ID, |path| {
+                for number in 0..3 {
+                    let exchange = client.get(&format!("/network-reset-same-ttl/{number}"))?;
+                    witnesses.push(Witness::new(exchange, Expectation::nothing(Some(200)))?);
+                }
+                // A request that nginx may not send twice.
+                client.request("POST", path, b"x")
+            })?;
             let attempt = Attempt::reused(site.app_address(), &[Outcome::Reset], &[Some("ECONNRESET")]);
             witnesses.push(Witness::new(exchange, reset(vec![attempt], &[]))?);
             Ok(witnesses)
@@ -88,7 +91,7 @@ fn kept(plan: &mut Plan, name: &str) {
     plan.keepalive_location(name, &format!("/{name}/"), app, "/slow/50/");
 }
 
-/// Sends a request to this location, against which the forger forges one RST.
+/// Sends requests to this location, against the last of which the forger forges one RST.
 fn struck<T>(site: &Site<'_>, location: &str, forgery: Forgery, request: impl FnOnce(&str) -> Result<T>) -> Result<T> {
     let router = site.lab().router().context("this lab has no router")?;
     let forger = Forger::start(router, upstream(site)?, TRIGGER, forgery)?;

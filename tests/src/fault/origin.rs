@@ -19,6 +19,12 @@ pub(super) const FAULTS: &[Fault] = &[
         ask_intercepted,
     ),
     Fault::new(
+        "upstream-sent-502-last",
+        "nine servers refuse, and the tenth answers 502 itself",
+        last_of_many,
+        ask_last_of_many,
+    ),
+    Fault::new(
         "masked-502",
         "the first server answers 502, and nginx goes on to the second: the client sees 200",
         masked,
@@ -90,6 +96,29 @@ fn ask_intercepted(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = Expectation::incident(502, &["upstream-sent-502"], vec![answered(site)])
         .says(&["HTTP/1.1 502"])
         .never(&["configured-502", "cached-502"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+/// More than nginx's list of attempts is told of (`probe_abi::nginx::ATTEMPTS`).
+const NOBODIES: std::ops::Range<u16> = 9190..9199;
+
+fn last_of_many(plan: &mut Plan) {
+    let nobodies = NOBODIES.map(|port| format!("server {} max_fails=0;", plan.app(port)));
+    let last = format!("server {} max_fails=0 backup;", plan.app(9001));
+    let servers: Vec<String> = nobodies.chain([last]).collect();
+    plan.config.upstream("many_502", &servers.iter().map(String::as_str).collect::<Vec<_>>());
+    plan.config.location("/upstream-sent-502-last/", &["proxy_pass http://many_502/status/502/;"]);
+}
+
+fn ask_last_of_many(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/upstream-sent-502-last/1")?;
+    let refused = |port| Attempt::fresh(site.app(port), &[Outcome::Refused], &[Some("ECONNREFUSED")]);
+    let attempts = NOBODIES.map(refused).chain([answered(site)]).collect();
+    let expected = Expectation::incident(502, &["upstream-sent-502"], attempts).says(&["HTTP/1.1 502"]).never(&[
+        "upstream-refused",
+        "configured-502",
+        "cached-502",
+    ]);
     Ok(vec![Witness::new(exchange, expected)?])
 }
 

@@ -6,6 +6,7 @@ mod ends;
 mod exact;
 mod folding;
 mod lines;
+mod lists;
 mod logged;
 mod reuse;
 

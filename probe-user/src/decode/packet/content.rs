@@ -1,15 +1,12 @@
 //! What a payload begins with. Judged from the first bytes of one segment, so a segment in the middle of a body can look like
 //! anything; the reader of [`Content`] knows where in the stream it stands.
 
-use crate::model::packet::{Content, Promised};
+use crate::model::packet::{Content, METHODS, Promised};
 
 /// Longest line kept, bytes.
 const LINE: usize = 1024;
 /// How far headers are searched for `Host`, bytes.
 const HEADERS: usize = 8192;
-/// Methods that are believed even when the capture cut the line before its end.
-const METHODS: &[&[u8]] =
-    &[b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE", b"PROPFIND", b"REPORT"];
 
 /// Names what a payload begins with. `payload` is not empty.
 pub(super) fn classify(payload: &[u8]) -> Content {
