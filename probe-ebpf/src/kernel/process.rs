@@ -91,6 +91,10 @@ pub(crate) fn signal(context: &RawTracePointContext) -> Option<()> {
     if signal > 31 || QUIET >> signal & 1 != 0 {
         return Some(());
     }
+    // `SIG_IGN`, or the first process of a container without a handler: nothing comes of it.
+    if context.arg::<u32>(4) == IGNORED {
+        return Some(());
+    }
     let target: u32 = read::member(context.arg(2), offset!(task_tgid))?;
     let watched = target::watched(target)?;
     let info: u64 = context.arg(1);
@@ -122,6 +126,8 @@ pub(crate) fn oom_victim(context: &RawTracePointContext) -> Option<()> {
     Some(())
 }
 
+/// `TRACE_SIGNAL_IGNORED` (`include/trace/events/signal.h`, 6.12).
+const IGNORED: u32 = 1;
 /// `SI_KERNEL`.
 const SI_KERNEL: i32 = 0x80;
 

@@ -195,7 +195,10 @@ fn one(
         status: state.and_then(|s| s.status),
         reused,
         requests_before: requests.filter(|n| *n > 0).map(|n| n - 1),
-        idle_us: if reused == Some(true) { socket.as_ref().and_then(idle_us) } else { None },
+        idle_us: socket
+            .as_ref()
+            .filter(|_| reused == Some(true))
+            .and_then(|socket| idle_us(socket, state.is_some_and(|state| state.bytes_received == 0))),
         started,
         duration_us: started.map(|started| end.since_ns(started) / 1_000),
         bytes_sent: state.filter(|s| !still_counting(s)).map(|s| s.bytes_sent),
@@ -337,15 +340,16 @@ pub(super) fn last_socket(flow: &Flow, at: Moment) -> Option<&Socket> {
     seen().find(|(_, e)| ended(e.socket.state)).or_else(|| seen().last()).map(|(_, e)| &e.socket)
 }
 
-/// How long the connection was idle before this request: from the last byte received to the request's first byte sent.
-pub(super) fn idle_us(socket: &Socket) -> Option<u64> {
-    let tcp = socket.tcp.as_ref()?;
+/// How long the connection was idle before this request: from the last byte received to the request's first byte sent. Not known where
+/// bytes of an answer came, or bytes of the request were sent again: the kernel remembers only the last of each.
+pub(super) fn idle_us(socket: &Socket, nothing_came: bool) -> Option<u64> {
+    let tcp = socket.tcp.as_ref().filter(|_| socket.retransmits == 0)?;
     let received = tcp.since_received_us?;
     match tcp.since_sent_us {
         // The request was sent after the last response came.
         Some(sent) if sent <= received => Some(received - sent),
         // Nothing was sent since: the failure was found before the request left.
-        _ => Some(received),
+        _ => nothing_came.then_some(received),
     }
 }
 

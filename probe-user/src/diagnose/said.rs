@@ -47,9 +47,9 @@ pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<
     // That the upstream sends an answer again and again only its own kernel tells.
     if reading.locality() != Locality::Here && reading.unix_path().is_none() {
         finding.not_excluded(&["path-stall"]);
-    } else if !reading.sees(Sensor::Retransmits) && reading.unix_path().is_none() {
+    } else if reading.unix_path().is_none() && reading.owed_by_upstream().is_none_or(|(bytes, ..)| bytes > 0) {
         finding.not_excluded(&["path-stall"]);
-        finding.missing.push(need(Sensor::Retransmits, "whether an answer was sent and lost on the way"));
+        finding.missing.push(need(Sensor::SocketStates, "that the upstream had sent nothing which did not arrive"));
     }
 }
 

@@ -462,6 +462,9 @@ fn on_the_wire(of: &Fact) -> Option<String> {
             let after = micros(*after_us);
             format!("the upstream sent {bytes} more bytes {after} after that RST: it had not ended the connection")
         }
+        Fact::AnswerNotTaken { bytes, times: 0 } => {
+            format!("the upstream had sent {bytes} bytes of its answer, and nginx's side had none of them")
+        }
         Fact::AnswerNotTaken { bytes, times } => {
             format!(
                 "the upstream sent {bytes} bytes of its answer {times} more times, and nginx's side took none of them"

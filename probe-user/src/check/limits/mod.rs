@@ -157,10 +157,7 @@ fn ports(seen: &Seen, host: &HostSeen) -> Vec<Finding> {
 /// Whether the kernel gives up before nginx does.
 fn syn_retries(seen: &Seen, host: &HostSeen) -> Option<Finding> {
     let retries = host.syn_retries?;
-    // 1 + 2 + 4 + … seconds: the last wait is over when the kernel gives up. Kernels from 6.5 send some more at a second each first.
-    let linear = host.syn_linear_timeouts.unwrap_or(0).min(retries);
-    let doubled = (0..=retries.saturating_sub(linear)).map(|n| FIRST_RETRY_S << n.min(16)).sum::<u64>();
-    let kernel_s = doubled + linear * FIRST_RETRY_S;
+    let kernel_s = gives_up_s(retries, host.syn_linear_timeouts.unwrap_or(0));
     let passes = seen.layout.passes.iter();
     let nginx_ms = passes.map(|pass| plan::timeout_ms(&seen.layout, pass, "connect_timeout")).max()?;
     (nginx_ms / 1_000 > kernel_s).then(|| {
@@ -177,6 +174,22 @@ fn syn_retries(seen: &Seen, host: &HostSeen) -> Option<Finding> {
         .why("A server that does not answer makes a 502 (ETIMEDOUT) instead of nginx's 504.")
         .fix("a connect timeout of a few seconds")
     })
+}
+
+/// When the kernel gives up connecting, seconds: at the first timer after 1 + 2 + 4 + … seconds. Kernels from 6.5 repeat the SYN some times a
+/// second apart before the waits double (`tcp_write_timeout()`, `tcp_retransmit_timer()`,
+/// <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp_timer.c>).
+fn gives_up_s(retries: u64, linear: u64) -> u64 {
+    let model = (0..=retries.min(16)).map(|n| FIRST_RETRY_S << n).sum::<u64>();
+    let (mut at, mut wait, mut fired) = (0, FIRST_RETRY_S, 0);
+    while at < model {
+        at += wait;
+        fired += 1;
+        if fired > linear {
+            wait <<= 1;
+        }
+    }
+    at
 }
 
 fn conntrack(host: &HostSeen) -> Option<Finding> {

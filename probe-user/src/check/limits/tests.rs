@@ -136,3 +136,11 @@ fn accept_queues_of_the_upstreams() {
     assert_eq!(with((0, 5)), [Weight::Note]);
     assert_eq!(with((110, 128)), [Weight::Risk]);
 }
+
+/// As measured on Linux 6.18 by connecting to an address that nobody has: 3.1, 7.1, 19.3 and 134.7 seconds.
+#[test]
+fn the_kernel_gives_up_when_it_does() {
+    assert_eq!([1, 2, 3, 6].map(|retries| gives_up_s(retries, 4)), [3, 7, 19, 131]);
+    assert_eq!([1, 6].map(|retries| gives_up_s(retries, 0)), [3, 127]);
+    assert!(gives_up_s(u64::MAX, u64::MAX) > 0, "whatever /proc says");
+}

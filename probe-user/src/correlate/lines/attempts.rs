@@ -93,7 +93,9 @@ fn attempt(group: &LineGroup, line: &Line, flows: &Flows, calls: &[Event]) -> At
         status: None,
         reused,
         requests_before: if reused == Some(false) { Some(0) } else { None },
-        idle_us: if reused == Some(true) { socket.as_ref().and_then(exact::idle_us) } else { None },
+        idle_us: socket.as_ref().filter(|_| reused == Some(true)).and_then(|socket| {
+            exact::idle_us(socket, matches!(line.complaint.phase, Phase::Connecting | Phase::Sending))
+        }),
         started,
         duration_us: started.map(|started| line.event.at.latest.since_ns(started) / 1_000),
         // nginx says "connect() failed" before it has sent anything, also on a kept connection.

@@ -57,11 +57,12 @@ fn name_of(text: &str) -> Option<&str> {
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (mut finding, complaint) = nginx_said(reading, &[Message::NotResolved])?;
     let why = match complaint.errno {
-        Some(Errno::ETIMEDOUT) => ": the name server did not answer in time",
         _ if complaint.text.starts_with("no resolver defined") => ": no resolver is configured",
-        _ if complaint.text.contains("(110:") => ": the name server did not answer in time",
+        // nginx says so too where the name server cannot be reached, or answers what is no answer.
+        Some(Errno::ETIMEDOUT) => ": no usable answer of the name server came in time",
+        _ if complaint.text.contains("(110:") => ": no usable answer of the name server came in time",
         _ if complaint.text.contains("(2:") => ": the name server failed (SERVFAIL)",
-        _ if complaint.text.contains("(3:") => ": there is no such name (NXDOMAIN)",
+        _ if complaint.text.contains("(3:") => ": there is no such name, or it has no address",
         _ if complaint.text.contains("(5:") => ": the name server refused to answer",
         _ => "",
     };

@@ -354,6 +354,7 @@ pub(crate) mod tests {
         let mut world = waiting();
         world.accepted();
         world.flow().events.pop_back();
+        world.nginx_leaves(0);
         world.expect("read-timeout", Confidence::Confirmed);
         let mut world = shed();
         world.flow().events.clear();

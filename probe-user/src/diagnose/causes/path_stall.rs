@@ -120,11 +120,18 @@ fn lost_answer(reading: &Reading<'_>, lost: &LostAnswer, by_kernel: bool) -> Fin
     finding.support(Some(evidence(fact, &events, Weight::Direct)));
     let upstream = reading.upstream_name();
     let who = if by_kernel { "the kernel gave up" } else { "nginx's timer ended it" };
+    let again = match lost.times {
+        0 => "were lost, or found no way back,".to_owned(),
+        times => format!("were sent {times} more times"),
+    };
     finding.summary = format!(
-        "{upstream} took the request and answered: {} bytes of its answer were sent {} more times and never arrived, until {who}.",
-        lost.bytes, lost.times
+        "{upstream} took the request and answered: {} bytes of its answer {again} and never arrived, until {who}.",
+        lost.bytes
     );
     suspect_mtu(&mut finding, lost.largest);
+    if lost.times == 0 {
+        finding.fix.push("Ask the upstream's host for its way back: `ip route get` to nginx's address, and the state of its interface.".to_owned());
+    }
     finding.fix.push(format!(
         "Find where the packets from {upstream} are lost: capture on both sides, drop counters and rules of the hosts between."
     ));
@@ -180,6 +187,7 @@ pub(crate) mod tests {
         let mut world = stalled();
         world.flow().events.retain(|event| !format!("{event:?}").contains("Retransmitted"));
         world.sent(TcpState::Established, START + crate::diagnose::testing::LENGTH);
+        world.nginx_leaves(0);
         let nginx = world.attempt().socket_at_failure.as_ref().unwrap().tcp.unwrap();
         world.expect("read-timeout", Confidence::Confirmed);
         let mut socket = world.socket(Side::Upstream, TcpState::Established, None);
@@ -201,6 +209,7 @@ pub(crate) mod tests {
     fn everything_acknowledged_in_the_end_is_a_read_timeout() {
         let mut world = stalled();
         world.sent(TcpState::Established, START + crate::diagnose::testing::LENGTH);
+        world.nginx_leaves(0);
         world.expect("read-timeout", Confidence::Confirmed);
     }
 

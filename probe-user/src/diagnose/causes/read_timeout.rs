@@ -258,6 +258,7 @@ pub(crate) mod tests {
         let mut world = silent("127.0.0.1:8000");
         world.listening();
         world.accepted();
+        world.nginx_leaves(0);
         world
     }
 
@@ -298,6 +299,25 @@ pub(crate) mod tests {
         world.flow().events.push_back(event);
         let explanation = world.expect("read-timeout", Confidence::Possible);
         assert!(explanation.rivals.contains(&"path-stall"), "{:?}", explanation.rivals);
+    }
+
+    /// The upstream's interface went down, or its way back is gone: nothing is even sent again.
+    #[test]
+    fn an_answer_that_found_no_way_back_is_no_silence() {
+        let mut world = silent_here();
+        world.flow().events.pop_back();
+        let explanation = world.expect("read-timeout", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["path-stall"], "nothing shows that it had not answered");
+        world.nginx_leaves(40);
+        let explanation = world.expect("path-stall", Confidence::Confirmed);
+        assert!(
+            explanation.summary.contains("40 bytes of its answer were lost, or found no way back"),
+            "{explanation:?}"
+        );
+        // What was sent as nginx gave up may still have been on its way.
+        let Some(Body::Socket(e)) = world.flow().events.back_mut().map(|event| &mut event.body) else { panic!() };
+        e.socket.tcp.as_mut().unwrap().since_sent_us = Some(2_000);
+        world.expect("read-timeout", Confidence::Likely);
     }
 
     #[test]

@@ -317,6 +317,7 @@ pub(crate) mod tests {
         world.connect(-1_999_000);
         world.sent(TcpState::Established, START + LENGTH);
         world.complain(Message::TimedOut, Phase::TlsHandshake, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world.nginx_leaves(0);
         world
     }
 

@@ -8,7 +8,7 @@ use super::{
     },
     server_advice, signal_name,
 };
-use crate::model::{coverage::Sensor, process::Ending};
+use crate::model::{coverage::Sensor, process::Ending, verdict::Need};
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
@@ -68,6 +68,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let mut found = finding(reading, &death);
     if death.signal.is_none() {
         found.missing.push(need(Sensor::Signals, "who sent the signal"));
+    }
+    if death.may_be_its_own() {
+        found
+            .missing
+            .push(Need { sensor: None, what: "whether the signal was why it ended: its own log says".to_owned() });
+        found.not_excluded(&["upstream-exited"]);
     }
     let sigkill = matches!(death.how, Ending::Signal { signal: 9, .. });
     let by_process = death.signal.as_ref().is_some_and(|(_, _, sender)| sender.is_some());
@@ -226,5 +232,22 @@ pub(crate) mod tests {
         world.blind(Sensor::Signals).blind(Sensor::OomKills);
         let explanation = world.expect("upstream-killed", Confidence::Likely);
         assert_eq!(explanation.rivals, ["upstream-oom-killed"]);
+    }
+
+    /// It had a handler that did not end it, or had the signal blocked: its exit seconds later need not have to do with it.
+    #[test]
+    fn an_exit_long_after_the_signal_may_be_its_own() {
+        for (code, us, confidence) in [
+            (3, -3_000_000, Confidence::Likely),
+            (3, -100_000, Confidence::Confirmed),
+            (0, -3_000_000, Confidence::Confirmed),
+            (143, -3_000_000, Confidence::Confirmed),
+        ] {
+            let mut world = broken_by_exit(Ending::Exit(code));
+            world.signal(us, 15, Some((4711, "deploy")));
+            world.case.processes.sort_by_key(|event| event.at.latest);
+            let explanation = world.expect("upstream-killed", confidence);
+            assert_eq!(explanation.rivals.contains(&"upstream-exited"), confidence == Confidence::Likely);
+        }
     }
 }

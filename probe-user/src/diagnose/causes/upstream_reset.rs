@@ -11,7 +11,9 @@ use crate::model::{
     complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
+    flow::Side,
     net::Errno,
+    socket::TcpState,
     verdict::Need,
 };
 
@@ -174,7 +176,14 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
     };
     finding.summary = format!("{upstream} reset the connection{after}{answer}.");
     if let Some(Fact::UpstreamKernelReset { reason, unread }) = why {
+        let destroyed = reading.flow().is_some_and(|flow| {
+            flow.entered(Side::Upstream, TcpState::Closed).any(|(_, e)| e.socket.error == Some(Errno::ECONNABORTED))
+        });
         let words = match (reason.as_deref(), unread) {
+            // `tcp_abort()`: its process is not asked.
+            _ if destroyed => {
+                Some("somebody destroyed the socket from outside (`ss -K`, or a program that does the same)".to_owned())
+            }
             (Some("TCP_ABORT_ON_CLOSE"), Some(unread)) if *unread > 0 => {
                 Some(format!("its process closed the socket with {unread} bytes unread"))
             }
@@ -209,7 +218,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, unread},
+        diagnose::testing::{LENGTH, START, World, moment, unread},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
@@ -225,7 +234,7 @@ pub(crate) mod tests {
         let mut world = World::new(502);
         world.listening();
         world.accepted();
-        world.attempt().started = Some(crate::diagnose::testing::moment(-50_000));
+        world.attempt().started = Some(moment(-50_000));
         world.connect(-49_900);
         world.state_with(-60, Side::Upstream, TcpState::Established, TcpState::Closed, unread(0));
         world.reset_received(-58, TcpState::Established);
@@ -240,6 +249,32 @@ pub(crate) mod tests {
     fn the_plain_case() {
         let explanation = reset().expect("upstream-reset", Confidence::Confirmed);
         assert!(explanation.summary.contains("linger time 0"), "{}", explanation.summary);
+    }
+
+    /// OpenSSL found no record in what it read: nobody has reset anything.
+    #[test]
+    fn an_error_of_tls_is_no_reset() {
+        let mut world = reset();
+        world.flow().events.clear();
+        world.connect(-49_900);
+        world.sent(TcpState::Established, START + LENGTH);
+        let text = "SSL_read() failed (SSL: error:0A00010B:SSL routines::wrong version number)";
+        world.complain(Message::ReceiveFailed, Phase::ReadingHeader, None, text);
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
+        world.attempt().reused = Some(true);
+        assert_eq!(crate::report::cause(&world.judge()), "unknown");
+    }
+
+    #[test]
+    fn a_socket_destroyed_from_outside_is_not_its_process_doing() {
+        let mut world = reset();
+        world.flow().events.retain(|event| event.at.latest < moment(-60));
+        world.state(-60, Side::Upstream, TcpState::Established, TcpState::Closed, Some(Errno::ECONNABORTED));
+        world.reset_received(-58, TcpState::Established);
+        world.reset_sent(-56, "TCP_STATE", None);
+        let explanation = world.explained();
+        assert_eq!(explanation.cause, "upstream-reset");
+        assert!(explanation.summary.contains("destroyed the socket from outside"), "{}", explanation.summary);
     }
 
     #[test]

@@ -22,6 +22,8 @@ const HANDED_TO_CLOSE_NS: u64 = 200_000_000;
 const SIGNAL_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// From a fault of the processor to the exit by its handler, which may write a backtrace before.
 const FAULT_TO_EXIT_NS: u64 = 1_000_000_000;
+/// From a signal to an exit that is certainly its handler's doing. After that a process may as well have ended for a reason of its own.
+const SIGNAL_TO_EXIT_NS: u64 = 2_000_000_000;
 /// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
 const GRACE_NS: u64 = 35_000_000_000;
 
@@ -44,6 +46,16 @@ pub(crate) struct Death<'a> {
     pub(crate) closed_first: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
+}
+
+impl Death<'_> {
+    /// It was asked to end, and exited, but so much later, and so little as one does who was asked, that it may have had a reason of its own.
+    pub(crate) fn may_be_its_own(&self) -> bool {
+        let (Ending::Exit(code), Some((asked, signal, _))) = (self.how, &self.signal) else { return false };
+        // In order, or as shells and Java call an end by a signal.
+        let as_asked = code == 0 || i64::from(code) == 128 + i64::from(*signal);
+        !as_asked && self.event.at.earliest.since_ns(asked.at.latest) > SIGNAL_TO_EXIT_NS
+    }
 }
 
 /// Java programs, and the names that its servers give to their threads.
@@ -227,9 +239,10 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Processes that listen there are known, and the end of any of them would have been seen.
+    /// Processes that listen there are known, and the end of any of them would have been seen: who accepts is watched from then on, and
+    /// where no call is seen (depth light) a server that came after the probe is not.
     fn listeners_watched(&self) -> bool {
-        self.sees(Sensor::Processes) && self.listening_processes().next().is_some()
+        self.sees(Sensor::Processes) && self.sees(Sensor::Syscalls) && self.listening_processes().next().is_some()
     }
 
     /// Some upstream process of this host ended about then.
@@ -268,7 +281,8 @@ impl<'a> Reading<'a> {
             // The Java machine takes SIGSEGV for its own ends all the time and goes on.
             // <https://docs.oracle.com/en/java/javase/17/troubleshoot/handle-signals-and-exceptions.html>
             let exits_after_fault = matches!(how, Ending::Exit(_));
-            let ordinary = |signal: u32| exits_after_fault && is_fault(signal) && is_java(command);
+            // And SIGQUIT makes it write what its threads do.
+            let ordinary = |signal: u32| exits_after_fault && (is_fault(signal) || signal == 3) && is_java(command);
             let signal = self.fatal_signal(holder, event.at.latest, how).filter(|(_, signal, _)| !ordinary(*signal));
             (signal, false)
         } else {

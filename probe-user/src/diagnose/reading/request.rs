@@ -8,7 +8,7 @@ use crate::model::{
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     packet::Content,
-    socket::{SocketChange, TcpState},
+    socket::{SocketChange, TcpCounters, TcpState},
 };
 
 /// nginx's clock, from which an attempt's beginning may be known, is a cached millisecond.
@@ -18,6 +18,9 @@ const TICK_SLACK_US: u64 = 20_000;
 
 /// The tick as [`TICK_SLACK_US`], for comparisons of two such counters read at the same moment.
 pub(crate) const ONE_TICK_US: u64 = 10_000;
+
+/// What was last sent longer ago than this has been acknowledged, or was lost: several round trips of a host with itself, however busy.
+const HELD_BACK_US: u64 = 100_000;
 
 /// The sequence numbers a request occupies: from its first byte to the one after its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +161,7 @@ impl Reading<'_> {
                 _ => None,
             })
             .collect();
-        let (_, _, last) = repeated.last()?;
+        let Some((_, _, last)) = repeated.last() else { return self.answer_held_back(&nginx) };
         let bytes = last.write_seq.wrapping_sub(last.snd_una);
         (last.snd_una == nginx.rcv_nxt && bytes > 0).then(|| LostAnswer {
             bytes,
@@ -166,6 +169,30 @@ impl Reading<'_> {
             largest: repeated.iter().map(|(_, payload, _)| *payload).max().unwrap_or(0),
             events: repeated.iter().map(|(event, ..)| *event).collect(),
         })
+    }
+
+    /// The same of an answer that was not even sent again: a packet for which there is no route is no retransmission
+    /// (`__tcp_retransmit_skb()`, <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp_output.c>).
+    fn answer_held_back(&self, nginx: &TcpCounters) -> Option<LostAnswer> {
+        let (bytes, tcp, event) = self.owed_by_upstream()?;
+        // Of an answer that was sent as nginx gave up, the acknowledgement would still be on its way.
+        let long_ago = tcp.since_sent_us.is_some_and(|ago| ago > HELD_BACK_US);
+        (bytes > 0 && long_ago && tcp.snd_una == nginx.rcv_nxt).then(|| LostAnswer {
+            bytes,
+            times: 0,
+            largest: 0,
+            events: vec![event],
+        })
+    }
+
+    /// How many bytes the upstream's kernel, this host's own, had written there and not had acknowledged when nginx gave up: the first
+    /// record of its socket since then says so, mostly that nginx's close has come. `None`: there is none.
+    pub(crate) fn owed_by_upstream(&self) -> Option<(u32, TcpCounters, EventId)> {
+        let until = self.failed_at();
+        let since = self.flow()?.sockets(Side::Upstream).filter(|(event, _)| event.at.latest >= until);
+        let (event, tcp) = since.filter_map(|(event, e)| Some((event, e.socket.tcp?))).next()?;
+        // What nginx acknowledges by its close may have been on the way that very moment.
+        Some((tcp.unacknowledged(), tcp, event.id))
     }
 
     /// The upstream's kernel took the whole request.

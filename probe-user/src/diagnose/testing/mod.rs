@@ -305,6 +305,12 @@ impl World {
         attempt.socket_at_failure = Some(socket);
     }
 
+    /// nginx closes, and its FIN finds an upstream's socket that has sent so many bytes which nginx does not have, the last of them a second ago.
+    pub(crate) fn nginx_leaves(&mut self, owed: u32) {
+        let tcp = TcpCounters { since_sent_us: Some(1_000_000), ..counters(owed, 0) };
+        self.state_with(90, Side::Upstream, TcpState::Established, TcpState::CloseWait, tcp);
+    }
+
     /// A look at the host found these listeners on the upstream's address.
     pub(crate) fn look_up(&mut self, local: bool, listeners: Vec<Listener>, nearby: Vec<Listener>) {
         let fact = HostFact::Listeners { upstream: self.upstream, netns: None, local, listeners, nearby };
