@@ -38,7 +38,7 @@ pub(super) const RESOLVED: &[Fault] = &[
         "dns-failure-silent",
         "the name server does not answer",
         |plan| configure(plan, "dns-failure-silent", "silent.lab"),
-        |site| unresolved(site, "dns-failure-silent", "silent.lab", "did not answer"),
+        |site| unresolved(site, "dns-failure-silent", "silent.lab", "came in time"),
     ),
     Fault::new(
         "dns-failure-no-resolver",

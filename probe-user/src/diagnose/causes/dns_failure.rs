@@ -62,7 +62,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         Some(Errno::ETIMEDOUT) => ": no usable answer of the name server came in time",
         _ if complaint.text.contains("(110:") => ": no usable answer of the name server came in time",
         _ if complaint.text.contains("(2:") => ": the name server failed (SERVFAIL)",
-        _ if complaint.text.contains("(3:") => ": there is no such name, or it has no address",
+        _ if complaint.text.contains("(3:") => ": there is no such name (NXDOMAIN), or it has no address",
         _ if complaint.text.contains("(5:") => ": the name server refused to answer",
         _ => "",
     };

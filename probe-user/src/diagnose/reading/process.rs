@@ -23,7 +23,7 @@ const SIGNAL_TO_CLOSE_NS: u64 = 2_000_000_000;
 /// From a fault of the processor to the exit by its handler, which may write a backtrace before.
 const FAULT_TO_EXIT_NS: u64 = 1_000_000_000;
 /// From a signal to an exit that is certainly its handler's doing. After that a process may as well have ended for a reason of its own.
-const SIGNAL_TO_EXIT_NS: u64 = 2_000_000_000;
+const SIGNAL_TO_EXIT_NS: u64 = 1_000_000_000;
 /// From a request to end to the end: servers allow their workers about 30 s to finish (gunicorn's graceful timeout, for one).
 const GRACE_NS: u64 = 35_000_000_000;
 
@@ -203,7 +203,7 @@ impl<'a> Reading<'a> {
             // Its handler closed the connection, or it would have closed it anyway: only its end tells.
             return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
         }
-        if self.sees(Sensor::Processes) {
+        if self.ends_are_seen() {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
@@ -239,10 +239,15 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// Processes that listen there are known, and the end of any of them would have been seen: who accepts is watched from then on, and
-    /// where no call is seen (depth light) a server that came after the probe is not.
+    /// The end of a process that serves an upstream would have been seen. Who accepts is watched from then on; where no call is seen (depth
+    /// light) a server that came after the probe is not.
+    fn ends_are_seen(&self) -> bool {
+        self.sees(Sensor::Processes) && self.sees(Sensor::Syscalls)
+    }
+
+    /// Processes that listen there are known, and the end of any of them would have been seen.
     fn listeners_watched(&self) -> bool {
-        self.sees(Sensor::Processes) && self.sees(Sensor::Syscalls) && self.listening_processes().next().is_some()
+        self.ends_are_seen() && self.listening_processes().next().is_some()
     }
 
     /// Some upstream process of this host ended about then.

@@ -161,7 +161,7 @@ impl Reading<'_> {
                 _ => None,
             })
             .collect();
-        let Some((_, _, last)) = repeated.last() else { return self.answer_held_back(&nginx) };
+        let Some((_, _, last)) = repeated.last() else { return self.answer_held_back(nginx) };
         let bytes = last.write_seq.wrapping_sub(last.snd_una);
         (last.snd_una == nginx.rcv_nxt && bytes > 0).then(|| LostAnswer {
             bytes,
@@ -189,8 +189,8 @@ impl Reading<'_> {
     /// record of its socket since then says so, mostly that nginx's close has come. `None`: there is none.
     pub(crate) fn owed_by_upstream(&self) -> Option<(u32, TcpCounters, EventId)> {
         let until = self.failed_at();
-        let since = self.flow()?.sockets(Side::Upstream).filter(|(event, _)| event.at.latest >= until);
-        let (event, tcp) = since.filter_map(|(event, e)| Some((event, e.socket.tcp?))).next()?;
+        let mut since = self.flow()?.sockets(Side::Upstream).filter(|(event, _)| event.at.latest >= until);
+        let (event, tcp) = since.find_map(|(event, e)| Some((event, e.socket.tcp?)))?;
         // What nginx acknowledges by its close may have been on the way that very moment.
         Some((tcp.unacknowledged(), tcp, event.id))
     }
