@@ -237,6 +237,7 @@ impl Correlator {
         if second > self.swept {
             self.swept = second;
             self.folding.tell(second);
+            self.flows.fill();
             self.requests.forget(second);
             self.notable.forget(second);
             self.lines.forget(second);

@@ -6,6 +6,9 @@ use crate::{
     model::{event::Event, flow::FlowId, socket::Socket, time::Moment},
 };
 
+/// So many more connections, or fewer, are worth it: it takes as long as to look at each of them.
+const FILLED_EVERY: usize = 4_096;
+
 impl Flows {
     /// Forgets connections that ended long before `now`.
     pub fn forget(&mut self, now: Moment) {
@@ -34,6 +37,15 @@ impl Flows {
         while self.known.len() > self.limits.flows {
             let Some(id) = self.known.oldest() else { break };
             self.remove(id);
+        }
+    }
+
+    /// Makes what very many connections take as small as it goes.
+    pub fn fill(&mut self) {
+        if self.known.len().abs_diff(self.filled) > FILLED_EVERY {
+            self.filled = self.known.len();
+            self.known.fill();
+            self.newest.fill();
         }
     }
 

@@ -47,6 +47,11 @@ impl Incarnations {
         }
     }
 
+    /// Fills the nodes of the larger tree.
+    pub(super) fn fill(&mut self) {
+        self.v4 = std::mem::take(&mut self.v4).into_iter().collect();
+    }
+
     /// Those between these addresses, with the zone of each.
     pub(super) fn between(&self, local: SocketAddr, upstream: SocketAddr) -> impl Iterator<Item = (u32, FlowId)> {
         let v4 = match (local, upstream) {

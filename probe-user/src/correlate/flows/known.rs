@@ -109,6 +109,11 @@ impl Known {
         self.kept.keys().next().copied()
     }
 
+    /// Fills the tree's nodes, which stay half empty where it grows at its end.
+    pub(super) fn fill(&mut self) {
+        self.kept = std::mem::take(&mut self.kept).into_iter().collect();
+    }
+
     /// Lets those fall asleep on which nothing has happened for a while.
     pub(super) fn rest(&mut self, now: Moment) {
         self.now = self.now.max(now);

@@ -93,6 +93,8 @@ pub struct Flows {
     /// The newest events between addresses of which none is known to be an upstream yet.
     unplaced: VecDeque<Event>,
     last: u64,
+    /// Connections there were when the trees were filled last.
+    filled: usize,
     limits: Limits,
 }
 

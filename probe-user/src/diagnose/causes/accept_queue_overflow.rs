@@ -28,8 +28,8 @@ pub(crate) const CAUSE: Cause = Cause {
         happened: "The upstream on this host does not accept connections as fast as they come, and the queue of finished handshakes is \
                    full. The kernel then ignores the SYN, or the last ACK of the handshake, and lets both ends repeat: nginx waits \
                    until a timer ends it. With net.ipv4.tcp_abort_on_overflow=1 it sends a RST instead (502).",
-        proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW (Linux 6.16 and later), or its RST from the listening \
-                socket. A SYN that is ignored leaves no record in any kernel: there the listener's queue found beyond its limit, \
+        proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW (Linux 6.16 and later) of an attempt that then timed out, \
+                or the RST from the listening socket by which it refuses the end of a handshake. A SYN that is ignored leaves no record in any kernel: there the listener's queue found beyond its limit, \
                 the SYN repeated in vain without a drop, and TcpExtListenOverflows of its network namespace risen since before the \
                 attempt prove it; without the counter it is likely.",
         refuted: "accept() failing in the server (fd-exhausted-upstream). A connection that was accepted.",

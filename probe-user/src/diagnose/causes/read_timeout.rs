@@ -29,8 +29,8 @@ pub(crate) const CAUSE: Cause = Cause {
                    nginx's timer for the time between two reads (proxy_read_timeout, 60 s by default) ran out. The application is \
                    slow, stuck, or waiting for something else.",
         proof: "nginx's own timer while reading the response header; every byte of the request acknowledged; not a byte back since; \
-                an application that has the connection; and no answer that its kernel sent and that was lost on the way. Of an \
-                upstream on another host that cannot be seen: likely.",
+                an application that has the connection; and, when nginx's close comes, nothing in the upstream's own socket that \
+                was written and had not arrived. Of an upstream on another host that cannot be seen: likely.",
         refuted: "Bytes of the request that were never acknowledged (path-stall, send-timeout). A connection that nobody accepted: \
                   it sat in the accept queue (fd-exhausted-upstream, accept-queue-overflow).",
         remedies: &[
