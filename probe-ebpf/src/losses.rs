@@ -18,6 +18,8 @@ pub mod counter {
     pub const RESPONSES: u32 = 0;
     /// Packets dropped with a reason that is only noise.
     pub const DROPS_NOISE: u32 = 1;
+    /// Failed `accept()` calls that only repeat the one before.
+    pub const ACCEPTS_REPEATED: u32 = 2;
     /// How many slots there are.
     pub const COUNT: u32 = 8;
 }

@@ -7,6 +7,7 @@ use aya_ebpf::{
 use probe_abi::{
     Kind,
     endpoint::FAMILY_UNIX,
+    losses::counter,
     process::{Watched, role},
     socket::state,
     syscall::{Accept, Connect, OpenCall, PATH, SocketCall},
@@ -179,21 +180,21 @@ pub(crate) fn accept(exit: &Exit) -> Option<()> {
         target::watch(exit.tgid, &Watched { role: role::UPSTREAM, layout: 0, master: exit.tgid, reserved: 0 });
     }
     if exit.result < 0 && repeats(exit, sock.unwrap_or(0)) {
+        emit::count(counter::ACCEPTS_REPEATED);
         return Some(());
     }
     emit::record(Kind::Accept, |record: &mut Accept| {
         record.result = exit.result as i32;
         record.fd = listener;
         record.command = command();
-        if let (Some(sock), Some((ends, state))) = (sock, found) {
-            if exit.result < 0 {
-                describe(&mut record.socket, Probed(sock), &ends, state);
-            } else {
-                // Who has it now is what this tells; how far it is, its state changes do.
-                identify(&mut record.socket, Probed(sock), &ends, state);
-            }
-        } else if let Some(sock) = sock {
-            unix::describe(&mut record.socket, sock);
+        // One after the other: a pair of both is copied whole, also where there is nothing in it, and before 6.3 the verifier lets nobody
+        // read a stack that was not written.
+        let Some(sock) = sock else { return };
+        match &found {
+            None => unix::describe(&mut record.socket, sock),
+            Some((ends, state)) if exit.result < 0 => describe(&mut record.socket, Probed(sock), ends, *state),
+            // Who has it now is what this tells; how far it is, its state changes do.
+            Some((ends, state)) => identify(&mut record.socket, Probed(sock), ends, *state),
         }
     });
     Some(())

@@ -53,6 +53,13 @@ impl Session<'_> {
             self.events_lost(),
             packets.dropped(),
         );
+        if let Some(counters) = self.followers.kernel().and_then(|kernel| kernel.counters().ok()) {
+            let _ = writeln!(
+                text,
+                "  left out     {} packets dropped for reasons that mean nothing, {} failures of accept() that only repeat the last",
+                counters.drops_noise, counters.accepts_repeated,
+            );
+        }
         let misses = self.followers.kernel().map(|kernel| kernel.misses()).unwrap_or_default();
         if !misses.is_empty() {
             let each: Vec<String> = misses.iter().map(|(name, count)| format!("{name} {count}")).collect();

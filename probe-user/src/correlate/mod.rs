@@ -41,7 +41,7 @@ use requests::{OpenRequest, Requests};
 use telling::Telling;
 use unix::UnixConnections;
 use wire::Wires;
-use written::Written;
+use written::{Heard, Written};
 
 pub use host::Question;
 
@@ -105,6 +105,7 @@ pub struct Correlator {
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
     written: Written,
+    heard: Heard,
     host: host::Host,
     sensors: BTreeMap<Sensor, (Sight, Option<String>)>,
     losses: VecDeque<(At, Option<Sensor>, u64, String)>,
@@ -151,6 +152,7 @@ impl Correlator {
             connections: Connections::default(),
             speaking: BTreeSet::new(),
             written: Written::default(),
+            heard: Heard::default(),
             host: host::Host::default(),
             sensors: BTreeMap::new(),
             losses: VecDeque::new(),
@@ -203,7 +205,9 @@ impl Correlator {
                 }
             }
             Body::Process(ProcessEvent::Forked { parent, child, .. }) => self.host.forked(*parent, *child, event.id),
-            Body::ErrorLine(line) if self.speaks(Pid(line.pid)) => self.written.keep(event, line),
+            Body::ErrorLine(line) if self.heard.takes(event, line) || self.speaks(Pid(line.pid)) => {
+                self.written.keep(event, line);
+            }
             Body::ErrorLine(line) => self.lines.error_line(event, line),
             Body::AccessLine(line) => self.lines.access_line(event, line, self.tells_alone(line)),
             Body::Packet(packet) => {
@@ -326,6 +330,9 @@ impl Correlator {
 
     fn log(&mut self, event: &Event, log: &NginxLog) {
         let Some(complaint) = requests::complaint(log) else { return };
+        if self.sight(Sensor::NginxFunctions) != Sight::On {
+            self.heard.keep(event, log, complaint.message);
+        }
         self.ask_about(log, complaint.message, complaint.phase);
         if let Some(socket) = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref()) {
             self.flows.keep(socket);

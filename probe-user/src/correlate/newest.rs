@@ -37,6 +37,13 @@ impl<K: Copy + Ord, V> Newest<K, V> {
         self.of.range((key, 0)..=(key, u64::MAX)).map(|(_, value)| value)
     }
 
+    /// Takes the oldest of those that belong to this and are meant.
+    pub(super) fn take(&mut self, key: K, meant: impl Fn(&V) -> bool) -> Option<V> {
+        let (found, _) = self.of.range((key, 0)..=(key, u64::MAX)).find(|(_, value)| meant(value))?;
+        let found = *found;
+        self.of.remove(&found)
+    }
+
     /// All of it, by what it belongs to.
     pub(super) fn all(&self) -> impl Iterator<Item = (K, &V)> {
         self.of.iter().map(|((key, _), value)| (*key, value))
@@ -55,7 +62,9 @@ mod tests {
         }
         assert_eq!(newest.of('a').collect::<Vec<_>>(), [&3]);
         assert_eq!(newest.of('b').rev().collect::<Vec<_>>(), [&5, &4]);
+        assert_eq!((newest.take('b', |value| *value == 4), newest.take('b', |value| *value == 4)), (Some(4), None));
+        newest.keep('b', 4);
         newest.keep('c', 6);
-        assert_eq!(newest.all().collect::<Vec<_>>(), [('b', &4), ('b', &5), ('c', &6)]);
+        assert_eq!(newest.all().collect::<Vec<_>>(), [('b', &5), ('b', &4), ('c', &6)]);
     }
 }

@@ -28,9 +28,9 @@ impl Written {
     }
 
     /// The line that this complaint became: of the same client connection, request and peer, with the same errno and meaning, within a
-    /// second (nginx's log knows no less). Of lines that say different things none is chosen.
+    /// second. Of lines that say different things none is chosen.
     pub(super) fn of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
-        let window = At::between(event.at.earliest.minus_ns(1_000_000_000), event.at.latest.plus_ns(1_000_000_000));
+        let window = within_a_second(event.at);
         let fits = |(at, line, _): &&(At, ErrorLine, EventId)| {
             line.errno == log.errno
                 && at.overlaps(&window)
@@ -52,6 +52,40 @@ impl Written {
         };
         self.0.all().filter(move |(_, (at, ..))| inside(at)).map(|(_, (.., id))| *id)
     }
+}
+
+/// Complaints heard inside an nginx, while another one is known by its log only: a line is told apart by what it says, because the number
+/// of its worker is that of the pid namespace where nginx runs.
+#[derive(Debug)]
+pub(super) struct Heard(Newest<u64, (At, NginxLog, Message)>);
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self(Newest::new(WRITTEN_LINES))
+    }
+}
+
+impl Heard {
+    /// Keeps a complaint.
+    pub(super) fn keep(&mut self, event: &Event, log: &NginxLog, message: Message) {
+        if let Some(number) = log.number {
+            self.0.keep(number, (event.at, log.clone(), message));
+        }
+    }
+
+    /// Whether this line is what one of them became, which no other line is then.
+    pub(super) fn takes(&mut self, event: &Event, line: &ErrorLine) -> bool {
+        let Some((number, message)) = line.number.zip(Message::classify(&line.message)) else { return false };
+        let said = |(at, log, heard): &(At, NginxLog, Message)| {
+            *heard == message && log.errno == line.errno && within_a_second(*at).overlaps(&event.at) && is_of(line, log)
+        };
+        self.0.take(number, said).is_some()
+    }
+}
+
+/// nginx's log knows no less.
+fn within_a_second(at: At) -> At {
+    At::between(at.earliest.minus_ns(1_000_000_000), at.latest.plus_ns(1_000_000_000))
 }
 
 /// Whether nothing of the line contradicts that it is about this request and this peer. Another stream of the same connection has the same

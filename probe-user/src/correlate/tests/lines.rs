@@ -125,13 +125,23 @@ fn a_worker_heard_from_inside_is_not_told_twice() {
     let mute = Coverage::Sensor { sensor: Sensor::NginxFunctions, sight: Sight::Degraded, why: None };
     world.tell(Source::Probe, Body::Coverage(mute));
     world.upstream("127.0.0.1:8000");
-    let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
     let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
-    world.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
-    let line = error_line(41, said.0, said.1, CONNECTING, "http://127.0.0.1:8000/cart");
-    world.tell(Source::ErrorLog, line);
-    world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+    // The second time as in a container, whose pids are numbers of its own.
+    for (request, pid) in [(1, WORKER.0), (2, 7)] {
+        let closed =
+            world.refused(&format!("127.0.0.1:4000{request}"), "127.0.0.1:8000", u32::try_from(request).unwrap());
+        world.log((request, 40 + request), said, "127.0.0.1:8000", Some(connection(1, closed)));
+        let mut line = error_line(40 + request, said.0, said.1, CONNECTING, "http://127.0.0.1:8000/cart");
+        let Body::ErrorLine(written) = &mut line else { panic!() };
+        written.pid = pid;
+        world.tell(Source::ErrorLog, line.clone());
+        world.answer(request, 40 + request, 502, &[("127.0.0.1:8000", 502, None)]);
+        if pid == 7 {
+            // The same of an nginx that is not heard.
+            world.tell(Source::ErrorLog, line);
+        }
+    }
     let cases = world.cases();
-    assert_eq!(cases.len(), 1, "{cases:#?}");
-    assert_eq!(cases[0].link, Link::Exact);
+    let links: Vec<Link> = cases.iter().map(|case| case.link).collect();
+    assert_eq!(links, [Link::Exact, Link::Exact, Link::Inferred], "{cases:#?}");
 }

@@ -388,6 +388,12 @@ pub(crate) mod tests {
         // Nobody looked who listens there.
         world.case.host.clear();
         world.expect("fd-exhausted-upstream", Confidence::Likely);
+        let end = world.flow().events.iter_mut().rev().find_map(|event| match &mut event.body {
+            Body::Socket(e) if e.socket.state == TcpState::CloseWait => Some(&mut e.socket),
+            _ => None,
+        });
+        end.unwrap().netns = Some(7);
+        world.expect("fd-exhausted-upstream", Confidence::Confirmed);
     }
 
     #[test]

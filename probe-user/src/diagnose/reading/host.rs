@@ -157,9 +157,11 @@ impl<'a> Reading<'a> {
         self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|listener| listener.pid))
     }
 
-    /// Network namespaces where somebody listens on the upstream's address.
-    pub(crate) fn listening_namespaces(&self) -> impl Iterator<Item = u32> {
-        self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|listener| listener.netns))
+    /// Network namespaces where the upstream's address is served: by its end of the connection, and by who listens there.
+    pub(crate) fn upstream_namespaces(&self) -> impl Iterator<Item = u32> {
+        let ends = self.flow().into_iter().flat_map(|flow| flow.sockets(Side::Upstream));
+        let listeners = self.look_ups().flat_map(|look_up| look_up.listeners.iter().filter_map(|one| one.netns));
+        ends.filter_map(|(_, e)| e.socket.netns).chain(listeners)
     }
 
     /// A process's open files against its limit.

@@ -384,7 +384,7 @@ impl<'a> Reading<'a> {
     pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = FailedAccept<'a>> {
         let upstream = self.upstream();
         let listening: Vec<Pid> = self.listening_processes().collect();
-        let homes: Vec<u32> = self.listening_namespaces().collect();
+        let homes: Vec<u32> = self.upstream_namespaces().collect();
         let of_flow = self.flow().into_iter().flat_map(|flow| flow.events.iter());
         self.case.processes.iter().chain(of_flow).filter_map(move |event| match &event.body {
             Body::Syscall(syscall) => match &syscall.call {

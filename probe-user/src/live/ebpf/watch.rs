@@ -38,6 +38,8 @@ pub struct Counters {
     pub responses: u64,
     /// Packets dropped for reasons that mean nothing.
     pub drops_noise: u64,
+    /// Failed `accept()` calls that only repeat the one before.
+    pub accepts_repeated: u64,
 }
 
 /// Why an nginx's functions cannot be attached to.
@@ -250,6 +252,7 @@ impl Kernel {
         Ok(Counters {
             responses: self.sum(names::map::COUNTERS, counter::RESPONSES)?,
             drops_noise: self.sum(names::map::COUNTERS, counter::DROPS_NOISE)?,
+            accepts_repeated: self.sum(names::map::COUNTERS, counter::ACCEPTS_REPEATED)?,
         })
     }
 
