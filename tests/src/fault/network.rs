@@ -1,5 +1,7 @@
 //! Faults on the way between nginx and the upstream: a router that refuses, drops and loses.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::Fault;
@@ -30,6 +32,12 @@ pub(super) const FAULTS: &[Fault] = &[
         provoke_answer,
     ),
     Fault::new(
+        "path-stall-answer-unroutable",
+        "the upstream's host loses its way back to nginx in the middle of a request: the answer is never even sent again",
+        unroutable,
+        provoke_unroutable,
+    ),
+    Fault::new(
         "harmless-loss",
         "every tenth packet is lost, and every request answered: no failure",
         loss,
@@ -42,6 +50,7 @@ const MTU: u16 = 9132;
 const LOST: u16 = 9133;
 const ANSWER: u16 = 9134;
 const LOSS: u16 = 9135;
+const UNROUTABLE: u16 = 9136;
 
 const TIMED_OUT: &str = "upstream timed out (110: Connection timed out) while reading response header from upstream";
 
@@ -124,6 +133,27 @@ fn provoke_answer(site: &Site<'_>) -> Result<Vec<Witness>> {
     let expected = Expectation::incident(504, &["path-stall"], vec![attempt])
         .logged(TIMED_OUT)
         .says(&["MTU"])
+        .never(&["read-timeout"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+fn unroutable(plan: &mut Plan) {
+    port(plan, "path-stall-answer-unroutable", UNROUTABLE, "/slow/500/", "");
+}
+
+fn provoke_unroutable(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let app = site.lab().app();
+    let rule = |change: &str| app.ip_batch(&format!("rule {change} ipproto tcp sport {UNROUTABLE} unreachable\n"));
+    let mut client = site.connect()?;
+    client.send("GET", "/path-stall-answer-unroutable/1", b"")?;
+    std::thread::sleep(Duration::from_millis(200));
+    rule("add")?;
+    let exchange = client.receive()?;
+    rule("del")?;
+    let attempt = Attempt::fresh(site.app(UNROUTABLE), &[Outcome::TimeoutRead], &[Some("ETIMEDOUT"), None]);
+    let expected = Expectation::incident(504, &["path-stall"], vec![attempt])
+        .logged(TIMED_OUT)
+        .says(&["found no way back"])
         .never(&["read-timeout"]);
     Ok(vec![Witness::new(exchange, expected)?])
 }

@@ -29,6 +29,12 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     Fault::new("upstream-exited", "the upstream's worker calls exit() in the middle of a request", workers_exit, exit),
     Fault::new(
+        "upstream-exited-deaf",
+        "the upstream's worker ignores SIGTERM, and a little later it exits by itself",
+        workers_deaf,
+        deaf,
+    ),
+    Fault::new(
         "upstream-killed",
         "another process kills the upstream's worker in the middle of a request",
         workers_kill,
@@ -63,6 +69,7 @@ const SIBLING: u16 = 9104;
 const IDLE: u16 = 9105;
 const EAT: u16 = 9106;
 const FORK: u16 = 9107;
+const DEAF: u16 = 9108;
 
 const ENDED: &[Outcome] = &[Outcome::Reset, Outcome::Closed];
 const ENDED_ERRNO: &[Option<&str>] = &[None, Some("ECONNRESET")];
@@ -123,6 +130,24 @@ fn exit(site: &Site<'_>) -> Result<Vec<Witness>> {
         witnesses.push(Witness::new(exchange, expected)?);
     }
     Ok(witnesses)
+}
+
+fn workers_deaf(plan: &mut Plan) {
+    serve(plan, "upstream-exited-deaf", DEAF, 1);
+}
+
+fn deaf(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let mut client = site.connect()?;
+    client.send("GET", "/upstream-exited-deaf/deaf-exit/3", b"")?;
+    std::thread::sleep(Duration::from_millis(150));
+    let [worker] = children_of(site.upstream("upstream-exited-deaf")?.pid())?[..] else { anyhow::bail!("one worker") };
+    send(worker, Signal::SIGTERM)?;
+    let attempt = Attempt::fresh(site.app(DEAF), ENDED, ENDED_ERRNO);
+    let expected = Expectation::incident(502, &["upstream-exited"], vec![attempt])
+        .logged(" while reading response header from upstream")
+        .says(&["exit status 3"])
+        .never(&["premature-close", "upstream-reset", "upstream-killed", "upstream-crashed"]);
+    Ok(vec![Witness::new(client.receive()?, expected)?])
 }
 
 fn workers_kill(plan: &mut Plan) {

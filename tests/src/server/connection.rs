@@ -229,6 +229,7 @@ impl Connection {
                 return Some(Ending::Close);
             }
             Action::Exit(status) => std::process::exit(status),
+            Action::DeafExit(status) => prefork::exit_deaf(status),
             Action::EatMemory => {
                 prefork::eat_memory();
                 return Some(Ending::Close);

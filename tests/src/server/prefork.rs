@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::signal::{SigHandler, Signal, kill, raise, signal};
 use nix::sys::wait::wait;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
@@ -17,6 +17,17 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// The parent closes its descriptor at once.
 const BESIDE_PARENT: Duration = Duration::from_millis(30);
+
+/// Time enough for whoever sends a signal.
+const DEAF: Duration = Duration::from_millis(500);
+
+/// Ignores SIGTERM, and ends some time later.
+pub(super) fn exit_deaf(status: i32) -> ! {
+    // SAFETY: no handler of ours runs.
+    let ignored = unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) };
+    std::thread::sleep(DEAF);
+    std::process::exit(if ignored.is_ok() { status } else { 70 })
+}
 
 /// Forks so many workers, replaces those that end, and returns in each of them. Without workers it returns at once.
 pub(super) fn begin(workers: usize) -> Result<()> {

@@ -174,15 +174,25 @@ impl Reading<'_> {
     /// The same of an answer that was not even sent again: a packet for which there is no route is no retransmission
     /// (`__tcp_retransmit_skb()`, <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp_output.c>).
     fn answer_held_back(&self, nginx: &TcpCounters) -> Option<LostAnswer> {
+        let lost = |bytes: u32, event: EventId| LostAnswer { bytes, times: 0, largest: 0, events: vec![event] };
+        // Written long before nginx gave up, whose side has none of it.
+        let (since, until) = (self.started(), self.failed_at().minus_ns(HELD_BACK_US * 1_000));
+        let before = self
+            .flow()?
+            .sockets(Side::Upstream)
+            .filter(|(event, _)| event.at.latest <= until && since.is_none_or(|since| event.at.latest >= since))
+            .filter_map(|(event, e)| Some((e.socket.tcp?, event.id)));
+        let missing = |(tcp, event): (TcpCounters, EventId)| {
+            let bytes = tcp.write_seq.wrapping_sub(nginx.rcv_nxt);
+            (bytes.cast_signed() > 0 && tcp.snd_una == nginx.rcv_nxt).then(|| lost(bytes, event))
+        };
+        if let Some(found) = before.filter_map(missing).last() {
+            return Some(found);
+        }
         let (bytes, tcp, event) = self.owed_by_upstream()?;
         // Of an answer that was sent as nginx gave up, the acknowledgement would still be on its way.
         let long_ago = tcp.since_sent_us.is_some_and(|ago| ago > HELD_BACK_US);
-        (bytes > 0 && long_ago && tcp.snd_una == nginx.rcv_nxt).then(|| LostAnswer {
-            bytes,
-            times: 0,
-            largest: 0,
-            events: vec![event],
-        })
+        (bytes > 0 && long_ago && tcp.snd_una == nginx.rcv_nxt).then(|| lost(bytes, event))
     }
 
     /// How many bytes the upstream's kernel, this host's own, had written there and not had acknowledged when nginx gave up: the first
