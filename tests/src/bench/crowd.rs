@@ -3,7 +3,6 @@
 use std::fmt::{self, Display, Formatter, Write as _};
 use std::fs;
 use std::ops::Range;
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -13,11 +12,12 @@ use serde::Serialize;
 
 use super::memory::{now, peak};
 use super::stage::serve;
+use super::wrk::{A_PROCESS, hold};
 use crate::config::Config;
 use crate::lab::Lab;
 use crate::nginx::Nginx;
 use crate::probe::Probe;
-use crate::process::{Process, Start, wait_until};
+use crate::process::{Process, wait_until};
 
 /// Connections that the bench opens: what the goal speaks of.
 pub const CONNECTIONS: usize = 50_000;
@@ -29,8 +29,6 @@ const UPSTREAM: u16 = 9001;
 const PORTS: u16 = 4;
 /// Connections that one client opens at once: what fits into an accept queue.
 const A_CLIENT: usize = 2_500;
-/// Descriptors that one process may have: a host's hard limit may be 20,000.
-const A_PROCESS: u64 = 20_000;
 /// nginx's workers, with two connections for each that is held, and the upstream's, with one: their shares are not even.
 const WORKERS: u32 = 9;
 const UPSTREAM_WORKERS: u32 = 6;
@@ -133,17 +131,6 @@ fn watched(lab: &Lab, nginx: &Nginx, connections: usize, rest: Duration, clients
 
 fn ports(first: u16) -> Range<u16> {
     first..first + PORTS
-}
-
-/// A client that asks for so many answers that never come.
-fn hold(lab: &Lab, port: u16, connections: usize) -> Result<Process> {
-    let url = format!("http://{}:{port}/held", lab.addresses().proxy);
-    let mut command = Command::new("sh");
-    let shell =
-        format!("ulimit -n {A_PROCESS}; exec ip netns exec \"$0\" wrk -t1 -c\"$1\" -d600s --timeout 600s \"$2\"");
-    command.args(["-c", &shell, lab.client().name(), &connections.to_string(), &url]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Process::spawn("wrk", command, Start::default())
 }
 
 /// How many TCP sockets there are at the upstream's.

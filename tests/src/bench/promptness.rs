@@ -3,7 +3,6 @@
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,13 +10,13 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
 use serde::Serialize;
 
-use super::memory;
+use super::{memory, wrk};
 use crate::client::Connection;
 use crate::config::Config;
 use crate::lab::Lab;
 use crate::nginx::Nginx;
 use crate::probe::Probe;
-use crate::process::{Process, Start, wait_until};
+use crate::process::{Process, wait_until};
 
 /// nginx's workers.
 const WORKERS: u32 = 16;
@@ -84,7 +83,7 @@ pub fn measure(connections: usize) -> Result<Promptness> {
     config.location("/held", &["proxy_pass http://held;"]);
     config.location("/refused", &[&format!("proxy_pass http://{app}:{NOBODY};")]);
     let nginx = Nginx::start(&lab, "promptness", &config)?;
-    let mut holders = hold(&lab, &nginx, connections)?;
+    let mut holders = hold_all(&lab, &nginx, connections)?;
     let measured = watched(&lab, &nginx, connections);
     holders.signal(Signal::SIGKILL)?;
     holders.wait(PATIENCE)?;
@@ -92,13 +91,8 @@ pub fn measure(connections: usize) -> Result<Promptness> {
 }
 
 /// Asks for so many answers that never come, and waits until nginx has passed all of that on.
-fn hold(lab: &Lab, nginx: &Nginx, connections: usize) -> Result<Process> {
-    let url = format!("http://{}:{}/held", lab.addresses().proxy, nginx.port());
-    let mut command = Command::new("sh");
-    let shell = "ulimit -n 65536; exec ip netns exec \"$0\" wrk -t1 -c\"$1\" -d600s --timeout 600s \"$2\"";
-    command.args(["-c", shell, lab.client().name(), &connections.to_string(), &url]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let process = Process::spawn("wrk", command, Start::default())?;
+fn hold_all(lab: &Lab, nginx: &Nginx, connections: usize) -> Result<Process> {
+    let process = wrk::hold(lab, nginx.port(), connections)?;
     wait_until("every connection to the upstream is open", PATIENCE, || {
         let table = lab.app().inside(|| fs::read_to_string("/proc/thread-self/net/tcp").context("list connections"))?;
         // The fourth column is the state; 01 is established.

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::lab::Lab;
 use crate::namespace::Namespace;
+use crate::process::{Process, Start};
 
 /// Prints one line of JSON at the end; the percentiles are in microseconds.
 const SCRIPT: &str = r#"
@@ -32,6 +34,20 @@ end
 
 /// Connections that `wrk` holds. When its time is over, so many requests can be under way that nginx answers and `wrk` does not count.
 pub const CONNECTIONS: u64 = 16;
+
+/// Descriptors that one process may have: a host's hard limit may be 20,000.
+pub(super) const A_PROCESS: u64 = 20_000;
+
+/// A client that asks nginx at this port for so many answers at `/held`, which never come.
+pub(super) fn hold(lab: &Lab, port: u16, connections: usize) -> Result<Process> {
+    let url = format!("http://{}:{port}/held", lab.addresses().proxy);
+    let mut command = Command::new("sh");
+    let shell =
+        format!("ulimit -n {A_PROCESS}; exec ip netns exec \"$0\" wrk -t1 -c\"$1\" -d600s --timeout 600s \"$2\"");
+    command.args(["-c", &shell, lab.client().name(), &connections.to_string(), &url]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Process::spawn("wrk", command, Start::default())
+}
 
 /// What `wrk` counted.
 #[derive(Debug, Clone, Copy)]
