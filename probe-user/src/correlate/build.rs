@@ -79,11 +79,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         decided_by: decided.by.id,
         request,
         upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
-        cache_status: decided
-            .from_lines
-            .as_ref()
-            .and_then(|group| group.unexplained.as_ref())
-            .and_then(|(_, line)| line.cache_status.clone()),
+        cache_status: decided.from_lines.as_ref().and_then(lines::LineGroup::cache_status),
         stored,
         worker,
         nginx_version: instance.and_then(|instance| instance.version.clone()),

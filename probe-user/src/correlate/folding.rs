@@ -168,8 +168,8 @@ impl Correlator {
 
     fn signature(&mut self, decided: &Decided) -> Signature {
         let ends = self.folding.ends(self.notable.ends());
-        let request = &decided.request;
-        let said = match &decided.from_lines {
+        let (request, group) = (&decided.request, decided.from_lines.as_ref());
+        let said = match group {
             Some(group) => group.lines.iter().map(Said::of_line).collect(),
             None => request.complaints.iter().map(|(event, log, c)| self.log_said(log, c, event.at.latest)).collect(),
         };
@@ -184,11 +184,8 @@ impl Correlator {
             upstream_begun: decided.statuses.iter().find_map(|status| status.upstream_begun),
             said,
             tried: request.attempts.iter().map(Tried::of).collect(),
-            logged: decided.from_lines.as_ref().map(|group| group.logged.clone()).unwrap_or_default(),
-            cache_status: decided
-                .from_lines
-                .as_ref()
-                .and_then(|group| group.unexplained.as_ref()?.1.cache_status.clone()),
+            logged: group.map(|group| group.logged.clone()).unwrap_or_default(),
+            cache_status: group.and_then(lines::LineGroup::cache_status),
             ends,
             losses: self.losses_told,
         }

@@ -78,6 +78,13 @@ pub struct LineGroup {
     pub seen: Vec<(EventId, Attempt)>,
 }
 
+impl LineGroup {
+    /// What its access line, where that is all there is, says of the cache.
+    pub(super) fn cache_status(&self) -> Option<String> {
+        self.unexplained.as_ref()?.1.cache_status.clone()
+    }
+}
+
 /// What waits to be put together.
 #[derive(Debug, Default)]
 pub struct Lines {

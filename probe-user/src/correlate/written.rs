@@ -30,13 +30,8 @@ impl Written {
     /// The line that this complaint became: of the same client connection, request and peer, with the same errno and meaning, within a
     /// second. Of lines that say different things none is chosen.
     pub(super) fn of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
-        let window = within_a_second(event.at);
-        let fits = |(at, line, _): &&(At, ErrorLine, EventId)| {
-            line.errno == log.errno
-                && at.overlaps(&window)
-                && Message::classify(&line.message) == Some(complaint.message)
-                && is_of(line, log)
-        };
+        let said = (event.at, log, complaint.message);
+        let fits = |(at, line, _): &&(At, ErrorLine, EventId)| became(said, (*at, line));
         let mut lines = self.0.of(log.number?).rev().filter(fits).map(|(_, line, _)| line);
         let newest = lines.next()?;
         lines.all(|line| line.message == newest.message).then_some(newest)
@@ -75,17 +70,18 @@ impl Heard {
 
     /// Whether this line is what one of them became, which no other line is then.
     pub(super) fn takes(&mut self, event: &Event, line: &ErrorLine) -> bool {
-        let Some((number, message)) = line.number.zip(Message::classify(&line.message)) else { return false };
-        let said = |(at, log, heard): &(At, NginxLog, Message)| {
-            *heard == message && log.errno == line.errno && within_a_second(*at).overlaps(&event.at) && is_of(line, log)
-        };
-        self.0.take(number, said).is_some()
+        let Some(number) = line.number else { return false };
+        self.0.take(number, |(at, log, message)| became((*at, log, *message), (event.at, line))).is_some()
     }
 }
 
-/// nginx's log knows no less.
-fn within_a_second(at: At) -> At {
-    At::between(at.earliest.minus_ns(1_000_000_000), at.latest.plus_ns(1_000_000_000))
+/// Whether this complaint became this line, as far as both can be compared: nginx's log knows no time below a second.
+fn became((at, log, message): (At, &NginxLog, Message), (written, line): (At, &ErrorLine)) -> bool {
+    let about = At::between(at.earliest.minus_ns(1_000_000_000), at.latest.plus_ns(1_000_000_000));
+    line.errno == log.errno
+        && written.overlaps(&about)
+        && Message::classify(&line.message) == Some(message)
+        && is_of(line, log)
 }
 
 /// Whether nothing of the line contradicts that it is about this request and this peer. Another stream of the same connection has the same
@@ -96,9 +92,12 @@ fn is_of(line: &ErrorLine, log: &NginxLog) -> bool {
     let requests = line.request.as_deref().zip(log.request_line.as_deref());
     let hosts = line.host.as_deref().zip(log.host.as_deref());
     // nginx's memory is not read to the end of a long text, and what is redacted in a query depends on where it was cut.
-    let before_query = |text: &str| text.split('?').next().unwrap_or(text).to_owned();
-    let begins = |(line, log): (&str, &str)| before_query(line).starts_with(&before_query(log));
+    let begins = |(line, log): (&str, &str)| before_query(line).starts_with(before_query(log));
     peers.is_none_or(|(line, log)| peer(&line) == peer(log)) && requests.is_none_or(begins) && hosts.is_none_or(begins)
+}
+
+fn before_query(text: &str) -> &str {
+    text.split('?').next().unwrap_or(text)
 }
 
 /// The same times, in order, without those that others cover.
