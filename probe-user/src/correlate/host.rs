@@ -8,9 +8,10 @@ use std::{
 use super::{limits::QUESTION_REST_NS, served::Served};
 use crate::model::{
     event::{Event, EventId},
-    host::{HostFact, Listener, NginxInstance},
+    host::{HostFact, NginxInstance},
     net::Address,
     process::Pid,
+    socket::is_full,
     time::{At, Moment},
 };
 
@@ -99,7 +100,7 @@ pub(super) struct Host {
     known_upstreams: BTreeSet<SocketAddr>,
     served: Served,
     overflows: VecDeque<(EventId, At, HostFact)>,
-    full_queues: VecDeque<(EventId, At, HostFact)>,
+    full_queues: VecDeque<(Question, (EventId, At, HostFact))>,
     /// Children that nobody but the kernel has told of yet.
     forks: BTreeMap<Pid, EventId>,
 }
@@ -153,11 +154,11 @@ impl Host {
             }
             HostFact::Listeners { upstream, netns, listeners, .. } => {
                 self.served.found(event, *upstream, listeners);
-                let full = |listener: &Listener| listener.accept_queue.is_some_and(|(waiting, limit)| waiting > limit);
-                if listeners.iter().any(full) {
-                    push(&mut self.full_queues, FULL_QUEUES, (event.id, event.at, fact.clone()));
+                let question = Question::Listeners { upstream: *upstream, netns: *netns };
+                if listeners.iter().any(|listener| listener.accept_queue.is_some_and(is_full)) {
+                    push(&mut self.full_queues, FULL_QUEUES, (question.clone(), (event.id, event.at, fact.clone())));
                 }
-                Question::Listeners { upstream: *upstream, netns: *netns }
+                question
             }
             HostFact::OtherListeners { pid, .. } => Question::OtherListeners(*pid),
             HostFact::Route { upstream, netns, .. } => Question::Route { upstream: *upstream, netns: *netns },
@@ -179,7 +180,7 @@ impl Host {
 
     /// Where what is known was told, answers to questions and forks; a recorder keeps the rest by its kind.
     pub(super) fn events(&self) -> impl Iterator<Item = EventId> {
-        let full = self.full_queues.iter().map(|(id, ..)| *id);
+        let full = self.full_queues.iter().map(|(_, (id, ..))| *id);
         self.facts.values().map(|(id, ..)| *id).chain(self.forks.values().copied()).chain(full)
     }
 
@@ -262,13 +263,10 @@ impl Host {
             if let Question::Listeners { upstream, .. } = question {
                 found.extend(self.served.former(*upstream));
             }
-            let Some((id, at, fact)) = self.facts.get(&question.clone().subject()) else { continue };
-            if let (Question::Listeners { upstream, .. }, HostFact::Listeners { netns, .. }) = (question, fact) {
-                let same = |other: &HostFact| matches!(other, HostFact::Listeners { upstream: of, netns: within, .. } if (of, within) == (upstream, netns));
-                let meanwhile =
-                    self.full_queues.iter().filter(|(full, at, other)| full != id && at.latest >= began && same(other));
-                found.extend(meanwhile.cloned());
-            }
+            let subject = question.clone().subject();
+            let Some((id, at, fact)) = self.facts.get(&subject) else { continue };
+            let full = self.full_queues.iter().filter(|(of, _)| *of == subject).map(|(_, told)| told);
+            found.extend(full.filter(|(full, at, _)| full != id && at.latest >= began).cloned());
             if let HostFact::Listeners { listeners, .. } = fact {
                 if at.latest.plus_ns(LISTENERS_LAST_NS) < began {
                     continue;
@@ -292,7 +290,10 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::{Body, Source};
+    use crate::model::{
+        event::{Body, Source},
+        host::Listener,
+    };
 
     fn look_up(host: &mut Host, id: u64, waiting: u32) {
         let upstream = "10.0.0.1:8000".parse().unwrap();

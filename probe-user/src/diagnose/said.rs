@@ -44,10 +44,14 @@ pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<
             }
         });
     }
-    // That the upstream sends an answer again and again only its own kernel tells.
-    if reading.locality() != Locality::Here && reading.unix_path().is_none() {
+    if reading.unix_path().is_some() {
+        // What is written there has arrived.
+        return;
+    }
+    // What the upstream sent in vain only its own kernel tells.
+    if reading.locality() != Locality::Here {
         finding.not_excluded(&["path-stall"]);
-    } else if reading.unix_path().is_none() && reading.owed_by_upstream().is_none_or(|(bytes, ..)| bytes > 0) {
+    } else if reading.upstream_when_nginx_left().is_none_or(|(tcp, _)| tcp.unacknowledged() > 0) {
         finding.not_excluded(&["path-stall"]);
         finding.missing.push(need(Sensor::SocketStates, "that the upstream had sent nothing which did not arrive"));
     }

@@ -80,6 +80,13 @@ impl Socket {
     }
 }
 
+/// Whether an accept queue (waiting, limit) takes nobody more: only beyond its limit
+/// (`sk_acceptq_is_full()`, <https://elixir.bootlin.com/linux/v6.12/source/include/net/sock.h>).
+#[must_use]
+pub const fn is_full((waiting, limit): (u32, u32)) -> bool {
+    waiting > limit
+}
+
 /// What `tcp_sock` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpCounters {

@@ -7,7 +7,10 @@ use crate::{
         seen::{Barrier, ConnectFailure, Here, Icmp, Owner, PathPart},
     },
     decode::rules::Fate,
-    model::net::{Address, Errno},
+    model::{
+        net::{Address, Errno},
+        socket::is_full,
+    },
 };
 
 pub(super) fn judge(case: &Case<'_>, failure: &ConnectFailure) -> Finding {
@@ -90,7 +93,7 @@ fn rejected(case: &Case<'_>, title: String) -> Finding {
 fn silent(case: &Case<'_>) -> Finding {
     let full = case.one.here.iter().flat_map(|here| &here.listeners).find_map(|owner| {
         let (waiting, limit) = owner.listener.accept_queue?;
-        (waiting > limit).then_some((owner, waiting, limit))
+        is_full((waiting, limit)).then_some((owner, waiting, limit))
     });
     if let Some((owner, waiting, limit)) = full {
         return case

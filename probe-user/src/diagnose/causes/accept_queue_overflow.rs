@@ -9,12 +9,11 @@ use super::{
 };
 use crate::model::{
     attempt::Outcome,
-    complaint::{Message, Phase},
     coverage::Sensor,
     event::EventId,
     evidence::{Fact, Weight},
     net::Errno,
-    socket::TcpState,
+    socket::{TcpState, is_full},
 };
 
 /// The row.
@@ -29,9 +28,10 @@ pub(crate) const CAUSE: Cause = Cause {
                    full. The kernel then ignores the SYN, or the last ACK of the handshake, and lets both ends repeat: nginx waits \
                    until a timer ends it. With net.ipv4.tcp_abort_on_overflow=1 it sends a RST instead (502).",
         proof: "The kernel's drop record with the reason TCP_LISTEN_OVERFLOW (Linux 6.16 and later) of an attempt that then timed out, \
-                or the RST from the listening socket by which it refuses the end of a handshake. A SYN that is ignored leaves no record in any kernel: there the listener's queue found beyond its limit, \
-                the SYN repeated in vain without a drop, and TcpExtListenOverflows of its network namespace risen since before the \
-                attempt prove it; without the counter it is likely.",
+                or the RST from the listening socket by which it refuses the end of a handshake. A SYN that is ignored leaves no \
+                record in any kernel: there the listener's queue found beyond its limit, the SYN repeated in vain without a drop, and \
+                TcpExtListenOverflows of its network namespace risen since before the attempt prove it; without the counter it is \
+                likely.",
         refuted: "accept() failing in the server (fd-exhausted-upstream). A connection that was accepted.",
         remedies: &[
             (
@@ -73,14 +73,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
-    let timed_out = reading.complains_of(&[Message::TimedOut])
-        && matches!(
-            reading.phase(),
-            Some(Phase::Connecting | Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader)
-        )
+    let timed_out = reading.timed_out_unanswered()
         || reading.errno() == Some(Errno::ETIMEDOUT)
         || matches!(reading.outcome(), Outcome::TimeoutConnect | Outcome::TimeoutSend | Outcome::TimeoutRead);
-    let full = reading.accept_queue().filter(|(waiting, limit, _)| waiting > limit);
+    let full = reading.accept_queue().filter(|(waiting, limit, _)| is_full((*waiting, *limit)));
     let mut direct = false;
     let from_listener = refusal(reading);
     // A last ACK that found the queue full is repeated, and may find room: what ends the connection then is another story.

@@ -9,10 +9,10 @@ use super::{
     server_advice,
 };
 use crate::model::{
-    complaint::{Message, Phase},
     coverage::Sensor,
     evidence::{Evidence, Fact, Weight},
     net::Errno,
+    socket::is_full,
     verdict::Need,
 };
 
@@ -126,11 +126,7 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
         return None;
     }
     let broken = reading.broken().is_some();
-    let timed_out = reading.complains_of(&[Message::TimedOut])
-        && matches!(
-            reading.phase(),
-            Some(Phase::ReadingHeader | Phase::Sending | Phase::TlsHandshake | Phase::Connecting)
-        );
+    let timed_out = reading.timed_out_unanswered();
     if !(broken || timed_out) || reading.locality() == Locality::Elsewhere {
         return None;
     }
@@ -156,7 +152,7 @@ fn accepting(reading: &Reading<'_>) -> Option<Finding> {
 
     // Before the handshake is over only a full queue can be the server's doing; a packet filter's drop is another story.
     let connecting = !broken && reading.connected() != Some(true);
-    let full = last.queue.is_some_and(|(waiting, limit)| waiting > limit);
+    let full = last.queue.is_some_and(is_full);
     if reading.drops().any(|(_, reason)| is_filter_drop(reason)) || (connecting && !full) {
         return None;
     }

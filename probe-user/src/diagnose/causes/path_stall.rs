@@ -57,8 +57,7 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let by_nginx = reading.complains_of(&[Message::TimedOut])
-        && matches!(reading.phase(), Some(Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader));
+    let by_nginx = reading.timed_out_unanswered() && reading.phase() != Some(Phase::Connecting);
     let by_kernel = reading.complains_of(&[Message::ReceiveFailed, Message::SendFailed])
         && reading.errno() == Some(Errno::ETIMEDOUT);
     if !(by_nginx || by_kernel) || reading.connected() == Some(false) {

@@ -16,7 +16,7 @@ use crate::model::{
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     net::Errno,
-    socket::{SocketChange, TcpState},
+    socket::{SocketChange, TcpState, is_full},
 };
 
 /// The row.
@@ -152,7 +152,7 @@ fn exclude(finding: &mut Finding, reading: &Reading<'_>) {
                 finding.support(Some(evidence(Fact::AcceptQueue { waiting, limit }, &[event], Weight::Fits)));
                 // The queue was read at moments; the kernel counts all the time, for every listener of the namespace.
                 let refused = reading.listen_overflows();
-                if waiting > limit || refused.is_some() {
+                if is_full((waiting, limit)) || refused.is_some() {
                     finding.missing.push(need(Sensor::Host, "the accept queue as each SYN found it"));
                     finding.not_excluded(&["accept-queue-overflow"]);
                 }

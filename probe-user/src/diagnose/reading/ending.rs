@@ -87,19 +87,16 @@ impl Reading<'_> {
             return None;
         }
         // What OpenSSL found wrong in what it read has no errno, and is no end of the connection.
-        let by_tls = self.errno().is_none() && self.complaint().is_some_and(|(_, c)| c.text.starts_with("SSL_"));
+        let text = self.complaint().map_or("", |(_, complaint)| &complaint.text);
+        let by_tls = self.errno().is_none() && text.starts_with("SSL_");
         let lost = !by_tls && matches!(self.errno(), None | Some(Errno::ECONNRESET | Errno::EPIPE | Errno::ENOTCONN));
         let said = match self.complaint().map(|(_, complaint)| complaint.message) {
             Some(Message::PrematurelyClosed) => Some(Broken::Close),
-            Some(Message::TlsHandshake) if self.complaint().is_some_and(|(_, c)| c.text.starts_with("peer closed")) => {
+            Some(Message::TlsHandshake) if text.starts_with("peer closed") => {
                 Some(if self.errno().is_some() { Broken::Reset } else { Broken::Close })
             }
             // The upstream closed without taking leave in TLS, and this OpenSSL calls that an error.
-            Some(Message::ReceiveFailed)
-                if by_tls && self.complaint().is_some_and(|(_, c)| c.text.contains("unexpected eof")) =>
-            {
-                Some(Broken::Close)
-            }
+            Some(Message::ReceiveFailed) if by_tls && text.contains("unexpected eof") => Some(Broken::Close),
             Some(Message::ReceiveFailed | Message::SendFailed) if lost => Some(Broken::Reset),
             // Before it writes, nginx asks the socket: a reset can have come before that, also right after the handshake.
             Some(Message::ConnectFailed)

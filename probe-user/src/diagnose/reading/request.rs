@@ -189,20 +189,28 @@ impl Reading<'_> {
         if let Some(found) = before.filter_map(missing).last() {
             return Some(found);
         }
-        let (bytes, tcp, event) = self.owed_by_upstream()?;
         // Of an answer that was sent as nginx gave up, the acknowledgement would still be on its way.
+        let (tcp, event) = self.upstream_when_nginx_left()?;
         let long_ago = tcp.since_sent_us.is_some_and(|ago| ago > HELD_BACK_US);
+        let bytes = tcp.unacknowledged();
         (bytes > 0 && long_ago && tcp.snd_una == nginx.rcv_nxt).then(|| lost(bytes, event))
     }
 
-    /// How many bytes the upstream's kernel, this host's own, had written there and not had acknowledged when nginx gave up: the first
-    /// record of its socket since then says so, mostly that nginx's close has come. `None`: there is none.
-    pub(crate) fn owed_by_upstream(&self) -> Option<(u32, TcpCounters, EventId)> {
+    /// The counters of the upstream's socket, in this host's own kernel, by its first record since nginx gave up: mostly that nginx's close
+    /// has come. `None`: there is none.
+    pub(crate) fn upstream_when_nginx_left(&self) -> Option<(TcpCounters, EventId)> {
         let until = self.failed_at();
         let mut since = self.flow()?.sockets(Side::Upstream).filter(|(event, _)| event.at.latest >= until);
-        let (event, tcp) = since.find_map(|(event, e)| Some((event, e.socket.tcp?)))?;
-        // What nginx acknowledges by its close may have been on the way that very moment.
-        Some((tcp.unacknowledged(), tcp, event.id))
+        since.find_map(|(event, e)| Some((e.socket.tcp?, event.id)))
+    }
+
+    /// nginx's timer ran out before any answer began.
+    pub(crate) fn timed_out_unanswered(&self) -> bool {
+        self.complains_of(&[Message::TimedOut])
+            && matches!(
+                self.phase(),
+                Some(Phase::Connecting | Phase::TlsHandshake | Phase::Sending | Phase::ReadingHeader)
+            )
     }
 
     /// The upstream's kernel took the whole request.
