@@ -8,7 +8,8 @@ use crate::model::{
     case::{Case, CaseId, EarlierFailure, Request},
     complaint::{Complaint, Message},
     coverage::{CaseCoverage, Sensor},
-    event::{Body, Event},
+    event::{Body, Event, EventId},
+    flow::Side,
     host::{Configuration, HostFact},
     net::{Address, Errno},
     nginx::NginxStatus,
@@ -211,7 +212,7 @@ fn host(
     processes: &[Event],
     worker: Option<Pid>,
     began: Moment,
-) -> Vec<(crate::model::event::EventId, At, HostFact)> {
+) -> Vec<(EventId, At, HostFact)> {
     let mut questions = BTreeSet::new();
     questions.extend(worker.map(Question::OpenFiles));
     for attempt in list {
@@ -240,7 +241,45 @@ fn host(
             _ => {}
         }
     }
-    correlator.host.about(&questions, began)
+    let mut facts = correlator.host.about(&questions, began);
+    for attempt in list {
+        translated(correlator, attempt, began, &mut facts);
+    }
+    facts
+}
+
+/// Of an upstream whose address this host translates, what is known of the address that the connection was led to.
+fn translated(correlator: &Correlator, attempt: &Attempt, began: Moment, facts: &mut Vec<(EventId, At, HostFact)>) {
+    let Some((flow, asked)) = attempt.flow.one().zip(attempt.upstream.as_ref().and_then(Address::ip)) else { return };
+    let Some(mine) = flow.local else { return };
+    // A table of connections forgets one that was reset. What was seen of its other end was seen where all of them are led.
+    let other_end_seen =
+        || flow.sockets(Side::Upstream).next().is_some() || flow.resets_sent_by_upstream().next().is_some();
+    let told = correlator.translations.of(mine, asked);
+    let Some((id, at, mut fact)) =
+        told.or_else(|| correlator.translations.of_any(asked).filter(|_| other_end_seen())).cloned()
+    else {
+        return;
+    };
+    let HostFact::Translated { local, to, netns, .. } = &mut fact else { return };
+    *local = mine;
+    let (to, netns) = (*to, *netns);
+    facts.push((id, at, fact));
+    // What was found there later says nothing about what would have been seen there.
+    let first = Some(flow).filter(|flow| flow.seen_from_start).and_then(|flow| flow.events.front());
+    let since = correlator.translations.watched_since(to);
+    if first.zip(since).is_none_or(|(first, since)| since > first.at.earliest) {
+        return;
+    }
+    facts.retain(|(.., fact)| !matches!(fact, HostFact::Listeners { upstream, .. } if *upstream == asked));
+    let question = Question::Listeners { upstream: to, netns: netns.filter(|_| to.ip().is_loopback()) };
+    let there = correlator.host.about(&BTreeSet::from([question]), began);
+    facts.extend(there.into_iter().map(|(id, at, mut fact)| {
+        if let HostFact::Listeners { upstream, .. } | HostFact::Served { upstream, .. } = &mut fact {
+            *upstream = asked;
+        }
+        (id, at, fact)
+    }));
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {

@@ -45,6 +45,15 @@ pub enum Question {
         /// nginx's network namespace.
         netns: Option<u32>,
     },
+    /// Where does this host's address translation lead this connection of nginx?
+    Translation {
+        /// nginx's end.
+        local: SocketAddr,
+        /// The upstream.
+        upstream: SocketAddr,
+        /// nginx's network namespace.
+        netns: Option<u32>,
+    },
     /// How many files has the whole system open?
     SystemFiles,
     /// What does this name of the configuration resolve to, for this nginx?
@@ -160,6 +169,8 @@ impl Host {
                 }
                 question
             }
+            // Remembered by `translated`.
+            HostFact::Translated { .. } => return,
             HostFact::OtherListeners { pid, .. } => Question::OtherListeners(*pid),
             HostFact::Route { upstream, netns, .. } => Question::Route { upstream: *upstream, netns: *netns },
             HostFact::LocalPorts { upstream, netns, .. } => Question::LocalPorts { upstream: *upstream, netns: *netns },

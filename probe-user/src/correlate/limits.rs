@@ -101,3 +101,8 @@ pub const ATTEMPTS: u32 = 4_096;
 
 /// Old things are forgotten at whole seconds, so that it does not matter how often time is told.
 pub const SECOND_NS: u64 = 1_000_000_000;
+
+/// Connections, and addresses they were led to, of which a translation is remembered.
+pub const TRANSLATIONS: usize = 1_024;
+/// So many connections are asked about in a second: in a storm one is like the other.
+pub const TRANSLATIONS_ASKED: u32 = 64;

@@ -93,7 +93,7 @@ impl Correlator {
         });
         events.extend(self.flows.told_by());
         events.extend(self.notable.events().map(|event| event.id));
-        events.extend(self.host.events());
+        events.extend(self.host.events().chain(self.translations.events()));
         events.extend(self.unix.events());
         for (key, made) in self.connections.all() {
             let following =

@@ -22,6 +22,7 @@ mod sensors;
 mod served;
 mod status;
 mod telling;
+mod translated;
 mod tuple;
 mod unheard;
 mod unix;
@@ -39,6 +40,7 @@ use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
 use telling::Telling;
+use translated::Translations;
 use unix::UnixConnections;
 use wire::Wires;
 use written::{Heard, Written};
@@ -101,6 +103,7 @@ pub struct Correlator {
     notable: Notable,
     unix: UnixConnections,
     connections: Connections,
+    translations: Translations,
     /// Workers that were heard from inside. As many as there are workers; a host's pids are bounded.
     speaking: BTreeSet<Pid>,
     /// Error lines of requests that nginx itself tells about: they have the whole text.
@@ -150,6 +153,7 @@ impl Correlator {
             notable: Notable::new(limits),
             unix: UnixConnections::default(),
             connections: Connections::default(),
+            translations: Translations::default(),
             speaking: BTreeSet::new(),
             written: Written::default(),
             heard: Heard::default(),
@@ -187,6 +191,8 @@ impl Correlator {
             self.wires.packet(event, packet);
             return;
         }
+        let canonical = self.translations.canonical(event, &mut self.flows);
+        let event = canonical.as_ref();
         self.flows.handle(event);
         self.notable.handle(event);
         self.unix.handle(event);
@@ -197,6 +203,7 @@ impl Correlator {
             Body::Coverage(coverage) => self.coverage(event.at, coverage),
             Body::Host(fact) => {
                 self.host.learn(event, fact);
+                self.learn_translation(event, fact);
                 for address in self.host.new_upstreams() {
                     self.flows.add_upstream(address);
                 }

@@ -6,6 +6,7 @@ use super::{Correlator, Question, lines::peer_of};
 use crate::model::{
     complaint::{Message, Phase},
     event::{Body, Event},
+    host::HostFact,
     net::{Address, Errno},
     nginx::NginxLog,
     process::Pid,
@@ -30,6 +31,12 @@ impl Correlator {
                 }
             }
         }
+        let socket = log.upstream.as_ref().and_then(|connection| connection.socket.as_ref());
+        if let Some((local, upstream)) = socket.and_then(|socket| socket.local.zip(socket.remote))
+            && self.translations.may_ask(self.now)
+        {
+            self.host.ask(Question::Translation { local, upstream, netns: self.host.netns(log.worker) }, self.now);
+        }
         if let (Message::BindFailed, Some(upstream)) = (message, upstream) {
             self.host.ask(Question::LocalPorts { upstream, netns: self.host.netns(log.worker) }, self.now);
         }
@@ -44,6 +51,15 @@ impl Correlator {
             if let Some(pid) = holder {
                 self.host.ask(Question::ProcessState(pid), self.now);
             }
+        }
+    }
+
+    /// Who is found where a connection was led is who the upstream is.
+    pub(super) fn learn_translation(&mut self, event: &Event, fact: &HostFact) {
+        self.translations.learn(event, fact);
+        if let HostFact::Translated { to, netns, .. } = fact {
+            let netns = netns.filter(|_| to.ip().is_loopback());
+            self.host.ask(Question::Listeners { upstream: *to, netns }, self.now);
         }
     }
 

@@ -39,7 +39,19 @@ pub fn find(id: &str) -> Option<&'static Cause> {
 /// Judges a case: the verdict is about what made the status, the last attempt or the failure to find one to make.
 #[must_use]
 pub fn judge(case: &Case) -> Verdict {
-    judge_reading(&Reading::of(case))
+    let reading = Reading::of(case);
+    let mut verdict = judge_reading(&reading);
+    if let Some((evidence, sentence)) = reading.translation() {
+        match &mut verdict {
+            Verdict::Explained(explanation) => {
+                explanation.because.push(evidence);
+                explanation.summary.push_str(&sentence);
+            }
+            Verdict::Contested(candidates) => candidates.iter_mut().for_each(|one| one.because.push(evidence.clone())),
+            Verdict::Unexplained { seen, .. } => seen.push(evidence),
+        }
+    }
+    verdict
 }
 
 /// The cause of each failed attempt, by the peer's name. Blackouts (`no live upstreams`) are blamed on these.

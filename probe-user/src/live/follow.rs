@@ -3,6 +3,7 @@
 mod captures;
 mod examine;
 mod functions;
+mod translated;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +21,7 @@ pub use self::captures::CaptureNews;
 use self::{
     captures::Captures,
     examine::{Examinations, Examined},
+    translated::Translated,
 };
 use super::{
     capture::{CaptureError, Statistics},
@@ -87,6 +89,7 @@ pub struct Followers {
     family: BTreeSet<(u32, u64)>,
     /// What captures that have ended had counted.
     ended_captures: Statistics,
+    translated: Translated,
 }
 
 impl Followers {
@@ -116,6 +119,7 @@ impl Followers {
             told: BTreeMap::new(),
             family: BTreeSet::new(),
             ended_captures: Statistics::default(),
+            translated: Translated::default(),
         }
     }
 
@@ -234,6 +238,7 @@ impl Followers {
                 Change::Appeared(self.follow(now, examined)?)
             });
         }
+        self.look_for_translations();
         self.tell_sensors();
         Ok(changes)
     }
@@ -374,28 +379,8 @@ impl Followers {
             let open = nginx::open_connections(&master.workers, &BTreeSet::new());
             upstreams.extend(open.into_iter().map(|(.., upstream)| upstream));
         }
-        let (servers, facts) = if self.scope.only_nginx {
-            Default::default()
-        } else {
-            self.lookup.servers(&upstreams, found.instance.netns)
-        };
-        // Before anything fails: afterwards nobody could tell who served.
-        self.tell(facts.into_iter().map(Body::Host).collect());
-        if let Some(kernel) = &mut self.kernel {
-            for address in &upstreams {
-                if let Err(error) = kernel.watch_upstream(endpoint(*address)) {
-                    tracing::warn!("upstream {address} is not watched: {error}");
-                }
-            }
-            let nginx: BTreeSet<u32> =
-                self.census.masters().iter().flat_map(|m| m.workers.iter().copied().chain([m.pid])).collect();
-            for pid in servers.iter().filter(|pid| !nginx.contains(&pid.0)) {
-                let watched = Watched { role: role::UPSTREAM, layout: 0, master: pid.0, reserved: 0 };
-                if let Err(error) = watch_living(kernel, pid.0, watched) {
-                    tracing::warn!("upstream process {pid} is not watched: {error}");
-                }
-            }
-        }
+        upstreams.extend(self.translated.destinations());
+        self.watch_addresses(&upstreams, found.instance.netns);
         upstreams
     }
 

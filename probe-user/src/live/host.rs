@@ -2,6 +2,7 @@
 
 mod answers;
 mod call;
+mod conntrack;
 mod diag;
 mod names;
 mod numbers;
@@ -67,6 +68,9 @@ impl Lookup {
             Question::OtherListeners(pid) => other_listeners(*pid).into_iter().collect(),
             Question::Route { upstream, netns } => self.route(*upstream, *netns).into_iter().collect(),
             Question::LocalPorts { upstream, netns } => self.local_ports(*upstream, *netns).into_iter().collect(),
+            Question::Translation { local, upstream, netns } => {
+                self.translation(*local, *upstream, *netns).into_iter().collect()
+            }
             Question::SystemFiles => numbers::system_files().into_iter().collect(),
             Question::Name { name, port, master } => names::resolve(name, *port, master.0).into_iter().collect(),
             Question::UnixSocket { path, worker } => self.unix_socket(path, *worker).into_iter().collect(),

@@ -90,6 +90,17 @@ pub enum Fact {
         /// For what.
         destination: Option<String>,
     },
+    /// This host led the connection elsewhere ([`super::host::HostFact::Translated`]).
+    Translated {
+        /// The upstream, as nginx has it.
+        upstream: SocketAddr,
+        /// nginx's end.
+        local: SocketAddr,
+        /// Where it went.
+        to: SocketAddr,
+        /// nginx's end as it looks from there, where it is another.
+        seen_as: Option<SocketAddr>,
+    },
     /// Local ports towards the upstream.
     LocalPorts {
         /// First and last.

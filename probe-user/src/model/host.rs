@@ -53,6 +53,20 @@ pub enum HostFact {
         /// The upstream.
         upstream: SocketAddr,
     },
+    /// This host translates the address of an upstream (DNAT: a Service of Kubernetes, a published port of a container), by its own table of
+    /// connections.
+    Translated {
+        /// The upstream, as nginx has it.
+        upstream: SocketAddr,
+        /// The connection that was asked about, nginx's end of it.
+        local: SocketAddr,
+        /// nginx's network namespace.
+        netns: Option<u32>,
+        /// Where the connection arrives.
+        to: SocketAddr,
+        /// Nginx's end as it looks from there, where that is translated as well.
+        seen_as: Option<SocketAddr>,
+    },
     /// Where else a process listens that used to serve an upstream's address.
     OtherListeners {
         /// The process.

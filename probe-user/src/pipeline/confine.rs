@@ -138,6 +138,7 @@ impl Confine {
                 | HostFact::Listeners { .. }
                 | HostFact::Route { .. }
                 | HostFact::LocalPorts { .. }
+                | HostFact::Translated { .. }
                 | HostFact::SystemFiles { .. }
                 | HostFact::Name { .. }
                 | HostFact::UnixSocket(_)

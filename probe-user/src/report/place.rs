@@ -301,6 +301,13 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
             Some(Place { side: Some(UPSTREAM), brief: cut(&format!("ListenOverflows {count}")), ..Place::default() })
         }
         HostFact::Route { kind, .. } => Some(own_host(&format!("route: {}", kind.name()))),
+        HostFact::Translated { local, to, .. } => Some(Place {
+            side: Some(NGINX),
+            from: Some(local.to_string()),
+            to: Some(to.to_string()),
+            brief: "translated (DNAT)".to_owned(),
+            ..Place::default()
+        }),
         HostFact::LocalPorts { in_use, .. } => Some(own_host(&format!("{in_use} local ports in use"))),
         HostFact::SystemFiles { open, limit } => Some(own_host(&format!("{open} of {limit} files open in all"))),
         HostFact::Name { name, .. } => Some(own_host(&format!("{} resolved", redact::text(name)))),

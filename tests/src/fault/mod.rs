@@ -30,6 +30,7 @@ mod routing;
 pub mod servers;
 mod stall;
 mod tls;
+mod translated;
 mod truncated;
 mod unix;
 mod unix_process;
@@ -122,7 +123,8 @@ impl Fault {
     /// Those of the family `connection` that have a suite of their own.
     #[must_use]
     pub fn of_connection() -> Vec<Self> {
-        [process::FAULTS, unix_process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS].concat()
+        [process::FAULTS, unix_process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS, translated::FAULTS]
+            .concat()
     }
 
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).

@@ -215,6 +215,7 @@ impl View {
             | Question::Route { .. }
             | Question::SystemFiles
             | Question::Name { .. }
+            | Question::Translation { .. }
             | Question::UnixSocket { .. } => return None,
         };
         Some(Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body: Body::Host(fact) })

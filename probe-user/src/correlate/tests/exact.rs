@@ -45,7 +45,9 @@ fn the_host_is_asked_who_listens_there() {
         );
     }
     let asked: Vec<_> = std::iter::from_fn(|| world.correlator.poll_question()).collect();
-    assert_eq!(asked, [Question::Listeners { upstream: address("127.0.0.1:8000"), netns: Some(7) }], "asked once");
+    let (local, upstream, netns) = (address("127.0.0.1:40000"), address("127.0.0.1:8000"), Some(7));
+    let expected = [Question::Listeners { upstream, netns }, Question::Translation { local, upstream, netns }];
+    assert_eq!(asked, expected, "each asked once");
 }
 
 #[test]

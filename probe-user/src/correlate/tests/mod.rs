@@ -9,6 +9,7 @@ mod lines;
 mod lists;
 mod logged;
 mod reuse;
+mod translated;
 
 use std::net::SocketAddr;
 

@@ -54,6 +54,21 @@ impl<'a> Reading<'a> {
         self.look_ups().next_back()
     }
 
+    /// Where this host's address translation led the attempt's connection, and a sentence that says so: whoever looks for the upstream's
+    /// log must know which of those behind the address it was.
+    pub(crate) fn translation(&self) -> Option<(Evidence, String)> {
+        let (wanted, from) = (self.upstream()?, self.flow()?.local?);
+        self.case.host.iter().rev().find_map(|(event, _, fact)| {
+            let HostFact::Translated { upstream, local, to, seen_as, .. } = fact else { return None };
+            if (*upstream, *local) != (wanted, from) {
+                return None;
+            }
+            let fact = Fact::Translated { upstream: wanted, local: from, to: *to, seen_as: *seen_as };
+            let sentence = format!(" This host led the connection to {to} (address translation).");
+            Some((evidence(fact, &[*event], Weight::Fits), sentence))
+        })
+    }
+
     /// Where the upstream is.
     pub(crate) fn locality(&self) -> Locality {
         // A unix socket's other end is here, whether anybody looks at it or not.

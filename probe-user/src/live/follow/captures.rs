@@ -142,6 +142,20 @@ impl Followers {
         }
     }
 
+    /// Captures the packets of these addresses as well, for every nginx of this network namespace.
+    pub(super) fn capture_also(&mut self, addresses: &BTreeSet<SocketAddr>, netns: Option<u32>) {
+        let now = clock::now();
+        let of = |(pid, followed): (&u32, &Followed)| (followed.found.instance.netns == netns).then_some(*pid);
+        for pid in self.followed.iter().filter_map(of).collect::<Vec<_>>() {
+            let Some(Followed { captures, .. }) = self.followed.get_mut(&pid) else { continue };
+            captures.towards.extend(addresses);
+            if !captures.running.is_empty() {
+                captures.stale = true;
+                self.renew(pid, now, &mut Vec::new());
+            }
+        }
+    }
+
     /// Takes out what has ended; since when.
     fn clear_ended(&mut self, pid: u32, news: &mut Vec<CaptureNews>) -> Option<Moment> {
         let Followed { captures, .. } = self.followed.get_mut(&pid)?;

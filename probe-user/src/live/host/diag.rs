@@ -61,6 +61,18 @@ pub(super) fn towards(remote: SocketAddr) -> io::Result<Vec<(u16, bool)>> {
     Ok(found)
 }
 
+/// Both ends of every connection of this network namespace, also of those that only wait (`TIME_WAIT`).
+pub(super) fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        dump(SockProtocol::NetlinkSockDiag, &request(family, !STATE_LISTEN), |_, message| {
+            let fixed = message.first_chunk::<MESSAGE>();
+            found.extend(fixed.and_then(|fixed| end(fixed, 4, 8).zip(end(fixed, 6, 24))));
+        })?;
+    }
+    Ok(found)
+}
+
 /// One end of a connection in a `struct inet_diag_msg`.
 fn end(fixed: &[u8; MESSAGE], port: usize, address: usize) -> Option<SocketAddr> {
     let port = u16::from_be_bytes([fixed[port], fixed[port + 1]]);
@@ -119,6 +131,10 @@ fn read(mut bytes: &[u8], each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool>
             NLMSG_DONE => return Ok(false),
             NLMSG_ERROR => {
                 let errno = i32::from_ne_bytes(*message.first_chunk().unwrap_or(&[0; 4]));
+                if errno == 0 {
+                    // An acknowledgement, behind the answer.
+                    return Ok(false);
+                }
                 return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
             }
             kind => each(kind, message),

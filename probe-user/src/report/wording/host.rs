@@ -23,6 +23,7 @@ pub(super) fn host_fact(fact: &HostFact) -> Option<String> {
             let to = destination.as_deref().map(|to| format!(" {}", redact::text(to))).unwrap_or_default();
             format!("the route to {}: {}{to}", upstream.ip(), kind.name())
         }
+        HostFact::Translated { upstream, local, to, seen_as, .. } => translated(*upstream, *local, *to, *seen_as),
         HostFact::LocalPorts { upstream, range, in_use, waiting, .. } => {
             format!("towards {upstream}: {}", ports(*range, *in_use, *waiting))
         }
@@ -36,6 +37,11 @@ pub(super) fn host_fact(fact: &HostFact) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+fn translated(upstream: SocketAddr, local: SocketAddr, to: SocketAddr, seen_as: Option<SocketAddr>) -> String {
+    let seen_as = seen_as.map(|other| format!(", which sees it come from {other}")).unwrap_or_default();
+    format!("address translation (conntrack): {local} > {upstream} goes to {to}{seen_as}")
 }
 
 /// A fact a verdict rests on, where it is one of these.
@@ -52,6 +58,7 @@ pub(super) fn fact(of: &Fact) -> Option<String> {
             };
             format!("{}, which listened on {upstream},{how}{by}{ago}", who(*pid, command))
         }
+        Fact::Translated { upstream, local, to, seen_as } => translated(*upstream, *local, *to, *seen_as),
         Fact::ListenOverflows { count } => {
             format!("{count} handshakes refused meanwhile for a full accept queue (TcpExtListenOverflows)")
         }

@@ -1,0 +1,101 @@
+//! An upstream whose address the host translates.
+
+use super::*;
+use crate::model::flow::Side;
+
+const MINE: &str = "10.0.0.1:40000";
+const SERVICE: &str = "10.96.0.10:80";
+const SERVER: &str = "10.244.0.5:8080";
+
+/// As it was told of another connection.
+fn told(world: &mut World, upstream: &str, seen_as: Option<&str>) {
+    let fact = HostFact::Translated {
+        upstream: address(upstream),
+        local: address("10.0.0.1:39000"),
+        netns: Some(7),
+        to: address(SERVER),
+        seen_as: seen_as.map(address),
+    };
+    world.tell(Source::Probe, Body::Host(fact));
+}
+
+fn theirs() -> Socket {
+    Socket { tcp: None, ..socket(SERVER, MINE, TcpState::Established) }
+}
+
+/// nginx's end, and the server's end as its kernel has it, which resets the connection.
+fn connect(world: &mut World) {
+    world.state(socket(MINE, SERVICE, TcpState::Established), TcpState::SynSent);
+    world.state(theirs(), TcpState::SynReceived);
+}
+
+fn reset(world: &mut World) {
+    let change = SocketChange::ResetSent { reason: None, answered: None };
+    world.tell(Source::Kernel, Body::Socket(SocketEvent { change, socket: theirs(), by: None }));
+    let closed = socket(MINE, SERVICE, TcpState::Closed);
+    world.reset_received(closed.clone());
+    world.log((1, 41), ("recv() failed", Some(Errno::ECONNRESET), HEADER), SERVICE, Some(connection(1, closed)));
+    world.answer(1, 41, 502, &[(SERVICE, 502, None)]);
+}
+
+const HEADER: &str = "reading response header from upstream";
+
+/// What of the server's end belongs to the only case's attempt, and what is told of the translation.
+fn found(world: &mut World) -> (usize, Vec<(SocketAddr, SocketAddr)>) {
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    let flow = case.attempts[0].flow.one().expect("its connection");
+    let led = case.host.iter().filter_map(|(.., fact)| match fact {
+        HostFact::Translated { local, to, .. } => Some((*local, *to)),
+        _ => None,
+    });
+    (flow.sockets(Side::Upstream).count(), led.collect())
+}
+
+#[test]
+fn the_servers_end_belongs_to_the_connection() {
+    let mut world = World::new();
+    world.upstream(SERVICE);
+    told(&mut world, SERVICE, None);
+    connect(&mut world);
+    reset(&mut world);
+    assert_eq!(found(&mut world), (2, vec![(address(MINE), address(SERVER))]));
+}
+
+/// What was not seen of its beginning would seem not to have happened.
+#[test]
+fn a_connection_from_before_is_left_alone() {
+    let mut world = World::new();
+    world.upstream(SERVICE);
+    connect(&mut world);
+    told(&mut world, SERVICE, None);
+    reset(&mut world);
+    assert_eq!(found(&mut world), (0, vec![]));
+}
+
+#[test]
+fn what_can_be_another_connection_is_left_alone() {
+    // Two Services have the same server; nginx knows the server's address as well; nginx's own end is translated too.
+    let spoilers: [fn(&mut World); 3] = [
+        |world| told(world, "10.96.0.11:80", None),
+        |world| world.upstream(SERVER),
+        |world| told(world, SERVICE, Some("10.0.0.9:40000")),
+    ];
+    for spoil in spoilers {
+        let mut world = World::new();
+        world.upstream(SERVICE);
+        told(&mut world, SERVICE, None);
+        spoil(&mut world);
+        connect(&mut world);
+        reset(&mut world);
+        assert_eq!(found(&mut world).0, 0);
+    }
+}
+
+#[test]
+fn a_recorder_keeps_what_was_told() {
+    let mut world = World::new();
+    told(&mut world, SERVICE, None);
+    let id = EventId(world.events);
+    assert!(world.correlator.memory().events.contains(&id));
+}

@@ -1,0 +1,69 @@
+//! nginx knows the upstream by an address that its host translates (DNAT), as a Service of Kubernetes or a published port of a container is.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Fault;
+use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
+use crate::line::{Confidence, Outcome};
+use crate::site::{Plan, Site};
+
+/// The faults of this file.
+pub(super) const FAULTS: &[Fault] = &[Fault {
+    apart: true,
+    ..Fault::new(
+        "upstream-crashed-translated",
+        "the upstream's worker crashes behind an address that nginx's host translates, a Service's: the second time, when it is known",
+        workers,
+        crash,
+    )
+}];
+
+const PORT: u16 = 9109;
+/// The Service's: a documentation address, which nobody has.
+const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 80)), 80);
+
+fn workers(plan: &mut Plan) {
+    const NAME: &str = "upstream-crashed-translated";
+    let address = plan.app(PORT);
+    plan.scripted(NAME, vec![address], vec![address.to_string(), "--workers".to_owned(), "1".to_owned()]);
+    let pass = format!("proxy_pass http://{SERVICE}/;");
+    plan.config.location(&format!("/{NAME}/"), &[&pass]);
+}
+
+fn crash(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let (server, proxy) = (site.app(PORT), site.lab().proxy());
+    // Without a route there would be no packet to translate.
+    proxy.ip_batch(&format!("route add {} via {}\n", SERVICE.ip(), server.ip()))?;
+    proxy.nft(&format!(
+        "table ip service {{ chain c {{ type nat hook output priority -100; ip daddr {} tcp dport {} dnat to {server}\n}}\n}}\n",
+        SERVICE.ip(),
+        SERVICE.port()
+    ))?;
+    let mut witnesses = Vec::new();
+    for known in [false, true] {
+        let exchange = site.connect()?.get("/upstream-crashed-translated/crash/11")?;
+        let attempt = Attempt::fresh(SERVICE, &[Outcome::Reset, Outcome::Closed], &[None, Some("ECONNRESET")]);
+        let expected = if known {
+            Expectation::incident(502, &["upstream-crashed"], vec![attempt])
+                .says(&["SIGSEGV", "upstream (pid "])
+                .never(&["premature-close", "upstream-reset", "upstream-killed", "upstream-exited", "network-reset"])
+        } else {
+            // Nobody watched the server yet: its end is one of several that fit.
+            let expected =
+                Expectation::incident(502, &["premature-close", "upstream-reset", "upstream-crashed"], vec![attempt]);
+            Expectation { confidence: &[Confidence::Likely, Confidence::Confirmed], ..expected }.never(&[
+                "network-reset",
+                "upstream-killed",
+                "upstream-exited",
+            ])
+        };
+        let led = format!("led the connection to {server}");
+        witnesses.push(Witness::new(exchange, expected.says(&[&led]))?);
+        sleep(Duration::from_millis(500));
+    }
+    Ok(witnesses)
+}
