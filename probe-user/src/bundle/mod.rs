@@ -12,6 +12,8 @@
 //! Opening …  the next window that does not overlap
 //! ```
 //!
+//! Any of them may stand in pieces, where it is long (see [`section`]).
+//!
 //! The first Events section of a window holds what matters from before it: the openings of connections that are still on, what nginx
 //! said of requests that are not over, how each sensor sees.
 //!

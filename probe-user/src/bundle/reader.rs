@@ -126,6 +126,10 @@ impl<R: Read> Reader<R> {
                 Found::Unknown(number) => {
                     return Ok(Part::Strange(format!("a section of kind {number}, which this version does not know")));
                 }
+                Found::TooLong(length) => {
+                    let what = format!("a section of {} MiB, more than this version reads as one", length >> 20);
+                    return Ok(Part::Strange(what));
+                }
                 Found::End { unusable: 0, .. } => return Ok(Part::End(None)),
                 Found::End { unusable, why } => {
                     let text = format!("the recording ends early: {why}; its last {unusable} bytes are of no use");

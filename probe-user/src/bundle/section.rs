@@ -5,14 +5,24 @@
 //! section  kind u8 · codec u8 · reserved u16 · stored u32 · length u32 · crc32 of these and the stored bytes · stored bytes
 //! ```
 //!
+//! What is longer than [`LONGEST`] stands in several sections of the kind [`PIECE`], one right after another, each with
+//! `kind u8 of the whole · last u8 · its bytes`. A program that does not know that kind skips them, and reads on behind them.
+//!
 //! Numbers are little-endian. The header's form is for ever: every program must be able to say which version reads a file.
 
 use std::io::{self, Read};
 
 use super::{BundleError, FORMAT, MAGIC, READABLE_SINCE};
 
-/// The most a section holds. A longer one is damage; a writer splits.
+/// The most a section holds that this program writes.
 pub const LONGEST: usize = 16 << 20;
+/// The most that is read as one: a longer one is damage, or somebody's bomb. What is split now was written as one section before, and is
+/// read as that, too: the configuration of an nginx with thousands of places takes tens of MiB.
+pub const WHOLE: usize = 256 << 20;
+/// The number of the kind that holds a part of a longer one.
+const PIECE: u8 = 6;
+/// Bytes before a piece's own.
+const PIECE_HEAD: usize = 2;
 /// Bytes before a section's stored bytes.
 const FRAME: usize = 16;
 /// The compression level: fast, because it runs beside nginx. These records shrink to a tenth nevertheless.
@@ -71,15 +81,29 @@ fn header_of(format: u16, needs: &str) -> Vec<u8> {
     bytes
 }
 
-/// A whole section. Content longer than [`LONGEST`] is the caller's mistake and would be refused when it is read.
+/// A whole section, or several if it is longer than [`LONGEST`]. Content longer than [`WHOLE`] is the caller's mistake, and is skipped when
+/// it is read.
 #[must_use]
 pub fn section(kind: Kind, content: &[u8]) -> Vec<u8> {
+    if content.len() <= LONGEST {
+        return framed(kind.number(), content);
+    }
+    let mut bytes = Vec::new();
+    let mut pieces = content.chunks(LONGEST - PIECE_HEAD).peekable();
+    while let Some(piece) = pieces.next() {
+        let is_last = u8::from(pieces.peek().is_none());
+        bytes.extend(framed(PIECE, &[&[kind.number(), is_last], piece].concat()));
+    }
+    bytes
+}
+
+fn framed(kind: u8, content: &[u8]) -> Vec<u8> {
     // Compression of bytes in memory fails only for want of memory; then they are stored as they are.
     let packed = zstd::bulk::compress(content, LEVEL).ok().filter(|packed| packed.len() < content.len());
     let (codec, stored) = packed.as_deref().map_or((codec::PLAIN, content), |packed| (codec::ZSTD, packed));
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
     let mut bytes = Vec::with_capacity(FRAME + stored.len());
-    bytes.extend([kind.number(), codec, 0, 0]);
+    bytes.extend([kind, codec, 0, 0]);
     bytes.extend(length(stored));
     bytes.extend(length(content));
     let mut hasher = crc32fast::Hasher::new();
@@ -97,6 +121,8 @@ pub enum Found {
     Whole(Kind, Vec<u8>),
     /// A whole section of a kind that this program does not know.
     Unknown(u8),
+    /// A whole one of so many bytes, which are more than are read as one.
+    TooLong(u64),
     /// The file ends, after so many bytes of an incomplete or damaged section (0: after a whole one).
     End {
         /// Bytes that could not be used.
@@ -104,6 +130,45 @@ pub enum Found {
         /// Why.
         why: &'static str,
     },
+}
+
+/// What stands in the file next.
+enum Frame {
+    /// A section, and how many bytes it takes there.
+    Section { kind: u8, content: Vec<u8>, stored: usize },
+    /// A section that is stored in a way that this program does not know.
+    Strange { kind: u8, stored: usize },
+    /// As [`Found::End`].
+    End { unusable: usize, why: &'static str },
+}
+
+/// A section that is being put together.
+#[derive(Default)]
+struct Whole {
+    kind: u8,
+    content: Vec<u8>,
+    /// Bytes that it has; more than are in `content` if they are too many.
+    length: usize,
+    /// Bytes that its parts take in the file.
+    stored: usize,
+}
+
+impl Whole {
+    fn add(&mut self, piece: &[u8]) {
+        self.length += piece.len();
+        if self.length > WHOLE {
+            self.content = Vec::new();
+        } else {
+            self.content.extend(piece);
+        }
+    }
+
+    fn found(self) -> Found {
+        if self.length > WHOLE {
+            return Found::TooLong(u64::try_from(self.length).unwrap_or(u64::MAX));
+        }
+        Kind::from_number(self.kind).map_or(Found::Unknown(self.kind), |kind| Found::Whole(kind, self.content))
+    }
 }
 
 /// The sections of a bundle, one after another.
@@ -152,48 +217,86 @@ impl<R: Read> Sections<R> {
         Self { input, ended: false }
     }
 
-    /// The next section. After damage nothing is read any more: where the next one begins is not known.
+    /// The next section, put together if it stands in pieces. After damage nothing is read any more: where the next one begins is not
+    /// known.
     pub fn read(&mut self) -> io::Result<Found> {
         if self.ended {
             return Ok(Found::End { unusable: 0, why: "" });
         }
+        let mut whole: Option<Whole> = None;
+        loop {
+            match (self.framed()?, &mut whole) {
+                (Frame::Section { kind: PIECE, content, stored }, _) => {
+                    let Some((&[kind, is_last], piece)) = content.split_first_chunk::<PIECE_HEAD>() else {
+                        return Ok(self.end(stored, "a part of a section without a beginning"));
+                    };
+                    let whole = whole.get_or_insert_with(|| Whole { kind, ..Whole::default() });
+                    whole.stored += stored;
+                    if whole.kind != kind {
+                        return Ok(self.end(whole.stored, "a section of which a part is missing"));
+                    }
+                    whole.add(piece);
+                    if is_last != 0 {
+                        return Ok(std::mem::take(whole).found());
+                    }
+                }
+                (Frame::Section { kind, content, .. }, None) => {
+                    return Ok(Whole { kind, length: 0, content, stored: 0 }.found());
+                }
+                (Frame::Strange { kind, .. }, None) => return Ok(Found::Unknown(kind)),
+                (Frame::Section { stored, .. } | Frame::Strange { stored, .. }, Some(whole)) => {
+                    return Ok(self.end(whole.stored + stored, "a section of which a part is missing"));
+                }
+                (Frame::End { unusable: 0, .. }, Some(whole)) => {
+                    return Ok(self.end(whole.stored, "cut off within a section"));
+                }
+                (Frame::End { unusable, why }, whole) => {
+                    return Ok(self.end(unusable + whole.as_ref().map_or(0, |whole| whole.stored), why));
+                }
+            }
+        }
+    }
+
+    /// The next section as it stands there.
+    fn framed(&mut self) -> io::Result<Frame> {
+        let end = |unusable, why| Ok(Frame::End { unusable, why });
         let mut frame = Vec::new();
         self.input.by_ref().take(16).read_to_end(&mut frame)?;
         let Ok(frame) = <[u8; FRAME]>::try_from(frame.as_slice()) else {
-            return Ok(self.end(frame.len(), "cut off within a section"));
+            return end(frame.len(), "cut off within a section");
         };
         let number = |at: usize| frame.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u32::from_le_bytes(*b));
         let (stored, length) = (number(4), number(8));
-        let fits = |length: u32| usize::try_from(length).is_ok_and(|length| length <= LONGEST);
+        let fits = |length: u32| usize::try_from(length).is_ok_and(|length| length <= WHOLE);
         if !fits(stored) || !fits(length) {
-            return Ok(self.end(FRAME, "a section of an impossible length"));
+            return end(FRAME, "a section of an impossible length");
         }
         let mut bytes = Vec::new();
         // Grows with what is really there, whatever the frame says.
         self.input.by_ref().take(u64::from(stored)).read_to_end(&mut bytes)?;
         let unusable = FRAME + bytes.len();
         if u32::try_from(bytes.len()) != Ok(stored) {
-            return Ok(self.end(unusable, "cut off within a section"));
+            return end(unusable, "cut off within a section");
         }
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&frame[..12]);
         hasher.update(&bytes);
         if hasher.finalize() != number(12) {
-            return Ok(self.end(unusable, "a section whose checksum is wrong"));
+            return end(unusable, "a section whose checksum is wrong");
         }
-        let length = usize::try_from(length).unwrap_or(LONGEST);
+        let length = usize::try_from(length).unwrap_or(WHOLE);
         let content = match frame[1] {
             codec::PLAIN => bytes,
-            codec::ZSTD => match zstd::bulk::decompress(&bytes, length) {
+            codec::ZSTD => match unpacked(&bytes, length) {
                 Ok(content) => content,
-                Err(_) => return Ok(self.end(unusable, "a section that cannot be decompressed")),
+                Err(_) => return end(unusable, "a section that cannot be decompressed"),
             },
-            _ => return Ok(Found::Unknown(frame[0])),
+            _ => return Ok(Frame::Strange { kind: frame[0], stored: unusable }),
         };
         if content.len() != length {
-            return Ok(self.end(unusable, "a section that is not as long as it says"));
+            return end(unusable, "a section that is not as long as it says");
         }
-        Ok(Kind::from_number(frame[0]).map_or(Found::Unknown(frame[0]), |kind| Found::Whole(kind, content)))
+        Ok(Frame::Section { kind: frame[0], content, stored: unusable })
     }
 
     /// Whether there is nothing more to read.
@@ -206,6 +309,14 @@ impl<R: Read> Sections<R> {
         self.ended = true;
         Found::End { unusable: u64::try_from(unusable).unwrap_or(u64::MAX), why: if unusable == 0 { "" } else { why } }
     }
+}
+
+/// Decompressed, as far as one byte more than it should be: grows with what really comes out, whatever the frame says.
+fn unpacked(packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let most = u64::try_from(length).unwrap_or(u64::MAX).saturating_add(1);
+    zstd::stream::read::Decoder::with_buffer(packed)?.take(most).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -276,6 +387,53 @@ mod tests {
         bomb[12..16].copy_from_slice(&hasher.finalize().to_le_bytes());
         let found = read(&[header(), bomb].concat()).unwrap();
         assert!(matches!(found.as_slice(), [Found::End { unusable: 1.., .. }]), "{found:?}");
+    }
+
+    /// Bytes that compression does not make much of.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state.to_be_bytes()[0]
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn what_is_longer_than_a_section_is_written_in_pieces_and_read_as_one() {
+        let long = noise(2 * LONGEST + 100);
+        let written = section(Kind::Events, &long);
+        let file = [header(), written.clone(), section(Kind::Evicted, b"{}")].concat();
+        let end = |unusable, why| Found::End { unusable, why };
+        let wanted =
+            [Found::Whole(Kind::Events, long.clone()), Found::Whole(Kind::Evicted, b"{}".to_vec()), end(0, "")];
+        assert!(read(&file).unwrap() == wanted);
+        // Cut in the second piece, and right behind the first.
+        let first = framed(PIECE, &[&[3, 0], &long[..LONGEST - PIECE_HEAD]].concat()).len();
+        for cut in [first + 1_000, first] {
+            let found = read(&[header(), written[..cut].to_vec()].concat()).unwrap();
+            assert_eq!(found, [end(u64::try_from(cut).unwrap(), "cut off within a section")]);
+        }
+        let missing = [header(), written[..first].to_vec(), section(Kind::Evicted, b"{}")].concat();
+        assert!(matches!(
+            read(&missing).unwrap().as_slice(),
+            [Found::End { unusable: 1.., why: "a section of which a part is missing" }]
+        ));
+    }
+
+    #[test]
+    fn what_was_written_as_one_before_is_read() {
+        let long = noise(LONGEST + 100);
+        let file = [header(), framed(Kind::Events.number(), &long), section(Kind::Evicted, b"{}")].concat();
+        assert!(read(&file).unwrap().first() == Some(&Found::Whole(Kind::Events, long)));
+    }
+
+    #[test]
+    fn what_is_longer_than_anything_is_told_and_skipped() {
+        let file = [header(), section(Kind::Events, &vec![0; WHOLE + 1]), section(Kind::Evicted, b"{}")].concat();
+        let found = read(&file).unwrap();
+        let length = u64::try_from(WHOLE + 1).unwrap();
+        assert_eq!(found[..2], [Found::TooLong(length), Found::Whole(Kind::Evicted, b"{}".to_vec())]);
     }
 
     proptest! {

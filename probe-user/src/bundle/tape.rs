@@ -33,6 +33,10 @@ use crate::model::{
 const CHUNK_NS: u64 = 1_000_000_000;
 /// … or holds so many bytes.
 const CHUNK_BYTES: usize = 256 << 10;
+/// An entry at most: what comes before a window is written in parts of some MiB and one entry more, which must be readable as one.
+const LONGEST_ENTRY: usize = section::WHOLE / 2;
+/// What is told of earlier failures in an opening, in bytes of text: thousands of them with URIs of the usual kind.
+const ASKED_BYTES: usize = 32 << 20;
 /// How often it is worth asking what still matters.
 const ASK_EVERY_NS: u64 = 2_000_000_000;
 
@@ -146,6 +150,16 @@ impl Tape {
     /// The input got its place. `behind`: it came too late for its moment, time had been told up to here.
     pub fn place(&mut self, arrival: u64, id: EventId, behind: Option<Moment>) {
         let Some((at, raw)) = self.waiting.remove(&arrival) else { return };
+        if let Raw::Finding(Entry::Finding { json, .. }) = &raw
+            && json.len() > LONGEST_ENTRY
+        {
+            // What follows has names that do not follow the last one's.
+            self.seal();
+            let why =
+                format!("a finding of the probe is longer than the {} MiB that are recorded", LONGEST_ENTRY >> 20);
+            self.let_go(Gap { from: at.earliest, to: at.latest, events: 1, why });
+            return;
+        }
         if let Some(told) = behind {
             self.open.remark(&Entry::Tick(told));
         }
@@ -304,6 +318,7 @@ impl Tape {
             asked: past.asked.iter().filter(|asked| is_before(&asked.case)).cloned().collect(),
             evicted: self.gaps.iter().filter(|gap| gap.to >= since).cloned().collect(),
         };
+        let opening = readable(opening, decided);
         let mut bytes =
             serde_json::to_vec(&opening).map(|json| section::section(Kind::Opening, &json)).unwrap_or_default();
         let first = self.sealed.front().map_or(EventId(u64::MAX), |oldest| oldest.first);
@@ -336,15 +351,41 @@ impl Tape {
                 })
             };
             let Some(gap) = gap else { break };
-            match self.gaps.back_mut() {
-                Some(last) => {
-                    last.from = last.from.min(gap.from);
-                    last.to = last.to.max(gap.to);
-                    last.events += gap.events;
-                }
-                None => self.gaps.push_back(Gap { why: "the recorder's memory was full (--memory)".to_owned(), ..gap }),
-            }
+            self.let_go(Gap { why: "the recorder's memory was full (--memory)".to_owned(), ..gap });
         }
         self.mattered = mattered;
     }
+
+    /// Remembers what is not in the stream any more; what went for the same reason is one gap.
+    fn let_go(&mut self, gap: Gap) {
+        match self.gaps.iter_mut().rev().find(|last| last.why == gap.why) {
+            Some(last) => {
+                last.from = last.from.min(gap.from);
+                last.to = last.to.max(gap.to);
+                last.events += gap.events;
+            }
+            None => self.gaps.push_back(gap),
+        }
+    }
+}
+
+/// An opening that can be read: the newest failures are kept, and the others told as a gap.
+fn readable(mut opening: Opening, decided: Moment) -> Opening {
+    let size = |asked: &Asked| asked.uri.len() + asked.host.as_ref().map_or(0, String::len);
+    let mut bytes = 0;
+    let fits = opening.asked.iter().rev().take_while(|asked| {
+        bytes += size(asked);
+        bytes <= ASKED_BYTES
+    });
+    let too_many = opening.asked.len() - fits.count();
+    if let Some(oldest) = opening.asked.drain(..too_many).map(|asked| asked.at).min() {
+        let why = "requests that failed before are more than a recording's opening holds".to_owned();
+        opening.evicted.push(Gap {
+            from: oldest,
+            to: decided,
+            events: u64::try_from(too_many).unwrap_or(u64::MAX),
+            why,
+        });
+    }
+    opening
 }

@@ -8,10 +8,12 @@ use crate::{
         packets::Interface,
         reader::{Part, Reader},
     },
+    decode::config,
     model::{
         case::CaseKind,
         coverage::{Coverage, Sensor, Sight},
         event::Body,
+        host::{HostFact, NginxInstance},
         packet::{Direction, LinkType},
     },
 };
@@ -222,6 +224,82 @@ fn a_full_memory_lets_go_the_oldest_and_says_so() {
     let held = read(&run.file);
     let [gap] = held.openings[0].evicted.as_slice() else { panic!("{:?}", held.openings) };
     assert_eq!((gap.from, gap.events + u64::try_from(held.records.len()).unwrap()), (Moment(SECOND), 20_000));
+}
+
+/// What `nginx -T` says of a host with so many locations.
+fn locations(count: usize) -> HostFact {
+    let location = |number| format!("location /{number}/ {{ proxy_pass http://10.0.0.1:8000; }}");
+    let locations = (0..count).map(location).collect::<Vec<_>>().join("\n");
+    let names = (0..30).map(|number| format!("shop-{number}.example")).collect::<Vec<_>>().join(" ");
+    let text = format!("http {{ server {{ server_name {names}; {locations} }} }}");
+    HostFact::Nginx(NginxInstance {
+        master: Pid(7),
+        workers: vec![Pid(8)],
+        version: None,
+        netns: None,
+        configuration: Some(config::decode(&text).unwrap().configuration),
+    })
+}
+
+#[test]
+fn a_configuration_with_thousands_of_places_is_recorded_and_read() {
+    let fact = Body::Host(locations(18_000));
+    let entry = finding(At::exactly(Moment(SECOND)), &fact).unwrap();
+    let Entry::Finding { json, .. } = &entry else { panic!() };
+    assert!(json.len() > section::LONGEST, "{}", json.len());
+    let mut run = Run::new(bounds());
+    // Once in the newest part, and once long before it.
+    run.record(SECOND, b"before");
+    run.event(SECOND, Raw::Finding(entry));
+    run.record(2 * SECOND, b"behind");
+    run.pass(2, 3, &[]);
+    run.case(1, 3 * SECOND);
+    run.pass(4, 100, &[]);
+    run.record(100 * SECOND, b"later");
+    run.case(2, 100 * SECOND);
+    let held = read(&run.file);
+    assert_eq!((held.findings, held.marks), (2, 2));
+    assert_eq!(held.records, [b"before".to_vec(), b"behind".to_vec(), b"later".to_vec()]);
+}
+
+#[test]
+fn what_nobody_could_read_is_left_out_and_said() {
+    let mut run = Run::new(bounds());
+    let json = vec![b' '; LONGEST_ENTRY + 1].into();
+    run.record(SECOND, b"before");
+    run.event(SECOND, Raw::Finding(Entry::Finding { at: At::exactly(Moment(SECOND)), json }));
+    let matters = run.record(SECOND, b"behind");
+    run.pass(2, 3, &[]);
+    run.case(1, 3 * SECOND);
+    run.pass(4, 100, &[matters]);
+    run.case(2, 100 * SECOND);
+    let held = read(&run.file);
+    let [gap] = held.openings[0].evicted.as_slice() else { panic!("{:?}", held.openings) };
+    assert!(gap.events == 1 && gap.why.contains("128 MiB"), "{gap:?}");
+    // Whoever is named by its place is still found there.
+    assert_eq!(held.records, [b"before".to_vec(), b"behind".to_vec(), b"behind".to_vec()]);
+}
+
+#[test]
+fn an_opening_never_holds_more_than_can_be_read() {
+    let asked = |number: u64| Asked {
+        host: None,
+        uri: "x".repeat(4 << 20),
+        status: Some(502),
+        case: format!("20261121T140207.331204-{number:06}"),
+        at: Moment(number),
+    };
+    let past = Past { asked: (1..=10).map(asked).collect(), ..Past::default() };
+    let mut run = Run::new(bounds());
+    let mark = Mark { id: "a-11".to_owned(), kind: CaseKind::Incident, cause: "unknown".to_owned() };
+    run.tape.case(11, Moment(SECOND), &mark, &past);
+    run.write();
+    let held = read(&run.file);
+    let opening = &held.openings[0];
+    assert!(!opening.asked.is_empty() && opening.asked.len() < 10);
+    assert_eq!(opening.asked.last(), past.asked.last(), "the newest are kept");
+    let left_out = u64::try_from(10 - opening.asked.len()).unwrap();
+    assert!(opening.evicted.iter().any(|gap| gap.events == left_out && gap.why.contains("failed")), "{opening:?}");
 }
 
 fn file() -> Vec<u8> {

@@ -10,6 +10,8 @@ use crate::model::host::{Pass, Place, Takes};
 
 /// Places at most: a configuration generated for thousands of hosts is not kept whole for the sake of a sentence.
 const PLACES: usize = 20_000;
+/// What they may take together, in bytes of text: each names its server's names and what is in force anew.
+const BYTES: usize = 32 << 20;
 
 /// Beginnings of directives of modules that can make any answer.
 const SCRIPTS: &[&str] =
@@ -19,7 +21,7 @@ const SCRIPTS: &[&str] =
 pub(super) fn of_http(http: &[Directive]) -> Vec<Place> {
     let scope = inherit::scope(&Scope::new(), http);
     let errors = error_pages(http).unwrap_or_default();
-    let mut places = Vec::new();
+    let mut places = Places::default();
     for (number, server) in super::blocks(http, "server").enumerate() {
         let names: Vec<String> = server
             .iter()
@@ -28,14 +30,34 @@ pub(super) fn of_http(http: &[Directive]) -> Vec<Place> {
             .collect();
         let root = Place { server: number, names, ..Place::default() };
         walk(&root, server, &scope, &errors, &mut places);
-        if places.len() > PLACES {
-            return Vec::new();
-        }
     }
-    places
+    if places.are_too_many() { Vec::new() } else { places.all }
 }
 
-fn walk(like: &Place, directives: &[Directive], around: &Scope<'_>, errors: &[String], places: &mut Vec<Place>) {
+/// The places, and what they take.
+#[derive(Default)]
+struct Places {
+    all: Vec<Place>,
+    bytes: usize,
+}
+
+impl Places {
+    fn push(&mut self, place: Place) {
+        let values = place.values.iter().map(|(name, value)| name.len() + value.len());
+        let names = place.names.iter().chain(&place.answers_502).map(String::len);
+        self.bytes += values.chain(names).sum::<usize>();
+        self.all.push(place);
+    }
+
+    const fn are_too_many(&self) -> bool {
+        self.all.len() > PLACES || self.bytes > BYTES
+    }
+}
+
+fn walk(like: &Place, directives: &[Directive], around: &Scope<'_>, errors: &[String], places: &mut Places) {
+    if places.are_too_many() {
+        return;
+    }
     let scope = inherit::scope(around, directives);
     // `error_page` is inherited only where none stands.
     let errors = error_pages(directives).unwrap_or_else(|| errors.to_vec());

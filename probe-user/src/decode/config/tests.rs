@@ -211,3 +211,15 @@ proptest! {
         let _ = decode(&text.into_iter().collect::<String>());
     }
 }
+
+#[test]
+fn places_are_kept_only_as_far_as_they_are_of_use() {
+    let with = |names: usize, locations: usize| {
+        let names = (0..names).map(|number| format!("{number:01000}.example")).collect::<Vec<_>>().join(" ");
+        let locations = "location / { return 204; }".repeat(locations);
+        decode(&format!("http {{ server {{ server_name {names}; {locations} }} }}")).unwrap().configuration.places.len()
+    };
+    assert_eq!(with(10, 1_000), 1_001);
+    // Each location has the names of its server: a megabyte of them in 10,000 places are gigabytes.
+    assert_eq!(with(1_000, 10_000), 0);
+}
