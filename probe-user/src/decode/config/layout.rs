@@ -1,5 +1,8 @@
 //! The blocks of a configuration with everything that is in force in each of them, and the places where nginx hands requests on.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -41,8 +44,18 @@ pub struct Line {
     pub place: Place,
 }
 
-/// Directive → its lines that are in force. A block that has a directive replaces all lines of the blocks around.
+/// Directive → its lines in one block.
 pub type Settings = BTreeMap<String, Vec<Line>>;
+
+/// What is in force in a block. Those inside share it: of thousands of blocks none repeats what stands around it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Scope {
+    own: Settings,
+    around: Option<Arc<Scope>>,
+}
+
+/// Variables with the literal values they may have.
+type Variables = BTreeMap<String, Arc<BTreeSet<String>>>;
 
 /// What kind of block it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,13 +82,11 @@ pub struct Block {
     /// Where it begins.
     pub place: Place,
     /// Names of the server around it, where there is one.
-    pub server_names: Vec<String>,
-    /// What is in force in it.
-    pub settings: Settings,
+    pub server_names: Arc<[String]>,
     /// What is written in it.
     pub own: Vec<Line>,
-    /// Variables with the literal values they may have here.
-    variables: BTreeMap<String, BTreeSet<String>>,
+    scope: Arc<Scope>,
+    variables: Arc<Variables>,
 }
 
 /// An `upstream` block.
@@ -202,13 +213,14 @@ impl Block {
     /// The first argument of a directive that is in force here.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.settings.get(name)?.last()?.arguments.first().map(String::as_str)
+        self.lines(name).last()?.arguments.first().map(String::as_str)
     }
 
-    /// The lines of a directive that are in force here.
+    /// The lines of a directive that are in force here. A block that has a directive replaces all lines of the blocks around.
     #[must_use]
     pub fn lines(&self, name: &str) -> &[Line] {
-        self.settings.get(name).map_or(&[], Vec::as_slice)
+        let mut scopes = std::iter::successors(Some(&self.scope), |scope| scope.around.as_ref());
+        scopes.find_map(|scope| scope.own.get(name)).map_or(&[], Vec::as_slice)
     }
 
     /// `location /api/`, `server shop.example`.
@@ -252,10 +264,10 @@ pub fn read(text: &str) -> Result<Layout, ConfigError> {
         kind: Kind::Main,
         arguments: Vec::new(),
         place: Place::default(),
-        server_names: Vec::new(),
-        settings: Settings::new(),
+        server_names: Arc::default(),
         own: Vec::new(),
-        variables: BTreeMap::new(),
+        scope: Arc::default(),
+        variables: Arc::default(),
     };
     layout.walk(&tree.directives, main);
     let events = super::blocks(&tree.directives, "events");
@@ -271,7 +283,7 @@ impl Layout {
         for line in &block.own {
             own.entry(line.name.clone()).or_default().push(line.clone());
         }
-        block.settings.extend(own);
+        block.scope = Arc::new(Scope { own, around: Some(block.scope) });
         for directive in inside {
             let words = directive.arguments.as_slice();
             match (directive.name.as_str(), words) {
@@ -300,25 +312,43 @@ impl Layout {
             let names = block.lines("server_name").iter().flat_map(|line| line.arguments.clone());
             block.server_names = names.filter(|name| !name.is_empty()).collect();
         }
-        let around = block.clone();
+        let (kind_around, server_names) = (block.kind, Arc::clone(&block.server_names));
+        let (scope, variables) = (Arc::clone(&block.scope), Arc::clone(&block.variables));
         self.blocks.push(block);
         for directive in inside {
-            let kind = match (around.kind, directive.name.as_str()) {
+            let kind = match (kind_around, directive.name.as_str()) {
                 (Kind::Main, "http") => Kind::Http,
                 (Kind::Http, "server") => Kind::Server,
                 (Kind::Server | Kind::Location, "location") => Kind::Location,
                 (Kind::Server | Kind::Location, "if" | "limit_except") => Kind::Condition,
                 _ => continue,
             };
-            let inner =
-                Block { kind, arguments: directive.arguments.clone(), place: place(directive), ..around.clone() };
+            let inner = Block {
+                kind,
+                arguments: directive.arguments.clone(),
+                place: place(directive),
+                server_names: Arc::clone(&server_names),
+                own: Vec::new(),
+                scope: Arc::clone(&scope),
+                variables: Arc::clone(&variables),
+            };
             self.walk(directive.block.as_deref().unwrap_or_default(), inner);
         }
     }
 }
 
-fn add(variables: &mut BTreeMap<String, BTreeSet<String>>, name: &str, value: &str) {
-    variables.entry(name.trim_start_matches('$').to_owned()).or_default().insert(value.to_owned());
+/// One more value. Of too many, none is followed: one more than can be is as good as a hundred thousand.
+fn add(variables: &mut Arc<Variables>, name: &str, value: &str) {
+    let name = name.trim_start_matches('$');
+    let is_of_no_use = |values: &Arc<BTreeSet<String>>| {
+        // A value that is not literal keeps the variable as it is, whatever else it may be.
+        values.contains(value)
+            || values.len() > VALUES && (!value.contains('$') || values.iter().any(|v| v.contains('$')))
+    };
+    if !variables.get(name).is_some_and(is_of_no_use) {
+        let values = Arc::make_mut(variables).entry(name.to_owned()).or_default();
+        Arc::make_mut(values).insert(value.to_owned());
+    }
 }
 
 fn place(directive: &Directive) -> Place {
@@ -375,7 +405,7 @@ fn passes(layout: &Layout, index: usize) -> Vec<Pass> {
 }
 
 /// The texts a word may stand for; what has no known value keeps its variables.
-fn substitute(word: &str, variables: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+fn substitute(word: &str, variables: &Variables) -> Vec<String> {
     let mut texts = vec![word.to_owned()];
     // A value may not hold another variable, so one round for each variable is enough.
     for _ in 0..4 {
@@ -400,10 +430,7 @@ fn substitute(word: &str, variables: &BTreeMap<String, BTreeSet<String>>) -> Vec
 }
 
 /// The first variable in a text that has known values: where it begins and ends, and what they are.
-fn known_variable<'a>(
-    text: &str,
-    variables: &'a BTreeMap<String, BTreeSet<String>>,
-) -> Option<(usize, usize, &'a BTreeSet<String>)> {
+fn known_variable<'a>(text: &str, variables: &'a Variables) -> Option<(usize, usize, &'a BTreeSet<String>)> {
     for (start, _) in text.match_indices('$') {
         let rest = &text[start + 1..];
         let (name, end) = if let Some(braced) = rest.strip_prefix('{') {
@@ -420,66 +447,4 @@ fn known_variable<'a>(
         }
     }
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::net::Address;
-
-    fn layout(text: &str) -> Layout {
-        read(text).unwrap()
-    }
-
-    #[test]
-    fn a_pass_has_what_is_in_force_where_it_stands() {
-        let text = "http {\n proxy_read_timeout 5s;\n proxy_set_header A 1; proxy_set_header B 2;\n server {\n  server_name shop.example;\n  location /api/ {\n   proxy_set_header C 3;\n   proxy_pass https://app.example/v1/;\n  }\n } }";
-        let layout = layout(text);
-        let [pass] = layout.passes.as_slice() else { panic!("{:?}", layout.passes) };
-        assert_eq!((pass.place.line, pass.tls, pass.host.as_str()), (8, true, "app.example"));
-        assert_eq!(pass.target, Target::Name("app.example".into(), Some(443)));
-        assert_eq!(pass.uri.as_deref(), Some("/v1/"));
-        assert_eq!(layout.of_pass(pass, "read_timeout"), Some("5s"));
-        let block = layout.block_of(pass).unwrap();
-        let headers: Vec<_> = block.lines("proxy_set_header").iter().map(|line| line.arguments.join("=")).collect();
-        assert_eq!(headers, ["C=3"], "the block's own lines replace those around");
-        assert_eq!(block.server_names, ["shop.example"]);
-        assert_eq!(block.title(), "location /api/");
-        assert_eq!(pass.place.to_string(), "line 8");
-    }
-
-    #[test]
-    fn variables_with_literal_values_are_followed() {
-        let text = concat!(
-            "http { map $host $pool { default app1:81; b.example app2:82; }\n",
-            "server { set $up http://127.0.0.1:8000; location / { proxy_pass $up; }\n",
-            "location /b { proxy_pass http://$pool$request_uri; } location /c { proxy_pass http://$arg_x; } } }"
-        );
-        let layout = layout(text);
-        let found: Vec<_> = layout.passes.iter().map(|pass| (pass.target.clone(), pass.at_run_time)).collect();
-        let expected = [
-            (Target::Address(Address::parse("127.0.0.1:8000").unwrap()), true),
-            (Target::Name("app1".into(), Some(81)), true),
-            (Target::Name("app2".into(), Some(82)), true),
-            (Target::Variable, true),
-        ];
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn unix_sockets_and_other_protocols() {
-        let text = "http { server { location /a { fastcgi_pass unix:/run/php.sock; } location /b { proxy_pass http://unix:/run/x.sock:/y; } location /c { grpc_pass grpcs://h:1; } } }";
-        let layout = layout(text);
-        let hosts: Vec<_> = layout
-            .passes
-            .iter()
-            .map(|pass| (pass.protocol, pass.host.as_str(), pass.uri.as_deref(), pass.tls))
-            .collect();
-        let expected = [
-            (Protocol::FastCgi, "unix:/run/php.sock", None, false),
-            (Protocol::Http, "unix:/run/x.sock", Some("/y"), false),
-            (Protocol::Grpc, "h:1", None, true),
-        ];
-        assert_eq!(hosts, expected);
-    }
 }
