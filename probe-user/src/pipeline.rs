@@ -19,6 +19,7 @@ use crate::{
 pub use crate::{
     correlate::{
         Question, Settings,
+        crowded::{Forgotten, WHY as CROWDED},
         limits::Limits,
         memory::{AskedFor, Memory, Resume},
     },
@@ -197,6 +198,12 @@ impl Pipeline {
     #[must_use]
     pub const fn late(&self) -> u64 {
         self.merge.late()
+    }
+
+    /// Events that were forgotten although they might have explained a failure; cases they might have explained say so.
+    #[must_use]
+    pub const fn crowded_out(&self) -> u64 {
+        self.correlator.crowded_out()
     }
 
     /// Connections remembered.

@@ -32,7 +32,7 @@ use crate::{
         event::{Body, Source},
         time::{At, Moment},
     },
-    pipeline::Arrival,
+    pipeline::{Arrival, CROWDED},
     redact::Level,
     report::json,
 };
@@ -64,6 +64,7 @@ pub(super) struct Session<'a> {
     /// Up to when it was asked what was lost.
     pub(super) counted: Mark,
     pub(super) crowded_out: u64,
+    pub(super) forgotten: u64,
     pub(super) strange_accesses: u64,
     /// Deliveries when it was asked last what was lost.
     pub(super) deliveries: usize,
@@ -102,6 +103,7 @@ impl<'a> Session<'a> {
             counted: intake.mark(LOSSES_WANTED_NS),
             intake,
             crowded_out: 0,
+            forgotten: 0,
             strange_accesses: 0,
             deliveries: 0,
             unsaid: BTreeMap::new(),
@@ -300,15 +302,21 @@ impl Session<'_> {
         self.strange_accesses = strange;
         for (sensor, count, why) in news.into_iter().filter(|(_, count, _)| *count > 0) {
             self.intake.deliver(Delivery::Arrivals(lost(span, sensor, count, why)));
-            self.unsaid
-                .entry(why)
-                .and_modify(|(sum, when)| {
-                    *sum += count;
-                    when.latest = span.latest;
-                })
-                .or_insert((count, span));
+            self.will_say(count, why, span);
         }
+        // The thinking thread knows it before anybody, and the cases say it already.
+        let forgotten = self.counts.forgotten.load(Ordering::Relaxed);
+        self.will_say(forgotten - self.forgotten, CROWDED, span);
+        self.forgotten = forgotten;
         self.counted.set(now);
+    }
+
+    fn will_say(&mut self, count: u64, why: &'static str, span: At) {
+        if count > 0 {
+            let (sum, when) = self.unsaid.entry(why).or_insert((0, span));
+            *sum += count;
+            when.latest = span.latest;
+        }
     }
 
     /// The same where anything was delivered since, and at least once a second.
@@ -359,7 +367,11 @@ impl Session<'_> {
     }
 
     pub(super) fn events_lost(&self) -> u64 {
-        self.losses.ring_full + self.losses.map_full + self.missed.values().sum::<u64>() + self.crowded_out
+        self.losses.ring_full
+            + self.losses.map_full
+            + self.missed.values().sum::<u64>()
+            + self.crowded_out
+            + self.forgotten
     }
 
     pub(super) fn report_trouble(&self) {

@@ -131,6 +131,19 @@ impl Gap {
     }
 }
 
+/// Events of one second that the run could not remember although they might have explained a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// From.
+    pub from: Moment,
+    /// Until when they might have mattered.
+    pub to: Moment,
+    /// The name of what had seen them.
+    pub sensor: String,
+    /// How many.
+    pub events: u64,
+}
+
 /// A window begins: where the run stood.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -149,6 +162,8 @@ pub struct Opening {
     pub asked: Vec<Asked>,
     /// What should be in the window and was let go for want of memory.
     pub evicted: Vec<Gap>,
+    /// What the run itself had forgotten by then.
+    pub forgotten: Vec<Forgotten>,
 }
 
 /// Windows that the limits of the file made the recorder take out again.

@@ -18,7 +18,7 @@ use self::{
 };
 use super::{
     entry::Entry,
-    manifest::{Asked, Earlier, Gap, Mark, Opening},
+    manifest::{Asked, Earlier, Forgotten, Gap, Mark, Opening},
     packets::CapturedPacket,
     section::{self, Kind},
 };
@@ -79,6 +79,8 @@ pub struct Past<'a> {
     pub earlier: &'a [EarlierFailure],
     /// Requests that failed.
     pub asked: Vec<Asked>,
+    /// What the run could not remember.
+    pub forgotten: Vec<Forgotten>,
     /// The earliest decision that still waits.
     pub undecided_since: Option<Moment>,
 }
@@ -317,6 +319,7 @@ impl Tape {
             earlier: past.earlier.iter().filter(|failure| is_before(&failure.case.0)).map(Earlier::from).collect(),
             asked: past.asked.iter().filter(|asked| is_before(&asked.case)).cloned().collect(),
             evicted: self.gaps.iter().filter(|gap| gap.to >= since).cloned().collect(),
+            forgotten: past.forgotten.clone(),
         };
         let opening = readable(opening, decided);
         let mut bytes =

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Correlator, Decided, Question, attempts, lines, wire};
+use super::{Correlator, Decided, Question, attempts, crowded, limits::NOTABLE_REACH_NS, lines, wire};
 use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
@@ -17,10 +17,6 @@ use crate::model::{
     socket::Syscall,
     time::{At, Moment, WallClock},
 };
-
-/// How long before the decision something that happened to a process can still be its reason: a process that died before the request
-/// began explains a refused connection, and health checks and restarts are that far apart.
-const PROCESS_WINDOW_NS: u64 = 10_000_000_000;
 
 /// Blackouts without a configuration at hand: nginx's default `fail_timeout`.
 const FAIL_TIMEOUT_NS: u64 = 10_000_000_000;
@@ -40,7 +36,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         (None, None) => Some(decided.request.key.worker),
         (None, Some(_)) => None,
     };
-    let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(PROCESS_WINDOW_NS), until);
+    let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(NOTABLE_REACH_NS), until);
     let list = match (&decided.from_lines, &decided.from_wire) {
         (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), group),
         (None, Some(group)) => group.attempts.clone(),
@@ -48,7 +44,7 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
     let holders: Vec<Pid> = list.iter().filter_map(|attempt| attempt.holder()).map(|(pid, _)| pid).collect();
-    let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(PROCESS_WINDOW_NS), until);
+    let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(NOTABLE_REACH_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
     let instance = match worker {
         Some(worker) => correlator.host.instance_of(worker),
@@ -283,7 +279,10 @@ fn translated(correlator: &Correlator, attempt: &Attempt, began: Moment, facts: 
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {
-    let lost: Vec<_> = correlator.losses.iter().filter(|(at, ..)| at.overlaps(&span)).collect();
+    // What was told to be lost, and what could not be remembered until now.
+    let told = correlator.losses.iter().map(|(at, sensor, count, why)| (*at, *sensor, *count, why.as_str()));
+    let crowded = correlator.notable.forgotten().map(|lost| (lost.at, Some(lost.sensor), lost.count, crowded::WHY));
+    let lost: Vec<_> = told.chain(crowded).filter(|(at, ..)| at.overlaps(&span)).collect();
     let of_packets = |sensor: &Option<Sensor>| *sensor == Some(Sensor::Packets);
     let of_logs = |sensor: &Option<Sensor>| matches!(sensor, Some(Sensor::ErrorLog | Sensor::AccessLog));
     CaseCoverage {
@@ -300,6 +299,6 @@ fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage 
             .filter_map(|(_, sensor, count, _)| Some(((*sensor)?, *count)))
             .collect(),
         packets_dropped: lost.iter().filter(|(_, sensor, ..)| of_packets(sensor)).map(|(.., count, _)| count).sum(),
-        losses: lost.into_iter().map(|(at, _, count, why)| (*at, *count, why.clone())).collect(),
+        losses: lost.into_iter().map(|(at, _, count, why)| (at, count, why.to_owned())).collect(),
     }
 }

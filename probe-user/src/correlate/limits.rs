@@ -80,6 +80,10 @@ pub const REQUEST_PATIENCE_NS: u64 = 900_000_000_000;
 /// Exits, signals and failed system calls are remembered this long; the longest delay between a cause and its 502 is a read timeout.
 pub const NOTABLE_LINGER_NS: u64 = 120_000_000_000;
 
+/// How long before the decision something that happened to a process can still be its reason: a process that died before the request
+/// began explains a refused connection, and health checks and restarts are that far apart.
+pub const NOTABLE_REACH_NS: u64 = 10_000_000_000;
+
 /// Failures are remembered this long for blackouts; `fail_timeout` is 10 s by default, and 60 s is the most that is common.
 pub const FAILURE_LINGER_NS: u64 = 120_000_000_000;
 

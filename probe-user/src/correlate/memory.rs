@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use super::Correlator;
+use super::{Correlator, crowded::Forgotten};
 use crate::model::{
     case::{CaseId, EarlierFailure},
     event::{Body, EventId},
@@ -44,6 +44,8 @@ pub struct Memory {
     pub earlier: Vec<EarlierFailure>,
     /// Requests that failed: the same may be answered from nginx's cache later.
     pub asked: Vec<AskedFor>,
+    /// What could not be remembered.
+    pub forgotten: Vec<Forgotten>,
     /// The earliest decision that still waits for its late evidence.
     pub undecided_since: Option<Moment>,
 }
@@ -63,6 +65,8 @@ pub struct Resume {
     pub earlier: Vec<EarlierFailure>,
     /// [`Memory::asked`].
     pub asked: Vec<AskedFor>,
+    /// [`Memory::forgotten`].
+    pub forgotten: Vec<Forgotten>,
 }
 
 impl Correlator {
@@ -73,6 +77,7 @@ impl Correlator {
         self.speaking.extend(resume.speaking);
         self.failures.extend(resume.earlier);
         self.answered.resume(resume.asked);
+        self.notable.resume(&resume.forgotten);
         for upstream in resume.upstreams {
             self.flows.add_upstream(upstream);
         }
@@ -118,6 +123,7 @@ impl Correlator {
             speaking: self.speaking.iter().copied().collect(),
             earlier: self.failures.iter().cloned().collect(),
             asked: self.answered.all().collect(),
+            forgotten: self.notable.forgotten().collect(),
             undecided_since: self.decided.iter().map(|decided| decided.at.latest).min(),
         }
     }

@@ -6,6 +6,7 @@ mod answered;
 pub mod attempts;
 mod build;
 mod connections;
+pub mod crowded;
 mod due;
 mod failures;
 pub mod flows;
@@ -305,6 +306,12 @@ impl Correlator {
     #[must_use]
     pub fn flows_known(&self) -> usize {
         self.flows.known()
+    }
+
+    /// Events that were forgotten although they might have explained a failure.
+    #[must_use]
+    pub const fn crowded_out(&self) -> u64 {
+        self.notable.crowded_out()
     }
 
     fn sight(&self, sensor: Sensor) -> Sight {

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::limits::{Limits, NOTABLE_LINGER_NS};
+use super::{
+    crowded::{Crowded, Forgotten},
+    limits::{Limits, NOTABLE_LINGER_NS},
+};
 use crate::model::{
     event::{Body, Event},
     process::{Pid, ProcessEvent, Role},
@@ -19,6 +22,8 @@ pub struct Notable {
     calls: Kept,
     /// Processes that serve upstreams and ended, or were sent a signal, so far; and whoever the kernel killed for memory.
     ends: u64,
+    /// Those that there was no room for any more.
+    crowded: Crowded,
     limits: Limits,
 }
 
@@ -52,7 +57,9 @@ impl Notable {
         };
         if keep {
             let kept = if matches!(event.body, Body::Process(_)) { &mut self.processes } else { &mut self.calls };
-            kept.push(event, self.limits.notable);
+            if let Some(oldest) = kept.push(event, self.limits.notable) {
+                self.crowded.note(&oldest);
+            }
         }
     }
 
@@ -67,8 +74,27 @@ impl Notable {
         self.ends
     }
 
+    /// What was forgotten before it was too old, as far as it still matters.
+    pub fn forgotten(&self) -> impl Iterator<Item = Forgotten> {
+        self.crowded.all()
+    }
+
+    /// How many events were.
+    #[must_use]
+    pub const fn crowded_out(&self) -> u64 {
+        self.crowded.total()
+    }
+
+    /// What another run had forgotten.
+    pub fn resume(&mut self, forgotten: &[Forgotten]) {
+        for lost in forgotten {
+            self.crowded.resume(lost);
+        }
+    }
+
     /// Forgets what is too old.
     pub fn forget(&mut self, now: Moment) {
+        self.crowded.forget(now);
         self.processes.forget(now);
         self.calls.forget(now);
     }
@@ -132,12 +158,12 @@ impl Notable {
 struct Kept(VecDeque<(Moment, Event)>);
 
 impl Kept {
-    fn push(&mut self, event: &Event, most: usize) {
-        if self.0.len() >= most {
-            self.0.pop_front();
-        }
+    /// Gives the one that had to go for it.
+    fn push(&mut self, event: &Event, most: usize) -> Option<Event> {
+        let gone = if self.0.len() >= most { self.0.pop_front() } else { None };
         let reached = self.0.back().map_or(event.at.latest, |(reached, _)| event.at.latest.max(*reached));
         self.0.push_back((reached, event.clone()));
+        gone.map(|(_, event)| event)
     }
 
     fn forget(&mut self, now: Moment) {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     bundle::{
-        manifest::{Asked, Manifest, Mark},
+        manifest::{Asked, Forgotten, Manifest, Mark},
         tape::{Bounds, Interfaces, Past, Piece, Tape},
     },
     model::{time::Moment, verdict::Verdict},
@@ -92,6 +92,16 @@ impl Recorder {
                     status: asked.status,
                     case: asked.case.0.clone(),
                     at: asked.at,
+                })
+                .collect(),
+            forgotten: memory
+                .forgotten
+                .iter()
+                .map(|lost| Forgotten {
+                    from: lost.at.earliest,
+                    to: lost.at.latest,
+                    sensor: lost.sensor.name().to_owned(),
+                    events: lost.count,
                 })
                 .collect(),
             undecided_since: memory.undecided_since,

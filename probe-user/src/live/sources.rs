@@ -57,6 +57,8 @@ pub struct Counts {
     pub unreadable: AtomicU64,
     /// Records that the thinking thread had no room for.
     pub crowded_out: AtomicU64,
+    /// Events that were forgotten although they might have explained a failure.
+    pub forgotten: AtomicU64,
     /// Lines of access logs that are not in the form their format says: each is a request whose end is not known. (In an error log that is
     /// ordinary: a message may go on in another line.)
     pub strange_accesses: AtomicU64,

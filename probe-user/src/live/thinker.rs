@@ -291,6 +291,7 @@ impl Thinker {
             let next = until.min(self.pipeline.told().max(until.minus_ns(CATCHES_UP_NS)).plus_ns(STEP_NS));
             self.release(next);
             self.pipeline.advance(next);
+            self.counts.forgotten.store(self.pipeline.crowded_out(), Ordering::Relaxed);
             self.record();
             self.speak();
             if next >= until {

@@ -15,7 +15,7 @@ use crate::{
     bundle::{
         BundleError,
         entry::{Entry, EntryError},
-        manifest::{Asked, Earlier, Evicted, Gap, Manifest, Mark, Opening},
+        manifest::{self, Asked, Earlier, Evicted, Gap, Manifest, Mark, Opening},
         packets::PacketStore,
         reader::{Events, Part, Reader},
         tape::Interfaces,
@@ -31,7 +31,7 @@ use crate::{
         process::Pid,
         time::At,
     },
-    pipeline::{Arrival, AskedFor, Limits, Pipeline, Resume, Settings},
+    pipeline::{Arrival, AskedFor, Forgotten, Limits, Pipeline, Resume, Settings},
     redact::{Key, Level, Redactor},
     report,
 };
@@ -135,6 +135,7 @@ impl Player<'_> {
             speaking: opening.speaking.into_iter().map(Pid).collect(),
             earlier: opening.earlier.into_iter().map(earlier).collect(),
             asked: opening.asked.into_iter().map(asked).collect(),
+            forgotten: opening.forgotten.iter().filter_map(forgotten).collect(),
         });
         let mut gaps: Vec<Gap> = opening.evicted;
         gaps.sort_by_key(|gap| gap.to);
@@ -315,6 +316,12 @@ fn earlier(earlier: Earlier) -> EarlierFailure {
 fn asked(asked: Asked) -> AskedFor {
     let Asked { host, uri, status, case, at } = asked;
     AskedFor { host, uri, status, case: CaseId(case), at }
+}
+
+/// `None`: a sensor that this version does not know.
+fn forgotten(lost: &manifest::Forgotten) -> Option<Forgotten> {
+    let sensor = Sensor::ALL.iter().copied().find(|sensor| sensor.name() == lost.sensor)?;
+    Some(Forgotten { sensor, at: At::between(lost.from, lost.to), count: lost.events })
 }
 
 /// The catalogue's own name of a cause; one that has been renamed since is none.

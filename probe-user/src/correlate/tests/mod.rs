@@ -2,6 +2,7 @@
 //! on Linux 6.18 with nginx 1.22.1.
 
 mod beside;
+mod crowded;
 mod ends;
 mod exact;
 mod folding;
