@@ -292,9 +292,10 @@ fn connected<'a>(
         let later =
             request.connections.iter().filter(|(other, same)| same == fd && other > at).map(|(other, _)| *other);
         let end = later.chain([decided, at.plus_ns(50_000_000)]).min()?;
-        let candidates =
-            flows.towards(upstream, At::between(*at, end)).filter_map(|flow| Some((connect(&flow, *fd, *at)?, flow)));
+        let candidates = flows.connected(upstream, worker, *fd, At::between(*at, end));
         candidates
+            .into_iter()
+            .filter_map(|flow| Some((connect(&flow, *fd, *at)?, flow)))
             .filter(|(connected, _)| *connected <= end)
             .min_by_key(|(connected, _)| *connected)
             .map(|(_, flow)| flow)

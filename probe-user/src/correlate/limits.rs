@@ -93,6 +93,9 @@ pub const WRITTEN_LINES: usize = 4_096;
 /// Connections made for requests, kept until a failure may ask for them: at 10,000 a second, more than a second's.
 pub const CONNECTIONS: usize = 16_384;
 
+/// Calls of `connect()`, likewise: nginx makes the call right after it took the connection, and also for what is no request.
+pub const CONNECTS: usize = 2 * CONNECTIONS;
+
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;
 

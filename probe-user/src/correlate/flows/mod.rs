@@ -1,6 +1,7 @@
 //! The connections between nginx and its upstreams: which event belongs to which incarnation of a 4-tuple.
 
 mod asleep;
+mod connects;
 mod ends;
 mod forget;
 mod incarnations;
@@ -14,6 +15,7 @@ use std::{
 };
 
 use self::{
+    connects::Connects,
     ends::{concerns, ended_well, ends, note_nginx_state},
     incarnations::Incarnations,
     known::Known,
@@ -80,6 +82,7 @@ enum Beginning {
 pub struct Flows {
     known: Known,
     newest: Incarnations,
+    connects: Connects,
     /// Addresses that are upstreams: decides which end of a packet is nginx.
     upstreams: BTreeSet<SocketAddr>,
     ended: VecDeque<(Moment, FlowId)>,
@@ -196,7 +199,7 @@ impl Flows {
                 Some(id)
             }
             Body::Syscall(call) => match &call.call {
-                Syscall::Connect { socket: Some(socket), address, .. } => {
+                Syscall::Connect { fd, socket: Some(socket), address, .. } => {
                     let (local, upstream) =
                         (socket.local?, socket.remote.or_else(|| address.as_ref().and_then(Address::ip))?);
                     let tuple = self.zoned(local, upstream, socket.netns);
@@ -208,6 +211,7 @@ impl Flows {
                         state.flow.worker = Some(call.pid);
                     }
                     self.append(id, event);
+                    self.connects.keep(call.pid, *fd, event.at.latest, id);
                     Some(id)
                 }
                 Syscall::Accept { result: Ok(_), socket: Some(socket), command, .. } => {
@@ -300,6 +304,19 @@ impl Flows {
     /// The connections towards `upstream`, oldest first. Some of those of which nothing was seen within `window` are left out.
     pub fn towards(&self, upstream: SocketAddr, window: At) -> impl Iterator<Item = Cow<'_, Flow>> {
         self.known.flows(Some(upstream), window)
+    }
+
+    /// The connections towards `upstream` that `connect()` on this descriptor made within `window`, oldest first, and perhaps others.
+    #[must_use]
+    pub fn connected(&self, upstream: SocketAddr, worker: Pid, fd: i32, window: At) -> Vec<Cow<'_, Flow>> {
+        match self.connects.of(worker, fd, window.earliest, window.latest) {
+            // Each connection towards a busy upstream would be looked at otherwise, for each failure.
+            Some(made) => {
+                let towards = |flow: &Cow<'_, Flow>| flow.upstream == upstream;
+                made.into_iter().filter_map(|id| self.known.flow(id)).filter(towards).collect()
+            }
+            None => self.towards(upstream, window).collect(),
+        }
     }
 
     /// Connections remembered.

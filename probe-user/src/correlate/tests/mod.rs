@@ -9,6 +9,7 @@ mod folding;
 mod lines;
 mod lists;
 mod logged;
+mod many;
 mod reuse;
 mod translated;
 
