@@ -2,12 +2,15 @@
 
 use std::fmt::{self, Write as _};
 
-use super::text::{COLUMNS, wrap};
+use super::text::wrap;
 use crate::diagnose::cause::{Cause, Family};
 
-/// Every row in a line each, by family.
+/// No column of text is narrower, whatever stands before it.
+const NARROWEST: usize = 10;
+
+/// Every row, by family; no line is wider than so many columns.
 #[must_use]
-pub fn list(catalogue: &[&Cause]) -> String {
+pub fn list(catalogue: &[&Cause], columns: usize) -> String {
     let mut out = String::new();
     let widest = catalogue.iter().map(|cause| cause.id.len()).max().unwrap_or(0);
     for family in [Family::Connect, Family::Connection, Family::Protocol, Family::Origin] {
@@ -24,18 +27,30 @@ pub fn list(catalogue: &[&Cause]) -> String {
         out.push_str(heading);
         out.push('\n');
         for cause in rows {
-            say(&mut out, format_args!("  {:<widest$}  {:<8}  {}\n", cause.id, statuses(cause), cause.title));
+            let mut label = format!("  {:<widest$}  {:<8}  ", cause.id, statuses(cause));
+            let indent = label.len();
+            for line in wrap(cause.title, columns.saturating_sub(indent).max(NARROWEST)) {
+                say(&mut out, format_args!("{label:<indent$}{line}\n"));
+                label.clear();
+            }
         }
         out.push('\n');
     }
-    out.push_str("`probe502 explain CAUSE` tells what happened, how it is proved or refuted, and what to do.\n");
+    for line in
+        wrap("`probe502 explain CAUSE` tells what happened, how it is proved or refuted, and what to do.", columns)
+    {
+        say(&mut out, format_args!("{line}\n"));
+    }
     out
 }
 
-/// One row's page.
+/// One row's page; no line is wider than so many columns.
 #[must_use]
-pub fn page(cause: &Cause) -> String {
-    let mut out = format!("{}: {}\n", cause.id, cause.title);
+pub fn page(cause: &Cause, columns: usize) -> String {
+    let mut out = String::new();
+    for line in wrap(&format!("{}: {}", cause.id, cause.title), columns) {
+        say(&mut out, format_args!("{line}\n"));
+    }
     say(&mut out, format_args!("family {}, status {}\n", cause.family.name(), statuses(cause)));
     let sections = [
         ("What happened", cause.page.happened),
@@ -44,7 +59,7 @@ pub fn page(cause: &Cause) -> String {
     ];
     for (heading, text) in sections {
         say(&mut out, format_args!("\n{heading}\n"));
-        for line in wrap(text, COLUMNS - 2) {
+        for line in wrap(text, columns.saturating_sub(2).max(NARROWEST)) {
             say(&mut out, format_args!("  {line}\n"));
         }
     }
@@ -52,7 +67,7 @@ pub fn page(cause: &Cause) -> String {
     let widest = cause.page.remedies.iter().map(|(who, _)| who.len()).max().unwrap_or(0) + 2;
     for (who, what) in cause.page.remedies {
         let mut label = (*who).to_owned();
-        for line in wrap(what, COLUMNS - 2 - widest) {
+        for line in wrap(what, columns.saturating_sub(2 + widest).max(NARROWEST)) {
             say(&mut out, format_args!("  {label:<widest$}{line}\n"));
             label.clear();
         }
@@ -79,15 +94,18 @@ mod tests {
 
     #[test]
     fn every_page_is_whole_and_fits() {
-        for cause in catalogue() {
-            let page = page(cause);
+        for (cause, columns) in catalogue().iter().flat_map(|cause| [(cause, 60), (cause, 80), (cause, 100)]) {
+            let page = page(cause, columns);
             for heading in ["What happened", "How it is proved", "What would refute it", "What to do"] {
                 assert!(page.contains(heading), "{}: {heading}", cause.id);
             }
-            assert!(page.lines().all(|line| line.chars().count() <= COLUMNS), "{page}");
+            assert!(page.lines().all(|line| line.chars().count() <= columns), "{page}");
             assert!(!cause.page.remedies.is_empty(), "{}", cause.id);
         }
-        assert!(list(catalogue()).lines().all(|line| line.chars().count() <= COLUMNS), "{}", list(catalogue()));
+        for columns in [60, 80, 100] {
+            let list = list(catalogue(), columns);
+            assert!(list.lines().all(|line| line.chars().count() <= columns), "{list}");
+        }
     }
 
     #[test]
