@@ -3,13 +3,10 @@
 mod player;
 
 use std::{
-    fs::File,
     io::{self, BufReader, Read, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Instant,
 };
-
-use anyhow::Context as _;
 
 pub use self::player::play;
 use super::{
@@ -41,8 +38,8 @@ pub trait Audience {
 /// What to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replay {
-    /// The recordings.
-    pub inputs: Vec<PathBuf>,
+    /// What was given and is of no use for a recording.
+    pub unused: Vec<&'static str>,
     /// Where to leave incidents.
     pub out: Option<PathBuf>,
     /// An incident is a failure of the command.
@@ -56,32 +53,26 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// What to replay, if recordings are what is to be analysed; captures are somebody else's. Both at once have no common time.
-    pub fn of(plan: &Analyze) -> Result<Option<Self>, AppError> {
-        let is_one = |path: &&PathBuf| {
-            let mut begin = Vec::new();
-            // What cannot be read is told by whoever reads it.
-            path.as_os_str() != "-"
-                && File::open(path).is_ok_and(|file| file.take(8).read_to_end(&mut begin).is_ok())
-                && is_recording(&begin)
-        };
-        match plan.inputs.iter().filter(is_one).count() {
-            0 => return Ok(None),
-            count if count == plan.inputs.len() => {}
-            _ => {
-                return Err(AppError::usage(anyhow::anyhow!(
-                    "recordings and captures cannot be analysed together; name one kind at a time"
-                )));
-            }
-        }
-        Ok(Some(Self {
-            inputs: plan.inputs.clone(),
+    /// How recordings are analysed; captures are somebody else's.
+    #[must_use]
+    pub fn of(plan: &Analyze) -> Self {
+        let beside = [
+            ("--error-log", !plan.error_logs.is_empty()),
+            ("--access-log", !plan.access_logs.is_empty()),
+            ("--log-format", plan.log_format.is_some()),
+            ("--conf", plan.configuration.is_some()),
+            ("--upstream", !plan.upstreams.is_empty()),
+            ("--connections", plan.connections),
+            ("--exchanges", plan.exchanges),
+        ];
+        Self {
+            unused: beside.into_iter().filter(|(_, given)| *given).map(|(flag, _)| flag).collect(),
             out: plan.out.clone(),
             fail_on_incident: plan.fail_on_incident,
             json: plan.output.json,
             quiet: plan.output.quiet,
             redaction: plan.redaction,
-        }))
+        }
     }
 }
 
@@ -91,8 +82,8 @@ pub fn is_recording(begin: &[u8]) -> bool {
     reader::is_bundle(begin)
 }
 
-/// Judges them all. `true`: as asked, an incident is to be told by the exit status.
-pub fn run(plan: &Replay) -> Result<bool, AppError> {
+/// Judges them all, each with its name. `true`: as asked, an incident is to be told by the exit status.
+pub fn run(plan: &Replay, inputs: Vec<(String, Box<dyn Read + Send>)>) -> Result<bool, AppError> {
     let began = Instant::now();
     let tally = SharedTally::default();
     let form = Form::choose(plan.json);
@@ -100,13 +91,21 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
         let text = "NOT REDACTED (--no-redact): what the recording still has of URIs, headers and bodies is printed and left as it is.";
         remark(plan, "not-redacted", 1, text);
     }
-    for input in &plan.inputs {
+    if !plan.unused.is_empty() {
+        let text = format!("{}: not used, a recording has it all in it", plan.unused.join(", "));
+        remark(plan, "not-used", 1, &text);
+    }
+    for (name, input) in inputs {
         let mut told = Told { plan, form, tally: SharedTally::clone(&tally), printer: None };
-        play(&input.display().to_string(), open(input)?, plan.redaction, &mut told)?;
+        play(&name, BufReader::with_capacity(1 << 20, input), plan.redaction, &mut told)?;
     }
     let tally = output::with(&tally, |tally| tally.clone());
     for trouble in &tally.trouble {
         remark(plan, "not-written", 1, trouble);
+    }
+    if !form.json && tally.incidents + tally.near_misses == 0 {
+        // Nothing was printed, and a person may wonder whether anything was read.
+        remark(plan, "nothing", 0, "no incident and no near miss was found");
     }
     if form.json {
         let summary = json::Summary {
@@ -121,11 +120,6 @@ pub fn run(plan: &Replay) -> Result<bool, AppError> {
         let _ = output::print(&json::line(&summary));
     }
     Ok(plan.fail_on_incident && tally.incidents > 0)
-}
-
-fn open(path: &Path) -> Result<BufReader<File>, AppError> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display())).map_err(AppError::usage)?;
-    Ok(BufReader::with_capacity(1 << 20, file))
 }
 
 /// What `analyze` prints and leaves behind.

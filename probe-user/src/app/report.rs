@@ -177,6 +177,10 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 fn tell(plan: &Report, collection: &Collection) {
+    // The page says it too, but who has just made it should not have to look for it.
+    for notice in collection.notices.iter().filter(|notice| notice.what == "cut" || notice.what == "not-understood") {
+        let _ = writeln!(io::stderr(), "probe502: {}", notice.text);
+    }
     let unread = collection.troubles.len() + collection.further_troubles;
     let unread = if unread > 0 {
         format!("; {unread} pieces of the input could not be read, the report says which")

@@ -202,7 +202,7 @@ pub struct Analyze {
     #[arg(long = "access-log", value_name = "FILE")]
     pub access_logs: Vec<PathBuf>,
     /// The format of the access logs, as nginx's directive has it (default: combined, or what --conf says)
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", requires = "access_logs")]
     pub log_format: Option<String>,
     /// nginx's configuration of that time: what `nginx -T` prints, or the file
     #[arg(long = "conf", value_name = "FILE")]

@@ -44,6 +44,9 @@ pub enum RecordError {
         /// What would do.
         least: &'static str,
     },
+    /// Full files are to be kept, and none will ever be.
+    #[error("--rotate: without --max-size or --max-incidents a file is never full; give one of them too")]
+    NeverFull,
 }
 
 /// `probe502 record`.
@@ -84,6 +87,9 @@ impl TryFrom<args::Record> for Record {
         }
         if typed.max_incidents == Some(0) {
             return Err(RecordError::TooSmall { flag: "max-incidents", least: "1" });
+        }
+        if typed.rotate > 0 && max_size.is_none() && typed.max_incidents.is_none() {
+            return Err(RecordError::NeverFull);
         }
         let mut watch = Watch::try_from(typed.watch)?;
         Ok(Self {
@@ -148,5 +154,7 @@ mod tests {
         }
         assert!(matches!(record("-o x --memory 1M"), Err(RecordError::TooSmall { .. })));
         assert!(matches!(record("-o x --before soon"), Err(RecordError::Span { .. })));
+        assert!(matches!(record("-o x --rotate 2"), Err(RecordError::NeverFull)));
+        assert!(record("-o x --rotate 2 --max-incidents 5").is_ok());
     }
 }

@@ -8,6 +8,7 @@ use probe_tests::{
     line::Incident,
     probe::binary,
 };
+use probe502::bundle::section;
 
 use super::scene::{Desk, FORM, NGINX, UPSTREAM, scene, scene_v6};
 
@@ -148,7 +149,8 @@ fn exit_statuses_are_the_contracts() -> Result<()> {
         (&["--fail-on-incident", "--status", "504", "in.pcap"], 0, ""),
         (&["header.pcap"], 0, ""),
         (&["text"], 2, "neither pcap nor pcapng"),
-        (&["empty"], 2, "neither pcap nor pcapng"),
+        (&["empty"], 2, "it is empty"),
+        (&["--error-log", ".", "in.pcap"], 2, "cannot read the error log .: it is a directory"),
         (&["absent.pcap"], 2, "absent.pcap"),
         (&["."], 2, "directory"),
         (&["-", "-"], 2, "only once"),
@@ -225,5 +227,38 @@ fn progress_is_shown_to_who_waits() -> Result<()> {
         let said = run(&command)?;
         ensure!(!said.contains("MB read") && said.contains("upstream-reset"), "{why}: {said}");
     }
+    Ok(())
+}
+
+/// A pipe gives its first bytes only once: what it holds is found out by who reads it.
+#[test]
+fn a_pipe_that_is_named_like_a_file_is_read() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.put_scene()?;
+    let from_file = desk.analyze(&["--json", "in.pcap"])?.incident()?;
+    let bytes = fs::read(desk.path().join("in.pcap"))?;
+    let piped = desk.analyze_with(&["--json", "/dev/stdin"], Some(&bytes))?;
+    ensure!(piped.incident()?.verdict.cause == from_file.verdict.cause, "{piped:?}");
+    let recording = [section::header(), section::section(section::Kind::Manifest, b"{}")].concat();
+    let recorded = desk.analyze_with(&["-"], Some(&recording))?;
+    ensure!(recorded.code == Some(0) && recorded.stderr.contains("no incident"), "{recorded:?}");
+    let empty = desk.analyze_with(&["-"], Some(&[]))?;
+    ensure!(empty.code == Some(2) && empty.stderr.contains("standard input: it is empty"), "{empty:?}");
+    Ok(())
+}
+
+/// Nothing that was read, or was not, goes without a word.
+#[test]
+fn silence_is_explained() -> Result<()> {
+    let desk = Desk::new()?;
+    desk.put_scene()?;
+    let healthy = scene()?.only(|frame| !of_port(frame, 51_000) && !of_port(frame, 42_000));
+    desk.put("healthy.pcap", healthy.pcap(FORM, Wrap::Ethernet))?;
+    let said = desk.analyze(&["healthy.pcap"])?;
+    ensure!(said.stdout.is_empty() && said.stderr.contains("no failure of a gateway"), "{said:?}");
+    let quiet = desk.analyze(&["-q", "healthy.pcap"])?;
+    ensure!(quiet.stderr.is_empty(), "{quiet:?}");
+    let alone = desk.analyze(&["--log-format", "$status", "in.pcap"])?;
+    ensure!(alone.code == Some(2) && alone.stderr.contains("--access-log"), "{alone:?}");
     Ok(())
 }

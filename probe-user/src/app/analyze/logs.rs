@@ -44,6 +44,8 @@ pub(super) struct Log {
     pub(super) unreadable: u64,
     /// Lines that were used.
     pub(super) used: u64,
+    /// Why it could not be read to its end.
+    pub(super) broken: Option<String>,
     over: bool,
 }
 
@@ -60,14 +62,26 @@ impl Log {
 
     fn open(path: &Path, kind: Kind, which: &str) -> Result<Self, anyhow::Error> {
         let name = path.display().to_string();
-        let file = File::open(path).with_context(|| format!("cannot read the {which} log {name}"))?;
+        let cannot = || format!("cannot read the {which} log {name}");
+        let file = File::open(path).with_context(cannot)?;
+        if file.metadata().with_context(cannot)?.is_dir() {
+            return Err(anyhow!("cannot read the {which} log {name}: it is a directory; name the file in it"));
+        }
         let lines = BufReader::with_capacity(64 << 10, file);
-        Ok(Self { name, kind, lines, next: None, unreadable: 0, used: 0, over: false })
+        Ok(Self { name, kind, lines, next: None, unreadable: 0, used: 0, broken: None, over: false })
     }
 
     /// Its name.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What there is to know of its times.
+    pub(super) const fn zone(&self) -> &'static str {
+        match self.kind {
+            Kind::Error => "; an error log's times are read in this host's time zone (set TZ to nginx's)",
+            Kind::Access(_) => "",
+        }
     }
 
     /// The lines up to this moment, into `take`; those long before `first` are passed over.
@@ -94,8 +108,13 @@ impl Log {
     fn read(&mut self) -> Option<Arrival> {
         let mut line = Vec::new();
         match self.lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => {
+            Ok(0) => {
                 self.over = true;
+                None
+            }
+            Err(error) => {
+                self.over = true;
+                self.broken = Some(error.to_string());
                 None
             }
             Ok(_) => {

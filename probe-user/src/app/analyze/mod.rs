@@ -15,7 +15,7 @@ use std::{
 
 use self::{
     clients::Clients,
-    input::Input,
+    input::{Input, Opened},
     logs::Log,
     output::Output,
     progress::Bar,
@@ -53,11 +53,24 @@ use crate::{
 
 /// Analyses what was named. Whether something was found that makes the exit status 1.
 pub fn run(plan: &Analyze) -> Result<ExitCode, AppError> {
-    if let Some(recordings) = Replay::of(plan)? {
-        return Ok(if replay::run(&recordings)? { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    let opened: Vec<Opened> =
+        plan.inputs.iter().map(|path| Opened::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
+    match opened.iter().filter(|input| input.is_recording()).count() {
+        0 => {}
+        count if count == opened.len() => {
+            let inputs = opened.into_iter().map(|input| (input.name.clone(), input.whole())).collect();
+            let found = replay::run(&Replay::of(plan), inputs)?;
+            return Ok(if found { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        // They have no common time.
+        _ => {
+            return Err(AppError::usage(anyhow::anyhow!(
+                "recordings and captures cannot be analysed together; name one kind at a time"
+            )));
+        }
     }
     let inputs: Vec<Input> =
-        plan.inputs.iter().map(|path| input::open(path)).collect::<Result<_, _>>().map_err(AppError::usage)?;
+        opened.into_iter().map(Opened::capture).collect::<Result<_, _>>().map_err(AppError::usage)?;
     let mut session = Session::new(plan).map_err(AppError::usage)?;
     if plan.redaction == Level::None {
         session.notice("not-redacted", 1, "NOT REDACTED (--no-redact): URIs are printed whole, as clients sent them.");
@@ -346,6 +359,13 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Nothing was printed, and a person may wonder whether anything was read.
+    fn is_silent(&self) -> bool {
+        let Analyze { connections, exchanges, output, .. } = self.plan;
+        let found = self.tally.incidents + self.tally.near_misses;
+        found == 0 && !output.json && !connections && !exchanges
+    }
+
     fn end(&mut self) {
         self.read_logs(Moment(self.analysis.now()), true);
         self.pipeline.finish();
@@ -356,16 +376,22 @@ impl<'a> Session<'a> {
             .iter()
             .flat_map(|log| {
                 let name = log.name();
-                let unreadable = (log.unreadable > 0)
-                    .then(|| (log.unreadable, format!("{name}: {} lines do not have the form of their log", log.unreadable)));
-                let foreign = (log.used == 0).then(|| {
-                    (0, format!("{name}: no line is of the capture's time; the error log's times are read in this host's time zone (TZ)"))
+                let unreadable = (log.unreadable > 0).then(|| {
+                    (log.unreadable, format!("{name}: {} lines do not have the form of their log", log.unreadable))
                 });
-                unreadable.into_iter().chain(foreign)
+                let foreign = (log.used == 0 && log.broken.is_none())
+                    .then(|| (0, format!("{name}: no line is of the capture's time{}", log.zone())));
+                let broken =
+                    log.broken.as_ref().map(|why| (1, format!("{name}: it could not be read to its end: {why}")));
+                unreadable.into_iter().chain(foreign).chain(broken)
             })
             .collect();
         for (count, text) in said {
             self.notice("log", count, &text);
+        }
+        if self.is_silent() {
+            let text = format!("no failure of a gateway is in the {} packets", self.counts.packets);
+            self.notice("nothing", self.counts.packets, &text);
         }
         let doubles = self.analysis.doubles();
         if doubles > 0 {

@@ -72,30 +72,30 @@ pub struct Options {
 #[derive(Debug, Error)]
 pub enum CheckError {
     /// The configuration file cannot be read.
-    #[error("cannot read the configuration {}: {source}; name nginx's main file", path.display())]
+    #[error("cannot read the configuration {}: {why}; name nginx's main file", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// It is no configuration.
-    #[error("cannot read the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}: {why}", path.display())]
     Nonsense {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: ConfigError,
+        why: ConfigError,
     },
     /// It runs in namespaces that may not be entered.
     #[error(
-        "nginx {pid} runs in a container or a network namespace, which only root may enter ({source}); run it as root"
+        "nginx {pid} runs in a container or a network namespace, which only root may enter ({why}); run it as root"
     )]
     Elsewhere {
         /// The master.
         pid: u32,
         /// Why not.
-        source: io::Error,
+        why: io::Error,
     },
     /// No configuration of a running nginx could be had.
     #[error("cannot learn the configuration of nginx {pid}: {why}; run it as root, or name the file with --conf")]
@@ -144,7 +144,7 @@ impl Prepared {
                 Place::beside(master.pid, master.workers.first().copied())
             }
             // What is true here is not true there.
-            Err(source) => return Err(CheckError::Elsewhere { pid: master.pid, source }),
+            Err(why) => return Err(CheckError::Elsewhere { pid: master.pid, why }),
         };
         // Where they cannot be told apart they are the same.
         let root =
@@ -158,11 +158,11 @@ impl Prepared {
 
     /// A configuration that nobody runs, or that cannot be asked for.
     pub fn file(path: &Path) -> Result<Self, CheckError> {
-        let unreadable = |source| CheckError::Unreadable { path: path.to_owned(), source };
+        let unreadable = |why| CheckError::Unreadable { path: path.to_owned(), why };
         let whole = std::path::absolute(path).map_err(unreadable)?;
         let root = Root::here().map_err(unreadable)?;
         let text = root.dump(&whole).map_err(unreadable)?;
-        let layout = layout::read(&text).map_err(|source| CheckError::Nonsense { path: whole, source })?;
+        let layout = layout::read(&text).map_err(|why| CheckError::Nonsense { path: whole, why })?;
         let netns = namespaces::inode(std::process::id(), "net");
         Ok(Self::of(Nginx::default(), layout, Vec::new(), Place::here(), root, netns, None))
     }
