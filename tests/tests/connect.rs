@@ -43,7 +43,7 @@ fn routes_and_neighbours() -> Result<()> {
 
 #[test]
 fn full_accept_queues() -> Result<()> {
-    together(&["accept-queue-overflow", "read-timeout-queued"], &[])
+    together(&["accept-queue-overflow", "read-timeout-queued", "upstream-killed-unaccepted"], &[])
 }
 
 #[test]

@@ -94,11 +94,17 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     }
 }
 
-/// A failed `accept()` concerns the case only on the port of one of its attempts; everything else does.
+/// A failed `accept()`, or a listener's end, concerns the case only on the port of one of its attempts; everything else does.
 fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
-    let Body::Syscall(call) = &event.body else { return true };
-    let Syscall::Accept { socket, .. } = &call.call else { return true };
-    let Some(listener) = socket.as_ref().and_then(|socket| socket.local) else { return true };
+    let listener = match &event.body {
+        Body::Socket(e) => Some(&e.socket),
+        Body::Syscall(call) => match &call.call {
+            Syscall::Accept { socket, .. } => socket.as_ref(),
+            _ => return true,
+        },
+        _ => return true,
+    };
+    let Some(listener) = listener.and_then(|socket| socket.local) else { return true };
     let ports = attempts.iter().filter_map(|attempt| attempt.upstream.as_ref()?.ip()).map(|upstream| upstream.port());
     ports.into_iter().any(|port| port == listener.port())
 }

@@ -1,4 +1,4 @@
-//! Events that may explain a failure later: exits, signals, OOM kills, failed system calls.
+//! Events that may explain a failure later: exits, signals, OOM kills, listeners closed, failed system calls.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -9,14 +9,14 @@ use super::{
 use crate::model::{
     event::{Body, Event},
     process::{Pid, ProcessEvent, Role},
-    socket::Syscall,
+    socket::{SocketChange, Syscall, TcpState},
     time::Moment,
 };
 
 /// Remembers them for a while.
 #[derive(Debug, Default)]
 pub struct Notable {
-    /// Of processes.
+    /// Of processes, and of their listeners.
     processes: Kept,
     /// Failed system calls: in a storm, one for each failure. They do not crowd out the rest.
     calls: Kept,
@@ -45,6 +45,8 @@ impl Notable {
         }
         let keep = match &event.body {
             Body::Process(process) => !matches!(process, ProcessEvent::Forked { .. }),
+            // With a listener goes every connection that waits in its accept queue.
+            Body::Socket(e) => matches!(e.change, SocketChange::State { from: TcpState::Listen }),
             Body::Syscall(call) => match &call.call {
                 Syscall::Connect { result, socket, .. } => {
                     // A connect() in progress over TCP is part of its flow; the rest has no other place.
@@ -56,7 +58,7 @@ impl Notable {
             _ => false,
         };
         if keep {
-            let kept = if matches!(event.body, Body::Process(_)) { &mut self.processes } else { &mut self.calls };
+            let kept = if matches!(event.body, Body::Syscall(_)) { &mut self.calls } else { &mut self.processes };
             if let Some(oldest) = kept.push(event, self.limits.notable) {
                 self.crowded.note(&oldest);
             }
@@ -143,6 +145,7 @@ impl Notable {
                 }
                 Syscall::Connect { .. } => Some(call.pid) == worker,
             },
+            Body::Socket(_) => true,
             _ => false,
         };
         let of_processes = self.processes.since(from).filter(in_time).filter(concerns);

@@ -9,6 +9,7 @@ use crate::model::{
     coverage::Sensor,
     evidence::{Fact, Weight},
     process::Ending,
+    verdict::Need,
 };
 
 /// Which of the four it is.
@@ -70,6 +71,13 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
         finding.support(Some(evidence(Fact::OomKilled { process: death.process.0 }, &[event.id], Weight::Direct)));
     }
     finding.support(reading.accepted_over_unix());
+    if death.unaccepted {
+        finding.support(reading.unaccepted_evidence());
+        if reading.another_ended_before(death.process.0) {
+            let what = "why the last process of that server ended: another one had failed just before";
+            finding.missing.push(Need { sensor: None, what: what.to_owned() });
+        }
+    }
     if let Some(event) = death.held {
         let fact = Fact::HeldAtEnd { process: death.process.clone() };
         finding.support(Some(evidence(fact, &[event], Weight::Direct)));
@@ -92,18 +100,17 @@ pub(super) fn finding(reading: &Reading<'_>, death: &Death<'_>) -> Finding {
 pub(super) fn story(reading: &Reading<'_>, death: &Death<'_>) -> String {
     let (pid, command) = &death.process;
     let (upstream, how) = (reading.upstream_name(), ending(death.how));
+    let who = if death.unaccepted {
+        format!("{command} (pid {pid}), in whose accept queue at {upstream} this connection waited")
+    } else {
+        format!("{command} (pid {pid}), which held this connection at {upstream}")
+    };
     if death.closed_first {
         let after = death.event.at.latest.since_ns(reading.ended_at()) / 1_000;
-        return format!(
-            "{command} (pid {pid}), which held this connection at {upstream}, closed it unanswered and ended ({how}) {} later",
-            duration(after)
-        );
+        return format!("{who}, closed it unanswered and ended ({how}) {} later", duration(after));
     }
     let before = reading.ended_at().since_ns(death.event.at.latest) / 1_000;
-    format!(
-        "{command} (pid {pid}), which held this connection at {upstream}, ended ({how}) {} before the connection broke",
-        duration(before)
-    )
+    format!("{who}, ended ({how}) {} before the connection broke", duration(before))
 }
 
 /// Without a view of signals, what looks like the process's own doing can be another's.

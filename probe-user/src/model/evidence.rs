@@ -279,6 +279,11 @@ pub enum Fact {
         /// Who.
         process: (Pid, String),
     },
+    /// A process closed its listener, and with it the connection, which nobody had accepted.
+    ClosedUnaccepted {
+        /// Who.
+        process: Pid,
+    },
     /// A process still held the connection when it ended.
     HeldAtEnd {
         /// Who.

@@ -8,7 +8,7 @@ use crate::model::{
     event::{Body, Event, EventId},
     evidence::{Evidence, Fact, Weight},
     packet::{Content, PacketBody},
-    socket::SocketChange,
+    socket::{SocketChange, TcpState},
     time::{At, Moment},
     verdict::Verdict,
 };
@@ -173,7 +173,10 @@ fn matters(event: &Event, case: &Case) -> bool {
                 }
                 PacketBody::Icmp(_) => true,
             },
-            Body::Socket(socket) => !matches!(socket.change, SocketChange::SynAckRetransmitted),
+            Body::Socket(socket) => !matches!(
+                socket.change,
+                SocketChange::SynAckRetransmitted | SocketChange::State { from: TcpState::Listen }
+            ),
             Body::Drop(_) | Body::Syscall(_) | Body::Nginx(_) | Body::ErrorLine(_) => true,
             Body::Process(_) | Body::AccessLine(_) | Body::Host(_) | Body::Coverage(_) | Body::Wire(_) => false,
         }

@@ -390,6 +390,9 @@ pub fn fact(of: &Fact) -> String {
             None => format!("{call}() failed: {errno}"),
         },
         Fact::OpenFiles { process: (pid, command), open, limit } => open_files(*pid, command, *open, *limit),
+        Fact::ClosedUnaccepted { process } => {
+            format!("pid {process} closed the listener, and with it this connection, which nobody had accepted")
+        }
         Fact::AcceptedBy { process } | Fact::HeldAtEnd { process } => held(of, process),
         Fact::ProcessEnded { process: (pid, command), how } => {
             format!("{} ended: {}", who(*pid, command), ending(*how))

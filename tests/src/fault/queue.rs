@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::Fault;
@@ -12,7 +13,7 @@ use crate::client::Connection;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
 use crate::lab::Lab;
 use crate::line::{Confidence, Outcome};
-use crate::process::{Process, Start, Stopped, wait_until};
+use crate::process::{Process, Start, Stopped, send, wait_until};
 use crate::site::{Plan, Site};
 use crate::upstream::own_binary;
 
@@ -84,12 +85,22 @@ pub(super) const FAULTS: &[Fault] = &[
             Ok(vec![Witness::new(exchange, expected)?])
         },
     ),
+    Fault::new(
+        "upstream-killed-unaccepted",
+        "the upstream stands still, and is killed with the connection still in its accept queue",
+        |plan| {
+            let pass = format!("proxy_pass http://{};", plan.app(DIES));
+            plan.config.location("/upstream-killed-unaccepted/", &[&pass]);
+        },
+        killed_unaccepted,
+    ),
 ];
 
 const FULL: u16 = 9260;
 const ABORT: u16 = 9261;
 const ROOM: u16 = 9262;
 const RACE: u16 = 9263;
+const DIES: u16 = 9264;
 /// An address of nginx's whose neighbours wait to learn where it is.
 const SLOW: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 50);
 /// The queue's limit; it takes one more than that.
@@ -129,11 +140,29 @@ fn overtaken(site: &Site<'_>) -> Result<Vec<Witness>> {
     Ok(vec![Witness::new(exchange, expected)?])
 }
 
+/// Nobody has accepted the connection when its listener goes with the process.
+fn killed_unaccepted(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let server = StandingStill::with(site.lab(), site.app(DIES), 0)?;
+    let pid = server.process.pid();
+    let mut client = site.connect()?;
+    client.send("GET", "/upstream-killed-unaccepted/cart", b"")?;
+    std::thread::sleep(Duration::from_millis(150));
+    send(pid, Signal::SIGKILL)?;
+    let exchange = client.receive()?;
+    drop(server);
+    let attempt = Attempt::fresh(site.app(DIES), &[Outcome::Reset], &[Some("ECONNRESET")]);
+    let expected = Expectation::incident(502, &["upstream-killed"], vec![attempt])
+        .logged("recv() failed (104: Connection reset by peer) while reading response header")
+        .says(&["SIGKILL", &format!("(pid {pid})"), "accept queue"])
+        .never(&["upstream-reset", "upstream-exited", "accept-queue-overflow", "fd-exhausted-upstream"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
 /// A server that listens and has been stopped, with connections in its queue.
 struct StandingStill {
     _waiting: Vec<TcpStream>,
     _stopped: Stopped,
-    _process: Process,
+    process: Process,
 }
 
 impl StandingStill {
@@ -155,7 +184,7 @@ impl StandingStill {
         let stopped = Stopped::new(vec![process.pid()])?;
         let waiting = (0..waiting).map(|_| lab.app().inside(|| begin(address))).collect::<Result<_>>()?;
         std::thread::sleep(Duration::from_millis(50));
-        Ok(Self { _waiting: waiting, _stopped: stopped, _process: process })
+        Ok(Self { _waiting: waiting, _stopped: stopped, process: process })
     }
 }
 

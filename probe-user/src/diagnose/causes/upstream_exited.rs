@@ -81,8 +81,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{World, broken_by_exit, closed_by_handler},
-        model::{coverage::Sensor, process::Ending, verdict::Confidence},
+        diagnose::testing::{SERVER, World, broken_by_exit, closed_by_handler, unaccepted},
+        model::{
+            coverage::Sensor,
+            process::{Ending, Pid, ProcessEvent, Role},
+            verdict::Confidence,
+        },
     };
 
     pub(crate) fn exited() -> World {
@@ -102,6 +106,18 @@ pub(crate) mod tests {
         let explanation = closed_by_handler(Ending::Exit(3)).expect("upstream-exited", Confidence::Likely);
         assert!(explanation.summary.contains("closed it unanswered and ended (exit status 3) 20."), "{explanation:?}");
         assert_eq!(explanation.rivals, ["premature-close"]);
+    }
+
+    /// The last one with the listener ends in order because another of the server's processes has failed: which of the two it was is open.
+    #[test]
+    fn a_server_that_gave_up_after_a_failure_of_another_process() {
+        let mut world = unaccepted(SERVER);
+        world.exit(-120, Ending::Exit(0));
+        world.expect("upstream-exited", Confidence::Confirmed);
+        let (pid, role, command) = (Pid(80), Role::Upstream, "gunicorn".to_owned());
+        let how = Ending::Signal { signal: 11, core: false };
+        world.process(-900_000, ProcessEvent::Exited { pid, role, command, how });
+        world.expect("upstream-exited", Confidence::Likely);
     }
 
     #[test]

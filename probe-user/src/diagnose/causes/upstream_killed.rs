@@ -147,8 +147,12 @@ fn describe(found: &mut Finding, reading: &Reading<'_>, death: &Death<'_>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{World, broken_by_exit, closed_by_handler},
-        model::{coverage::Sensor, process::Ending, verdict::Confidence},
+        diagnose::testing::{SERVER, World, broken_by_exit, closed_by_handler, listener_closed, unaccepted},
+        model::{
+            coverage::Sensor,
+            process::{Ending, Pid},
+            verdict::Confidence,
+        },
     };
 
     const KILLED: Ending = Ending::Signal { signal: 9, core: false };
@@ -209,6 +213,38 @@ pub(crate) mod tests {
         let mut long_ago = closed_by_handler(Ending::Exit(1));
         long_ago.signal(-10_000_000, 15, Some((80, "gunicorn")));
         long_ago.expect("premature-close", Confidence::Confirmed);
+    }
+
+    pub(crate) fn killed_unaccepted() -> World {
+        let mut world = unaccepted(SERVER);
+        world.signal(-200, 9, Some((1, "systemd")));
+        world.exit(-120, KILLED);
+        world.case.processes.sort_by_key(|event| event.at.latest);
+        world
+    }
+
+    /// With the listener the kernel closes what waits in its queue; nobody had accepted it, and so nobody but the listener held it.
+    #[test]
+    fn a_connection_that_waited_in_the_queue() {
+        let explanation = killed_unaccepted().expect("upstream-killed", Confidence::Confirmed);
+        assert!(explanation.summary.contains("in whose accept queue at 127.0.0.1:8000"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("SIGKILL from systemd (pid 1)"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn of_two_listeners_on_one_address_nobody_knows_whose_queue_it_was() {
+        let mut world = killed_unaccepted();
+        listener_closed(&mut world, -90, Pid(89));
+        let explanation = world.expect("upstream-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"), "{:?}", explanation.rivals);
+    }
+
+    #[test]
+    fn without_sight_of_accept_it_may_have_been_taken() {
+        let mut world = killed_unaccepted();
+        world.blind(Sensor::Syscalls);
+        let explanation = world.expect("upstream-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-killed"), "{:?}", explanation.rivals);
     }
 
     #[test]

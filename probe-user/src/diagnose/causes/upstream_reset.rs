@@ -111,6 +111,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }));
     finding.support(reading.answer_evidence());
     finding.support(accepted);
+    finding.support(reading.unaccepted_evidence());
     let sent_here = reset.as_ref().and_then(|reset| reading.sent_here_evidence(reset, Weight::Direct));
     let why = sent_here.as_ref().map(|evidence| evidence.fact.clone());
     let sent_here = sent_here.or_else(|| reading.aborted_here());
@@ -155,7 +156,9 @@ pub(super) fn exclude_the_rest(finding: &mut Finding, reading: &Reading<'_>, sur
         if !reading.sees(Sensor::Syscalls) {
             finding.missing.push(need(Sensor::Syscalls, "whether the upstream's process could accept connections"));
             finding.not_excluded(&["fd-exhausted-upstream"]);
-        } else if reading.taken_by_application().is_none() {
+        } else if reading.taken_by_application().is_none()
+            && (reading.closed_unaccepted().is_none() || reading.failed_accepts().next().is_some())
+        {
             finding.missing.push(need(Sensor::Syscalls, "whether a process had accepted the connection"));
             finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
         }
@@ -183,6 +186,9 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
             // `tcp_abort()`: its process is not asked.
             _ if destroyed => {
                 Some("somebody destroyed the socket from outside (`ss -K`, or a program that does the same)".to_owned())
+            }
+            _ if reading.closed_unaccepted().is_some() => {
+                Some("its listener was closed while this connection waited there, accepted by nobody".to_owned())
             }
             (Some("TCP_ABORT_ON_CLOSE"), Some(unread)) if *unread > 0 => {
                 Some(format!("its process closed the socket with {unread} bytes unread"))
@@ -218,13 +224,13 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, moment, unread},
+        diagnose::testing::{LENGTH, SERVER, START, World, moment, unaccepted, unread},
         model::{
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
             net::Errno,
-            process::Ending,
+            process::{Ending, Pid},
             socket::TcpState,
             verdict::Confidence,
         },
@@ -275,6 +281,16 @@ pub(crate) mod tests {
         let explanation = world.explained();
         assert_eq!(explanation.cause, "upstream-reset");
         assert!(explanation.summary.contains("destroyed the socket from outside"), "{}", explanation.summary);
+    }
+
+    #[test]
+    fn a_listener_that_was_closed_by_a_process_that_lives_on() {
+        let world = unaccepted(SERVER);
+        let explanation = world.expect("upstream-reset", Confidence::Confirmed);
+        assert!(explanation.summary.contains("its listener was closed"), "{}", explanation.summary);
+        // Whose end would not have been seen.
+        let explanation = unaccepted(Pid(4711)).expect("upstream-reset", Confidence::Likely);
+        assert!(explanation.rivals.contains(&"upstream-exited"), "{:?}", explanation.rivals);
     }
 
     #[test]

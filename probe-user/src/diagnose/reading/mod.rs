@@ -8,6 +8,7 @@ mod local;
 mod place;
 mod process;
 mod request;
+mod unaccepted;
 
 use std::net::SocketAddr;
 

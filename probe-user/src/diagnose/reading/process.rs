@@ -44,6 +44,8 @@ pub(crate) struct Death<'a> {
     pub(crate) held: Option<EventId>,
     /// It closed the connection itself before it ended, because of the signal.
     pub(crate) closed_first: bool,
+    /// It had not accepted the connection.
+    pub(crate) unaccepted: bool,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
 }
@@ -80,12 +82,13 @@ pub(crate) enum Survival<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Who closed the connection, by the kernel's own context.
+    /// Who closed the connection, by the kernel's own context; or the listener in whose queue it waited.
     fn closed_by(&self) -> Option<Pid> {
         use crate::model::{flow::Side, socket::TcpState};
         let flow = self.flow()?;
         let ends = [TcpState::FinWait1, TcpState::Closed];
-        ends.iter().find_map(|state| flow.entered(Side::Upstream, *state).find_map(|(_, e)| e.by))
+        let itself = ends.iter().find_map(|state| flow.entered(Side::Upstream, *state).find_map(|(_, e)| e.by));
+        itself.or_else(|| self.closed_unaccepted().map(|(process, _)| process))
     }
 
     /// Another process than the one that accepted the connection closed it: that one had handed it on, by `fork()` or over a unix socket.
@@ -203,7 +206,9 @@ impl<'a> Reading<'a> {
             // Its handler closed the connection, or it would have closed it anyway: only its end tells.
             return Survival::NotKnown(need(Sensor::Processes, "the end of the process, which a signal had asked for"));
         }
-        if self.ends_are_seen() {
+        // A process that never accepted anything may not have been watched.
+        let watched = self.closed_unaccepted().is_none_or(|(closer, _)| self.known_to_serve(closer));
+        if self.ends_are_seen() && watched {
             Survival::Alive
         } else {
             Survival::NotKnown(need(Sensor::Processes, "whether the upstream's process had ended"))
@@ -318,6 +323,7 @@ impl<'a> Reading<'a> {
             order_known: by_kernel.is_some() || held.is_some_and(|(held, _)| held),
             held: held.filter(|(held, _)| *held).map(|(_, event)| event),
             closed_first,
+            unaccepted: self.closed_unaccepted().is_some_and(|(closer, _)| closer == holder),
         })
     }
 

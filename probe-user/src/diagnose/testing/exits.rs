@@ -35,6 +35,29 @@ pub(crate) fn closed_by_handler(how: Ending) -> World {
     world
 }
 
+/// The upstream listens, and nobody accepts; 100 µs before nginx decides this process closes the listener.
+pub(crate) fn unaccepted(closer: Pid) -> World {
+    let mut world = World::new(502);
+    world.listening();
+    world.attempt().started = Some(moment(-50_000));
+    world.connect(-49_900);
+    listener_closed(&mut world, -100, closer);
+    world.state(-60, Side::Upstream, TcpState::Established, TcpState::Closed, None);
+    world.reset_sent(-59, "TCP_STATE", None);
+    world.reset_received(-58, TcpState::Established);
+    world.sent(TcpState::Closed, START + LENGTH);
+    world.complain(Message::ReceiveFailed, Phase::ReadingHeader, Some(Errno::ECONNRESET), "recv() failed");
+    world
+}
+
+/// A process closes its listener on the upstream's address.
+pub(crate) fn listener_closed(world: &mut World, us: i64, closer: Pid) {
+    let socket = Socket { remote: None, ..world.socket(Side::Upstream, TcpState::Closed, None) };
+    let change = SocketChange::State { from: TcpState::Listen };
+    let event = world.event(us, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(closer) }));
+    world.case.processes.push(event);
+}
+
 /// The upstream's end of the connection is closed by this process.
 pub(crate) fn closed_by(world: &mut World, us: i64, pid: Pid) {
     let change = SocketChange::State { from: TcpState::Established };

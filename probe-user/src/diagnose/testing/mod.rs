@@ -3,7 +3,7 @@
 mod complaints;
 mod exits;
 
-pub(crate) use exits::{broken_by_exit, closed_by, closed_by_handler};
+pub(crate) use exits::{broken_by_exit, closed_by, closed_by_handler, listener_closed, unaccepted};
 use std::{collections::VecDeque, net::SocketAddr};
 
 use super::judge;

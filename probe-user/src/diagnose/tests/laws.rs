@@ -39,6 +39,7 @@ fn worlds() -> Vec<(&'static str, World)> {
         ("upstream-exited", upstream_exited::tests::exited()),
         ("upstream-crashed", upstream_crashed::tests::crashed()),
         ("upstream-killed", upstream_killed::tests::killed()),
+        ("upstream-killed", upstream_killed::tests::killed_unaccepted()),
         ("upstream-oom-killed", upstream_oom_killed::tests::taken()),
         ("read-timeout", read_timeout::tests::silent_here()),
         ("accept-queue-overflow", accept_queue_overflow::tests::full()),
