@@ -38,7 +38,7 @@ fn filters_that_are_silent() -> Result<()> {
 
 #[test]
 fn routes_and_neighbours() -> Result<()> {
-    together(&["host-unreachable", "no-route", "connect-denied", "firewall-rejected-router"], &[])
+    together(&["host-unreachable", "no-route", "connect-denied", "firewall-rejected-router", "path-stall"], &[])
 }
 
 #[test]

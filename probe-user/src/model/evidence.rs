@@ -193,12 +193,17 @@ pub enum Fact {
         /// Bytes.
         bytes: u64,
     },
-    /// The SYN was sent again so many times and never answered.
+    /// The SYN was sent again so many times, and no answer arrived.
     SynUnanswered {
         /// Retransmissions.
         retransmits: u32,
         /// Microseconds from the first SYN to giving up.
         waited_us: Option<u64>,
+    },
+    /// The upstream answered the SYN, and its answer had not arrived when nginx gave up.
+    SynAckLost {
+        /// How many SYN-ACKs were seen.
+        times: u32,
     },
     /// nginx's own timer ended it.
     NginxTimer {

@@ -370,7 +370,10 @@ pub fn fact(of: &Fact) -> String {
         Fact::PartialResponse { bytes } => format!("{bytes} bytes of an answer came"),
         Fact::SynUnanswered { retransmits, waited_us } => {
             let waited = waited_us.map(|us| format!(" in {}", micros(us))).unwrap_or_default();
-            format!("SYN repeated {}, no answer{waited}", counted(u64::from(*retransmits), "time"))
+            format!("SYN repeated {}, no answer arrived{waited}", counted(u64::from(*retransmits), "time"))
+        }
+        Fact::SynAckLost { times } => {
+            format!("{} of the upstream seen, and nginx's socket had taken none", counted(u64::from(*times), "SYN-ACK"))
         }
         Fact::NginxTimer { directive, configured } => {
             let value = configured.as_deref().map(|value| format!(" {}", redact::text(value))).unwrap_or_default();

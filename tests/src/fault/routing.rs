@@ -162,8 +162,26 @@ pub(super) const FAULTS: &[Fault] = &[
             },
         )
     },
+    Fault {
+        apart: true,
+        ..Fault::new(
+            "path-stall-handshake",
+            "the upstream answers the SYN, and its host cannot find the way back: nothing arrives",
+            |plan| {
+                let pass = format!("proxy_pass http://{};", plan.app(LISTENING));
+                let bind = format!("proxy_bind {UNFOUND};");
+                // Long enough for the kernel to send the SYN again, and a second more.
+                plan.config.location("/path-stall-handshake/", &[&pass, &bind, "proxy_connect_timeout 3s;"]);
+            },
+            no_way_back,
+        )
+    },
 ];
 
+/// The app's own server.
+const LISTENING: u16 = 9001;
+/// An address of nginx's that no neighbour is told of.
+const UNFOUND: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 51);
 /// In the app's network, and nobody's.
 const NOBODY: SocketAddr = at([10, 77, 2, 66], 9240);
 /// TEST-NET-1: the proxy has no default route.
@@ -177,6 +195,21 @@ const PROHIBITED_BEYOND: SocketAddr = at([198, 51, 100, 3], 9246);
 /// The app's own address, where nobody listens and nobody is asked.
 const FORBIDDEN: SocketAddr = at([10, 77, 2, 2], 9248);
 const REJECTED_BEYOND: SocketAddr = at([198, 51, 100, 4], 9247);
+
+fn no_way_back(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let proxy = site.lab().proxy();
+    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "1")?;
+    proxy.ip_batch(&format!("addr replace {UNFOUND}/32 dev lo\n"))?;
+    let exchange = site.connect()?.get("/path-stall-handshake/cart")?;
+    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "0")?;
+    let outcome = &[Outcome::TimeoutConnect];
+    let attempt = Attempt::fresh(site.app(LISTENING), outcome, &[None, Some("ETIMEDOUT")]);
+    let expected = Expectation::incident(504, &["path-stall"], vec![attempt])
+        .logged("upstream timed out (110: Connection timed out) while connecting to upstream")
+        .says(&["answered the SYN"])
+        .never(&["syn-timeout", "accept-queue-overflow", "firewall-dropped", "host-unreachable"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
 
 const fn at([a, b, c, d]: [u8; 4], port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(a, b, c, d)), port)

@@ -68,7 +68,14 @@ fn socket_event(kind: Kind, record: &[u8], names: &Names) -> Result<SocketEvent,
         }
         Kind::ResetReceived => SocketChange::ResetReceived,
         Kind::Retransmit => SocketChange::Retransmitted { payload: event.value },
-        Kind::SynAckRetransmit => SocketChange::SynAckRetransmitted,
+        Kind::SynAckRetransmit => {
+            // Told of the listener, which has no other end; the packet names the connection that is not one yet.
+            if let Some(packet) = &answered {
+                socket.local = Some(packet.source);
+                socket.remote = Some(packet.destination);
+            }
+            SocketChange::SynAckRetransmitted
+        }
         Kind::ErrorReport => SocketChange::ErrorReported,
         _ => return Err(RecordError::UnknownKind(event.header.kind)),
     };

@@ -138,6 +138,24 @@ fn reset_without_a_socket_goes_back_the_way_the_packet_came() {
 }
 
 #[test]
+fn a_syn_ack_is_of_the_connection_and_not_of_the_listener() {
+    let packet = abi::Packet { source: v4(2, 8000), destination: v4(1, 41_822), protocol: 6, ..abi::Packet::default() };
+    let listener = abi::Socket { state: abi::state::LISTEN, remote: Endpoint::default(), ..full_socket() };
+    let record = abi::SocketEvent {
+        header: header(Kind::SynAckRetransmit),
+        socket: listener,
+        jiffies: 1,
+        value: 0,
+        has_packet: 1,
+        packet,
+    };
+    let Body::Socket(event) = decode(record.as_bytes(), &names()).unwrap().body else { panic!() };
+    assert_eq!(event.change, SocketChange::SynAckRetransmitted);
+    assert_eq!(event.socket.local, Some("127.0.0.2:8000".parse().unwrap()));
+    assert_eq!(event.socket.remote, Some("127.0.0.1:41822".parse().unwrap()));
+}
+
+#[test]
 fn drops_need_a_tcp_packet() {
     let packet = abi::Packet { source: v4(1, 1), destination: v4(2, 2), protocol: 6, ..abi::Packet::default() };
     let mut record = abi::Drop { header: header(Kind::Drop), reason: 3, netns: 0, location: 0, packet };

@@ -11,6 +11,7 @@ use crate::model::{
     coverage::Sensor,
     evidence::{Fact, Weight},
     flow::Side,
+    socket::TcpState,
     verdict::Need,
 };
 
@@ -66,7 +67,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some(blind) = [Sensor::ResetsSent, Sensor::SocketStates].into_iter().find(|sensor| !reading.sees(*sensor)) {
         return another_way(reading, &reset, need(blind, what));
     }
-    let upstream_end_seen = reading.flow()?.sockets(Side::Upstream).next().is_some();
+    // A listener that answered the SYN is not yet an end of the connection.
+    let mut ends = reading.flow()?.sockets(Side::Upstream);
+    let upstream_end_seen = ends.any(|(_, e)| e.socket.state != TcpState::Listen);
     let mut finding = Finding::default();
     finding.support(reading.complaint_evidence());
     let weight = if upstream_end_seen { Weight::Direct } else { Weight::Symptom };
@@ -157,6 +160,16 @@ pub(crate) mod tests {
     #[test]
     fn the_plain_case() {
         injected().expect("network-reset", Confidence::Confirmed);
+    }
+
+    #[test]
+    fn a_listener_that_answered_the_syn_is_no_end_of_the_connection() {
+        let mut world = injected();
+        world.flow().events.retain(|event| !format!("{event:?}").contains("SynReceived"));
+        world.expect("network-reset", Confidence::Likely);
+        let listener = world.socket(Side::Upstream, TcpState::Listen, None);
+        world.change(-99, listener, crate::model::socket::SocketChange::SynAckRetransmitted);
+        world.expect("network-reset", Confidence::Likely);
     }
 
     #[test]

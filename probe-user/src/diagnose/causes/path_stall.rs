@@ -1,10 +1,11 @@
-//! `path-stall`: packets are lost on the way, after connecting.
+//! `path-stall`: packets are lost on the way, after connecting; or of the handshake those on the way back.
 
 use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{LostAnswer, Reading, duration, evidence, need},
     },
+    firewall_rejected::is_filter_drop,
     servers::{REQUEST_PATIENCE, and_servers},
 };
 use crate::model::{
@@ -20,6 +21,9 @@ const SHOWN: usize = 5;
 /// Segments from this size on are the first to be lost where the MTU is smaller than the ends believe.
 const LARGE: u32 = 1_200;
 
+/// An answer to a SYN that takes longer is late for the kernel too, which sends the SYN again by then.
+const ARRIVES_WITHIN_US: u64 = 1_000_000;
+
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
     id: "path-stall",
@@ -30,9 +34,11 @@ pub(crate) const CAUSE: Cause = Cause {
     page: Page {
         happened: "The connection was up, but bytes of the request were never acknowledged although the kernel sent them again and \
                    again: the packets or their answers are lost. If only full-size packets are lost it is the MTU: a tunnel or VPN \
-                   with a smaller one, and ICMP filtered.",
+                   with a smaller one, and ICMP filtered. Or one way does not carry anything: the upstream answers the SYN, and its \
+                   answer does not arrive.",
         proof: "Repeated segments without acknowledgement until nginx's timer (504) or the kernel's (502, ETIMEDOUT), on a connection \
-                that an application had taken.",
+                that an application had taken; or, of a handshake, a SYN-ACK of the upstream's kernel on this host, and a second later \
+                nginx's socket still waiting for it.",
         refuted: "Everything acknowledged (read-timeout). A closed window at the other end (send-timeout). A full accept queue on the \
                   upstream's host, which swallows the request just so (accept-queue-overflow).",
         remedies: &const {
@@ -57,6 +63,9 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
+    if reading.handshake_timed_out() {
+        return lost_handshake(reading);
+    }
     let by_nginx = reading.timed_out_unanswered() && reading.phase() != Some(Phase::Connecting);
     let by_kernel = reading.complains_of(&[Message::ReceiveFailed, Message::SendFailed])
         && reading.errno() == Some(Errno::ETIMEDOUT);
@@ -109,6 +118,50 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     Some(finding)
 }
 
+/// The upstream answered the SYN, and nginx's socket never heard it.
+fn lost_handshake(reading: &Reading<'_>) -> Option<Finding> {
+    let (told, seen) = reading.syn_answers();
+    let first = told.iter().chain(&seen).map(|event| event.at.latest).min()?;
+    // firewall-dropped says more.
+    if reading.drops().any(|(_, reason)| is_filter_drop(reason)) || reading.syn_reset().is_some() {
+        return None;
+    }
+    let mut finding = Finding::default();
+    finding.support(reading.complaint_evidence());
+    let waited_us = reading.failed_at().since_ns(first) / 1_000;
+    let waiting = reading
+        .still_waiting()
+        .or_else(|| reading.connect_error().map(|(_, e)| e.events).and_then(|e| e.first().copied()));
+    let events: Vec<_> = told.iter().chain(&seen).take(SHOWN).map(|event| event.id).chain(waiting).collect();
+    // What only a capture on the way shows may have been another's forgery, or meant for another.
+    let certain = !told.is_empty() && waiting.is_some() && waited_us >= ARRIVES_WITHIN_US;
+    let times = u32::try_from(told.len().max(seen.len())).unwrap_or(u32::MAX);
+    let weight = if certain { Weight::Direct } else { Weight::Symptom };
+    finding.support(Some(evidence(Fact::SynAckLost { times }, &events, weight)));
+    if waiting.is_none() {
+        finding.missing.push(need(Sensor::NginxFunctions, "nginx's socket still waiting when the timer fired"));
+    }
+    if !reading.sees(Sensor::Drops) {
+        finding.missing.push(need(Sensor::Drops, "whether this host itself dropped the answer"));
+        finding.not_excluded(&["firewall-dropped"]);
+    }
+    for (event, reason) in reading.drops().take(SHOWN) {
+        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
+    }
+    let upstream = reading.upstream_name();
+    let who = if reading.kernel_gave_up() { "the kernel gave up" } else { "nginx's timer ended it" };
+    finding.summary = format!(
+        "{upstream} answered the SYN, the first time seen {} before the end, and none of its answers reached nginx's socket until {who}.",
+        duration(waited_us)
+    );
+    finding.fix.push("Ask the upstream's host for its way back: `ip route get` to nginx's address; a reverse path filter (rp_filter) on the way drops what comes by another way.".to_owned());
+    finding.fix.push(format!(
+        "Find where the packets from {upstream} are lost: capture on both sides, drop counters and rules of the hosts between."
+    ));
+    Some(finding)
+}
+
 /// The upstream answered, as its kernel shows, and nothing of it arrived.
 fn lost_answer(reading: &Reading<'_>, lost: &LostAnswer, by_kernel: bool) -> Finding {
     let mut finding = Finding::default();
@@ -153,6 +206,7 @@ pub(crate) mod tests {
         diagnose::testing::{START, World, moment},
         model::{
             complaint::{Message, Phase},
+            coverage::Sensor,
             flow::Side,
             net::Errno,
             socket::{SocketChange, TcpState},
@@ -179,6 +233,56 @@ pub(crate) mod tests {
     fn the_plain_case_suspects_the_mtu() {
         let explanation = stalled().expect("path-stall", Confidence::Confirmed);
         assert!(explanation.summary.contains("suspect the MTU"), "{}", explanation.summary);
+    }
+
+    pub(crate) fn handshake() -> World {
+        let mut world = World::new(504);
+        world.listening();
+        world.attempt().started = Some(moment(-4_000_000));
+        let waiting = world.socket(Side::Nginx, TcpState::SynSent, None);
+        for us in [-3_000_000, -1_000_000] {
+            world.change(us, waiting.clone(), SocketChange::Retransmitted { payload: 0 });
+            let listener = world.socket(Side::Upstream, TcpState::Listen, None);
+            world.change(us + 100, listener, SocketChange::SynAckRetransmitted);
+        }
+        world.attempt().socket_at_failure = Some(waiting);
+        world.complain(Message::TimedOut, Phase::Connecting, Some(Errno::ETIMEDOUT), "upstream timed out");
+        world
+    }
+
+    #[test]
+    fn an_answer_to_the_syn_that_does_not_arrive_is_an_answer() {
+        let explanation = handshake().expect("path-stall", Confidence::Confirmed);
+        assert!(explanation.summary.contains("answered the SYN"), "{}", explanation.summary);
+        // Where this host cannot tell, nothing is claimed of the upstream.
+        let mut blind = handshake();
+        blind.flow().events.retain(|event| !format!("{event:?}").contains("SynAck"));
+        blind.blind(Sensor::Retransmits);
+        assert!(blind.explained().summary.starts_with("No answer to the SYN arrived from"), "{:?}", blind.explained());
+    }
+
+    #[test]
+    fn one_that_can_still_be_on_its_way_is_likely() {
+        let mut world = handshake();
+        world.flow().events.retain(|event| !format!("{event:?}").contains("SynAck"));
+        let listener = world.socket(Side::Upstream, TcpState::Listen, None);
+        world.change(-300_000, listener, SocketChange::SynAckRetransmitted);
+        world.expect("path-stall", Confidence::Likely);
+    }
+
+    #[test]
+    fn one_that_a_capture_shows_is_likely() {
+        let mut world = handshake();
+        world.flow().events.retain(|event| !format!("{event:?}").contains("SynAck"));
+        world.packet_from_upstream(-3_000_000, 0x12, 1);
+        world.expect("path-stall", Confidence::Likely);
+    }
+
+    #[test]
+    fn a_filter_of_this_host_says_more() {
+        let mut world = handshake();
+        world.drop_packet(-2_999_000, "NETFILTER_DROP");
+        world.expect("firewall-dropped", Confidence::Confirmed);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `syn-timeout`: the SYN was never answered.
+//! `syn-timeout`: no answer to the SYN arrived.
 
 use super::{
     super::{
@@ -9,20 +9,18 @@ use super::{
     servers::{ADDRESSES, and_servers},
 };
 use crate::model::{
-    attempt::Outcome,
-    complaint::{Message, Phase},
+    complaint::Message,
     coverage::Sensor,
     event::EventId,
     evidence::{Evidence, Fact, Weight},
-    flow::Side,
     net::Errno,
-    socket::{SocketChange, TcpState, is_full},
+    socket::{TcpState, is_full},
 };
 
 /// The row.
 pub(crate) const CAUSE: Cause = Cause {
     id: "syn-timeout",
-    title: "the SYN was never answered",
+    title: "no answer to the SYN arrived",
     family: Family::Connect,
     statuses: &[504, 502],
     depth: Depth::Symptom,
@@ -32,7 +30,7 @@ pub(crate) const CAUSE: Cause = Cause {
                    it: nginx's proxy_connect_timeout gives 504, the kernel's tcp_syn_retries gives ETIMEDOUT and 502.",
         proof: "The SYN and at least one repetition, and nginx's socket still waiting for an answer when the timer fired; no drop of \
                 these packets on this host, and no full accept queue where the upstream is here.",
-        refuted: "An answer of any kind: SYN-ACK, RST, ICMP. A drop by this host's packet filter (firewall-dropped). A full accept \
+        refuted: "An answer of any kind: SYN-ACK (path-stall where it is lost on its way), RST, ICMP. A drop by this host's packet filter (firewall-dropped). A full accept \
                   queue of a local upstream (accept-queue-overflow).",
         remedies: &const {
             and_servers::<4, 12>(
@@ -66,17 +64,15 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     reading.upstream()?;
-    let connecting = reading.phase() == Some(Phase::Connecting) || reading.outcome() == Outcome::TimeoutConnect;
-    let by_nginx = reading.complains_of(&[Message::TimedOut]);
-    let kernel = reading.connect_error().filter(|(errno, _)| *errno == Errno::ETIMEDOUT);
-    let by_kernel = kernel.is_some()
-        || (reading.complains_of(&[Message::ConnectFailed]) && reading.errno() == Some(Errno::ETIMEDOUT));
-    let unsaid = reading.complaint().is_none() && reading.outcome() == Outcome::TimeoutConnect;
-    if !(connecting && (by_nginx || unsaid) || by_kernel) || reading.connected() == Some(true) {
+    if !reading.handshake_timed_out() {
         return None;
     }
-    // An answer, even an unwelcome one, is not silence.
-    if reading.syn_reset().is_some() {
+    let by_nginx = reading.complains_of(&[Message::TimedOut]);
+    let kernel = reading.connect_error().filter(|(errno, _)| *errno == Errno::ETIMEDOUT);
+    let by_kernel = reading.kernel_gave_up();
+    // An answer, even an unwelcome one, is not silence; nor is one that did not arrive (path-stall, firewall-dropped).
+    let (told, seen) = reading.syn_answers();
+    if reading.syn_reset().is_some() || !told.is_empty() || !seen.is_empty() {
         return None;
     }
     let mut finding = Finding::default();
@@ -114,15 +110,9 @@ fn unanswered(
 ) {
     let waiting = reading.socket_at_failure().filter(|(socket, _)| socket.state == TcpState::SynSent);
     let retransmits = waiting.map_or(retransmits, |(socket, _)| retransmits.max(u32::from(socket.retransmits)));
-    events.extend(waiting.map(|(_, event)| event));
-    // nginx closed it while it still waited: without an error, straight from SYN_SENT.
-    let given_up = reading.flow().and_then(|flow| {
-        flow.entered(Side::Nginx, TcpState::Closed).find(|(_, e)| {
-            matches!(e.change, SocketChange::State { from: TcpState::SynSent }) && e.socket.error.is_none()
-        })
-    });
-    events.extend(given_up.map(|(event, _)| event.id));
-    let still_silent = waiting.is_some() || given_up.is_some() || told_by_kernel;
+    let still_waiting = reading.still_waiting();
+    events.extend(still_waiting);
+    let still_silent = still_waiting.is_some() || told_by_kernel;
     if retransmits == 0 {
         let what =
             "a repetition of the SYN: nginx's timeout is shorter than the kernel's first second, or it was not seen";
@@ -185,7 +175,8 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
     } else {
         format!("nginx's own timer ({directive}) ended it")
     };
-    finding.summary = format!("{upstream} never answered the SYN{waited}: {repeated}, and {timer}.");
+    // Whether the upstream answered, and its answer was lost, only its own side tells.
+    finding.summary = format!("No answer to the SYN arrived from {upstream}{waited}: {repeated}, and {timer}.");
     finding.fix.push(format!(
         "Find out whether the SYN reaches {upstream}: is the host up, is the address right, does a firewall on the way drop it? \
          `tcpdump -ni any tcp port {}` there shows it.",

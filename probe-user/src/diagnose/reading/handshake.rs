@@ -3,14 +3,19 @@
 use super::{Reading, evidence};
 use crate::model::{
     attempt::Outcome,
-    complaint::Phase,
+    complaint::{Message, Phase},
     event::{Body, Event, EventId},
     evidence::{Evidence, Fact, Weight},
     flow::Side,
     net::Errno,
-    packet::{IcmpPacket, PacketBody},
+    packet::{IcmpPacket, PacketBody, TcpHeader},
     socket::{SocketChange, Syscall, TcpState},
 };
+
+/// SYN-ACK.
+const fn is_answer(header: &TcpHeader) -> bool {
+    header.flags.syn() && header.flags.ack()
+}
 
 impl Reading<'_> {
     /// Whether the connection came about; `None`: not known.
@@ -141,6 +146,54 @@ impl Reading<'_> {
         let own = self.attempt.into_iter().flat_map(|attempt| attempt.syscalls.iter());
         let of_flow = self.flow_events().filter(|event| matches!(event.body, Body::Syscall(_)));
         own.chain(of_flow)
+    }
+
+    /// Connecting took too long for nginx's timer or the kernel's.
+    pub(crate) fn handshake_timed_out(&self) -> bool {
+        let connecting = self.phase() == Some(Phase::Connecting) || self.outcome() == Outcome::TimeoutConnect;
+        let unsaid = self.complaint().is_none() && self.outcome() == Outcome::TimeoutConnect;
+        let by_nginx = connecting && (self.complains_of(&[Message::TimedOut]) || unsaid);
+        (by_nginx || self.kernel_gave_up()) && self.connected() != Some(true)
+    }
+
+    /// It was the kernel's timer.
+    pub(crate) fn kernel_gave_up(&self) -> bool {
+        self.connect_error().is_some_and(|(errno, _)| errno == Errno::ETIMEDOUT)
+            || (self.complains_of(&[Message::ConnectFailed]) && self.errno() == Some(Errno::ETIMEDOUT))
+    }
+
+    /// nginx's socket still waited for an answer to its SYN when the attempt ended.
+    pub(crate) fn still_waiting(&self) -> Option<EventId> {
+        let waiting = self.socket_at_failure().filter(|(socket, _)| socket.state == TcpState::SynSent);
+        // nginx closed it while it still waited: without an error, straight from SYN_SENT.
+        let given_up = || {
+            let mut ends = self.flow()?.entered(Side::Nginx, TcpState::Closed);
+            ends.find(|(_, e)| {
+                matches!(e.change, SocketChange::State { from: TcpState::SynSent }) && e.socket.error.is_none()
+            })
+        };
+        waiting.map(|(_, event)| event).or_else(|| given_up().map(|(event, _)| event.id))
+    }
+
+    /// SYN-ACKs of the upstream, before nginx gave up waiting for one: told by this host's kernel, which sent them again or dropped them,
+    /// and seen in a capture.
+    pub(crate) fn syn_answers(&self) -> (Vec<&Event>, Vec<&Event>) {
+        let (upstream, until) = (self.upstream(), self.failed_at());
+        let in_time = self.flow_events().filter(|event| event.at.latest <= until);
+        in_time.fold((Vec::new(), Vec::new()), |(mut told, mut seen), event| {
+            match &event.body {
+                Body::Socket(e) if matches!(e.change, SocketChange::SynAckRetransmitted) => told.push(event),
+                Body::Drop(drop) if Some(drop.packet.source) == upstream && is_answer(&drop.packet) => told.push(event),
+                Body::Packet(packet) => match &packet.body {
+                    PacketBody::Tcp(tcp) if Some(tcp.header.source) == upstream && is_answer(&tcp.header) => {
+                        seen.push(event);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+            (told, seen)
+        })
     }
 
     /// SYNs sent again, and whatever proves them.

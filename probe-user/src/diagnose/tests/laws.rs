@@ -61,6 +61,7 @@ fn worlds() -> Vec<(&'static str, World)> {
         ("network-reset", network_reset::tests::injected()),
         ("send-timeout", send_timeout::tests::stuck()),
         ("path-stall", path_stall::tests::stalled()),
+        ("path-stall", path_stall::tests::handshake()),
         ("response-truncated", response_truncated::tests::cut_off()),
     ]
 }
