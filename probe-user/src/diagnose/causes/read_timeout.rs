@@ -138,12 +138,13 @@ fn answer_filtered(reading: &Reading<'_>) -> Option<(Option<String>, EventId)> {
     })
 }
 
-/// How long nothing came, as far as it is known.
+/// How long nothing came, as far as it is known: since the last byte of the request, or of what there is of an answer. Connecting and sending
+/// take time of their own.
 fn silence_us(reading: &Reading<'_>) -> Option<u64> {
-    let lasted = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
+    let (tcp, _) = reading.counters_at_failure()?;
     match reading.response_bytes() {
-        Some(0) => lasted,
-        _ => reading.counters_at_failure().and_then(|(tcp, _)| tcp.since_received_us),
+        Some(0) => tcp.since_sent_us,
+        _ => tcp.since_received_us,
     }
 }
 
@@ -168,7 +169,12 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
         (Some(bytes), ..) if bytes > 0 => format!("sent {bytes} bytes of a header that it did not finish"),
         _ => format!("stayed silent{silence}"),
     };
-    finding.summary = format!("{upstream} {took} and then {after}, until nginx's timer ended it.");
+    finding.summary = format!("{upstream} {took} and then {after}, until nginx's timer ended it");
+    // Without the socket's own word there is only the whole attempt.
+    if let (None, Some(lasted)) = (silent_us, lasted_us) {
+        finding.say(format_args!(" {} after the attempt began", duration(lasted)));
+    }
+    finding.summary.push('.');
     let holder = reading.accepted_by();
     if let Some((pid, command)) = holder {
         let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
@@ -250,6 +256,9 @@ pub(crate) mod tests {
         world.attempt().started = Some(moment(-2_000_000));
         world.connect(-1_999_000);
         world.sent(TcpState::Established, START + LENGTH);
+        // A body of some size: sending it took half a second.
+        let socket = world.attempt().socket_at_failure.as_mut();
+        socket.unwrap().tcp.as_mut().unwrap().since_sent_us = Some(1_500_000);
         world.complain(Message::TimedOut, Phase::ReadingHeader, Some(Errno::ETIMEDOUT), "upstream timed out");
         world
     }
@@ -274,11 +283,23 @@ pub(crate) mod tests {
         };
         world.host(100, fact);
         let explanation = world.expect("read-timeout", Confidence::Confirmed);
-        assert!(explanation.summary.contains("silent for 1.9 s"), "{}", explanation.summary);
+        assert!(explanation.summary.contains("silent for 1.5 s"), "{}", explanation.summary);
         assert!(
             explanation.summary.contains("sleeps in clock_nanosleep() (hrtimer_nanosleep)"),
             "{}",
             explanation.summary
+        );
+    }
+
+    #[test]
+    fn without_the_sockets_word_the_silence_has_no_length() {
+        let mut world = silent_here();
+        let socket = world.attempt().socket_at_failure.as_mut();
+        socket.unwrap().tcp.as_mut().unwrap().since_sent_us = None;
+        let summary = world.explained().summary;
+        assert!(
+            summary.contains("stayed silent, until nginx's timer ended it 1.9 s after the attempt began"),
+            "{summary}"
         );
     }
 
