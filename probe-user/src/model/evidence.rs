@@ -377,6 +377,13 @@ pub enum Fact {
         /// How often segments were sent again.
         times: u32,
     },
+    /// The upstream's reset destroyed bytes that its application had written.
+    AnswerDestroyed {
+        /// How many.
+        bytes: u32,
+    },
+    /// Every byte that the upstream's application had written by its close arrived.
+    AnswerArrived,
     /// The kernel dropped a packet of the flow.
     Dropped {
         /// The reason.

@@ -468,6 +468,10 @@ fn on_the_wire(of: &Fact) -> Option<String> {
             let after = micros(*after_us);
             format!("the upstream sent {bytes} more bytes {after} after that RST: it had not ended the connection")
         }
+        Fact::AnswerDestroyed { bytes } => {
+            format!("{bytes} bytes that the upstream had written by then never reached nginx's socket")
+        }
+        Fact::AnswerArrived => "all that the upstream had written by then had reached nginx's socket".to_owned(),
         Fact::AnswerNotTaken { bytes, times: 0 } => {
             format!("the upstream had sent {bytes} bytes of its answer, and nginx's side had none of them")
         }

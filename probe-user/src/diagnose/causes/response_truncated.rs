@@ -8,7 +8,10 @@ use crate::model::{
     attempt::{Attempt, Outcome},
     complaint::{Message, Phase},
     coverage::Sensor,
+    event::EventId,
     evidence::{Evidence, Fact, Weight},
+    flow::Side,
+    socket::TcpState,
 };
 
 /// A worker that has had this much time since the last byte came has read it.
@@ -101,6 +104,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if !slow && !over_unix && close.is_none() && reset.is_none() {
         finding.missing.push(need(Sensor::SocketStates, "the FIN or RST that ended it"));
     }
+    let lost = if reset.is_some() { written_and_lost(reading) } else { None };
     let upstream = reading.upstream_name();
     let upgraded = reading.phase() == Some(Phase::Upgraded);
     finding.summary = if upgraded && slow {
@@ -108,6 +112,20 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     } else if upgraded {
         format!(
             "{upstream} {how}, which had been upgraded (to a WebSocket, for instance): the client's was cut off too."
+        )
+    } else if let Some((bytes, event)) = lost.filter(|(bytes, _)| *bytes > 0) {
+        finding.support(Some(evidence(Fact::AnswerDestroyed { bytes }, &[event], Weight::Direct)));
+        format!(
+            "{upstream} {how} in the middle of the body, and {bytes} bytes that it had written were lost with it: the client got a \
+             cut-off response."
+        )
+    } else if let Some((_, event)) = lost.filter(|_| said && !cut_for_certain(reading) && !ended(reading)) {
+        finding.oppose(Some(evidence(Fact::AnswerArrived, &[event], Weight::Symptom)));
+        let unread = reading.upstream_unread().map(|(unread, _)| unread).filter(|unread| *unread > 0);
+        let why = unread.map(|unread| format!(" with {unread} bytes of the request unread,")).unwrap_or_default();
+        format!(
+            "{upstream} closed the connection{why} by a reset when all that it had written had arrived: a client that was told the \
+             length of the answer has all of it; one that was not was not told where it ends."
         )
     } else if said && reset.is_some() && !cut_for_certain(reading) {
         finding.missing.push(need(
@@ -135,7 +153,29 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let what = if upgraded { "it dropped the connection" } else { "it did not finish its response" };
         format!("Look into the log of the server at {upstream} at the time above: {what}.")
     });
+    if reading.upstream_unread().is_some_and(|(unread, _)| unread > 0) && reset.is_some() {
+        let read_it = "Let the application read the whole body of a request, also where it answers without it (uWSGI: --post-buffering).";
+        finding.fix.insert(0, read_it.to_owned());
+    }
     Some(finding)
+}
+
+fn ended(reading: &Reading<'_>) -> bool {
+    matches!(reading.survival(), Survival::Ended(_))
+}
+
+/// How much of what the upstream's application, on this host, had written by its close nginx's socket never had. What has arrived before a
+/// reset nginx reads (`tcp_recvmsg_locked()`, <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp.c>).
+fn written_and_lost(reading: &Reading<'_>) -> Option<(u32, EventId)> {
+    let (nginx, _) = reading.counters_at_failure()?;
+    let flow = reading.flow()?;
+    let closed =
+        [TcpState::Closed, TcpState::FinWait1].into_iter().flat_map(|state| flow.entered(Side::Upstream, state));
+    let (event, tcp) = closed
+        .filter(|(event, _)| event.at.earliest <= reading.failed_at())
+        .find_map(|(event, e)| Some((event.id, e.socket.tcp?)))?;
+    // nginx's FIN counts one, where it had come.
+    Some((u32::try_from(tcp.write_seq.wrapping_sub(nginx.rcv_nxt).cast_signed()).unwrap_or(0), event))
 }
 
 /// nginx had read what there was, and waited for more, when the reset came: it reads an answer to its end in one turn, and finds a reset
@@ -157,7 +197,7 @@ fn cut_for_certain(reading: &Reading<'_>) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::{LENGTH, START, World, counters},
+        diagnose::testing::{LENGTH, START, World, counters, unread},
         model::{
             case::CaseKind,
             complaint::{Message, Phase},
@@ -218,6 +258,27 @@ pub(crate) mod tests {
         reset_after(100_000).expect("response-truncated", Confidence::Confirmed);
         let explanation = reset_after(1_000).expect("response-truncated", Confidence::Likely);
         assert!(explanation.summary.contains("if anything of it was missing"), "{}", explanation.summary);
+    }
+
+    /// uWSGI, where the application answers without reading the body of a POST.
+    #[test]
+    fn a_reset_behind_all_that_was_written_need_not_have_cut_anything() {
+        let closed_with = |written: u32| {
+            let mut world = reset_after(1_000);
+            let tcp = TcpCounters { write_seq: written, ..unread(312) };
+            world.state_with(-21, Side::Upstream, TcpState::Established, TcpState::Closed, tcp);
+            world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap().rcv_nxt = 1_000;
+            world
+        };
+        let explanation = closed_with(1_000).expect("response-truncated", Confidence::Possible);
+        assert!(explanation.summary.contains("312 bytes of the request unread"), "{}", explanation.summary);
+        assert!(explanation.fix[0].contains("--post-buffering"), "{:?}", explanation.fix);
+        let explanation = closed_with(1_500).expect("response-truncated", Confidence::Confirmed);
+        assert!(explanation.summary.contains("500 bytes that it had written were lost"), "{}", explanation.summary);
+        // One that crashes has not written all that it would have.
+        let mut crashed = closed_with(1_000);
+        crashed.exit(-45, Ending::Signal { signal: 11, core: false });
+        crashed.expect("response-truncated", Confidence::Likely);
     }
 
     #[test]
