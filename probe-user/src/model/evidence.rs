@@ -132,6 +132,8 @@ pub enum Fact {
         part: PathPart,
         /// Whom.
         asker: Asker,
+        /// To write; else to search.
+        write: bool,
     },
     /// A part of the path does not exist.
     PathMissing {

@@ -235,12 +235,29 @@ pub struct PathPart {
     pub socket: bool,
 }
 
+impl UnixSocket {
+    /// What lies at the path itself, where everything on the way exists.
+    #[must_use]
+    pub fn end(&self) -> Option<&PathPart> {
+        self.parts.last().filter(|_| self.missing.is_none())
+    }
+
+    /// The first part of the path whose mode denies the worker, and whether it is to be written to: what lies at the end is, whatever it is
+    /// (`unix_find_bsd()`, <https://elixir.bootlin.com/linux/v6.12/source/net/unix/af_unix.c>); the directories before it are searched.
+    #[must_use]
+    pub fn denies(&self) -> Option<(&PathPart, bool)> {
+        let end = self.end();
+        let write = |part: &PathPart| !part.directory || end == Some(part);
+        self.parts.iter().map(|part| (part, write(part))).find(|(part, write)| !part.lets(&self.asker, *write))
+    }
+}
+
 impl PathPart {
-    /// Whether the mode lets this user on: search for a directory, write for the socket at the end.
+    /// Whether the mode lets this user write to it, or else search it.
     /// (`acl_permission_check`, <https://elixir.bootlin.com/linux/v6.12/source/fs/namei.c>; access lists may say more.)
     #[must_use]
-    pub fn lets(&self, asker: &Asker) -> bool {
-        let wanted = if self.directory { 0o1 } else { 0o2 };
+    pub fn lets(&self, asker: &Asker, write: bool) -> bool {
+        let wanted = if write { 0o2 } else { 0o1 };
         let shift = if self.owner.0 == asker.user {
             6
         } else if asker.groups.contains(&self.group.0) {

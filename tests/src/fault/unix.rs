@@ -113,6 +113,22 @@ pub(super) const UNPRIVILEGED: &[Fault] = &[
             },
         )
     },
+    Fault {
+        alone: true,
+        ..Fault::new(
+            "unix-socket-denied-no-socket",
+            "a directory is given for the unix socket: connect() asks for the right to write to it before it sees what it is",
+            |plan| {
+                plan.config.user = "nobody nogroup";
+                configure(plan, "unix-socket-denied-no-socket", "rundir");
+            },
+            |site| {
+                fs::create_dir_all(path(site, "rundir"))?;
+                let says = ["rundir", "is a directory", "nobody"];
+                ask(site, "unix-socket-denied-no-socket", "rundir", "unix-socket-denied", "EACCES", &says)
+            },
+        )
+    },
 ];
 
 fn configure(plan: &mut Plan, name: &str, socket: &str) {

@@ -51,24 +51,41 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let (mut finding, errno) = connect_returned(reading, &[Errno::EACCES, Errno::EPERM])?;
     finding.summary = format!("The nginx worker may not use {path}: connect() returned {errno}.");
     let denied = reading.unix_socket().and_then(|(id, socket)| {
-        let part = socket.parts.iter().find(|part| !part.lets(&socket.asker))?;
-        Some((id, part, &socket.asker))
+        let (part, write) = socket.denies()?;
+        Some((id, part, write, &socket.asker))
     });
-    if let Some((id, part, asker)) = denied {
+    let end = reading.unix_socket().and_then(|(_, socket)| socket.end());
+    let no_socket = end.filter(|end| !end.socket).map(|end| if end.directory { "a directory" } else { "no socket" });
+    if let Some(what) = no_socket {
+        finding.say(format_args!(" What lies there is {what}: nobody can be reached by it."));
+        finding.fix.push(format!("Give nginx the path of the server's socket itself; {path} is {what}."));
+    }
+    if let Some((id, part, write, asker)) = denied {
         let user = asker.name.clone().unwrap_or_else(|| format!("user {}", asker.user));
         let owner = part.owner.1.clone().unwrap_or_else(|| part.owner.0.to_string());
         let group = part.group.1.clone().unwrap_or_else(|| part.group.0.to_string());
-        let (what, right) = if part.directory { ("directory", "search") } else { ("socket", "write to") };
+        let what = match (part.directory, part.socket) {
+            (true, _) => "directory",
+            (false, true) => "socket",
+            (false, false) => "file",
+        };
+        let right = if write { "write to" } else { "search" };
         finding.say(format_args!(
             " The {what} {} (mode {:04o}, owner {owner}:{group}) does not let {user} {right} it.",
             part.path, part.mode
         ));
-        finding.fix.push(if part.directory {
-            format!("Let {user} through: `chmod o+x {}`, or give it a group that {user} is in and g+x.", part.path)
-        } else {
-            format!("Let {user} write to it: the server's mode 0660 with a group that {user} is in, for {}.", part.path)
-        });
-        let fact = Fact::PathDenied { part: part.clone(), asker: asker.clone() };
+        if !write {
+            finding.fix.push(format!(
+                "Let {user} through: `chmod o+x {}`, or give it a group that {user} is in and g+x.",
+                part.path
+            ));
+        } else if no_socket.is_none() {
+            finding.fix.push(format!(
+                "Let {user} write to it: the server's mode 0660 with a group that {user} is in, for {}.",
+                part.path
+            ));
+        }
+        let fact = Fact::PathDenied { part: part.clone(), asker: asker.clone(), write };
         finding.support(Some(evidence(fact, &[id], Weight::Symptom)));
     } else if reading.unix_socket().is_some() {
         finding.say(format_args!(
@@ -82,8 +99,13 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 #[cfg(test)]
 pub(crate) mod tests {
     use crate::{
-        diagnose::testing::World,
-        model::{coverage::Sensor, net::Errno, verdict::Confidence},
+        diagnose::testing::{WORKER, World},
+        model::{
+            coverage::Sensor,
+            host::{Asker, HostFact, PathPart, UnixSocket},
+            net::Errno,
+            verdict::Confidence,
+        },
     };
 
     pub(crate) fn world() -> World {
@@ -99,6 +121,43 @@ pub(crate) mod tests {
     fn the_nearest_case_is_not_it() {
         let other = World::connect_fails("unix:/run/app.sock", Errno::ENOENT);
         assert_eq!(crate::report::cause(&other.judge()), "unix-socket-missing");
+    }
+
+    fn looked_up(path: &str, end: (u32, bool, bool)) -> World {
+        let mut world = World::connect_fails(&format!("unix:{path}"), Errno::EACCES);
+        let part = |path: &str, (mode, directory, socket): (u32, bool, bool)| PathPart {
+            path: path.to_owned(),
+            mode,
+            owner: (0, Some("root".to_owned())),
+            group: (0, Some("root".to_owned())),
+            directory,
+            socket,
+        };
+        let socket = UnixSocket {
+            path: path.to_owned(),
+            worker: WORKER,
+            asker: Asker { user: 33, groups: vec![33], name: Some("www-data".to_owned()), overrides: false },
+            parts: vec![part("/", (0o755, true, false)), part(path, end)],
+            missing: None,
+            listener: None,
+        };
+        world.host(1_000, HostFact::UnixSocket(socket));
+        world
+    }
+
+    /// connect() asks for the right to write before it asks what lies there.
+    #[test]
+    fn a_directory_is_not_a_socket_that_selinux_guards() {
+        let explanation = looked_up("/run", (0o755, true, false)).expect("unix-socket-denied", Confidence::Confirmed);
+        let summary = &explanation.summary;
+        assert!(summary.contains("What lies there is a directory"), "{summary}");
+        assert!(summary.contains("does not let www-data write to it"), "{summary}");
+        assert!(!summary.contains("SELinux"), "{summary}");
+        assert!(explanation.fix[0].contains("path of the server's socket itself"), "{:?}", explanation.fix);
+        let open = looked_up("/run/app.sock", (0o666, false, true)).explained();
+        assert!(open.summary.contains("SELinux"), "{}", open.summary);
+        let closed = looked_up("/run/app.sock", (0o660, false, true)).explained();
+        assert!(closed.summary.contains("The socket /run/app.sock (mode 0660"), "{}", closed.summary);
     }
 
     #[test]

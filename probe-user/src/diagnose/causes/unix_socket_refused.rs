@@ -47,7 +47,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let look_up = reading.unix_socket().filter(|(_, socket)| socket.missing.is_none() && socket.listener.is_none());
     if let Some((id, socket)) = look_up {
         if socket.parts.last().is_some_and(|part| !part.socket) {
-            finding.say(format_args!(" What is there is no socket at all."));
+            let what = if socket.end().is_some_and(|end| end.directory) { "a directory" } else { "no socket at all" };
+            finding.say(format_args!(" What is there is {what}."));
         }
         let fact = Fact::NoUnixListener { path: path.to_owned() };
         finding.support(Some(evidence(fact, &[id], Weight::Symptom)));

@@ -70,7 +70,9 @@ pub(super) fn path_parts(place: &Place, path: &str) -> Vec<PathPart> {
             let missing = metadata.is_none();
             let (mode, uid, gid) =
                 metadata.as_ref().map_or((0, 0, 0), |metadata| (metadata.mode(), metadata.uid(), metadata.gid()));
-            let bit = if metadata.is_some_and(|metadata| metadata.is_dir()) { 1 } else { 2 };
+            // Whatever lies at the end is to be written to; what leads there is searched.
+            let way = part != Path::new(path) && metadata.is_some_and(|metadata| metadata.is_dir());
+            let bit = if way { 1 } else { 2 };
             let allowed = !missing && user.may(bit, mode, uid, gid);
             let path = part.to_string_lossy().into_owned();
             found.push(PathPart { path, mode: (!missing).then_some(mode), uid, gid, allowed });

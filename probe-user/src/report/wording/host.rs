@@ -71,7 +71,7 @@ pub(super) fn fact(of: &Fact) -> Option<String> {
         Fact::NameMoved { name, holds, now } => {
             format!("{} now resolves to {}; nginx holds {holds}", redact::text(name), addresses_of(now))
         }
-        Fact::PathDenied { part, asker } => denied(part, asker),
+        Fact::PathDenied { part, asker, write } => denied(part, asker, *write),
         Fact::PathMissing { path } => format!("{} does not exist", redact::text(path)),
         Fact::NoUnixListener { path } => format!("nobody listens on {}", redact::text(path)),
         Fact::UnixQueue { process, waiting, limit } => {
@@ -101,9 +101,10 @@ fn named((id, name): &(u32, Option<String>)) -> String {
     name.as_deref().map_or_else(|| id.to_string(), redact::text)
 }
 
-fn denied(part: &PathPart, asker: &Asker) -> String {
+fn denied(part: &PathPart, asker: &Asker, write: bool) -> String {
     let user = named(&(asker.user, asker.name.clone()));
-    let (what, needs) = if part.directory { ("directory ", "search (x)") } else { ("", "write (w)") };
+    let what = if part.directory { "directory " } else { "" };
+    let needs = if write { "write (w)" } else { "search (x)" };
     format!(
         "{what}{} (mode {:04o}, owner {}:{}) does not give {user} {needs}",
         redact::text(&part.path),
