@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use self::answers::Answered;
 pub use self::attempts::attempts;
-use super::limits::NOTABLE_LINGER_NS;
+use super::{limits::NOTABLE_LINGER_NS, requests::is_unasked};
 use crate::model::{
     attempt::Attempt,
     case::{CaseKind, Origin, Request},
@@ -82,6 +82,18 @@ impl LineGroup {
     /// What its access line, where that is all there is, says of the cache.
     pub(super) fn cache_status(&self) -> Option<String> {
         self.unexplained.as_ref()?.1.cache_status.clone()
+    }
+
+    /// The client saw nginx's own failure, by the status that what nginx complained of last makes, and nobody asked about that one.
+    pub(super) fn failed_unasked(&self, statuses: &[u16]) -> bool {
+        let made = self.lines.last().filter(|last| !last.complaint.phase.is_after_header()).map(|last| {
+            match last.complaint.message {
+                Message::TimedOut => 504,
+                Message::SocketFailed | Message::WorkerConnections | Message::BindFailed => 500,
+                _ => 502,
+            }
+        });
+        self.status.is_some_and(|status| made == Some(status) && is_unasked(status, statuses))
     }
 }
 

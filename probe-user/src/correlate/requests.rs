@@ -173,11 +173,17 @@ fn hides_failure(request: &OpenRequest) -> bool {
     before.any(|attempt| attempt.peer.is_some() && (attempt.header_ms.is_none() || attempt.status == Some(502)))
 }
 
+/// A gateway failure's status that nobody asked about. Where nginx itself made it, the client was not answered: that is no near miss.
+pub(super) fn is_unasked(status: u16, watched: &[u16]) -> bool {
+    matches!(status, 500 | 502..=504) && !watched.contains(&status)
+}
+
 /// What the status sent to the client means.
 #[must_use]
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
     match refused_by_answer(request) {
         Some(true) if watched.contains(&status) => return Some((CaseKind::Incident, Origin::Upstream)),
+        Some(true) if is_unasked(status, watched) => return None,
         Some(true) => return Some((CaseKind::NearMiss, Origin::Upstream)),
         // That server's own 500, 503 or 504 is an answer.
         Some(false) => return None,
@@ -205,6 +211,11 @@ pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(Ca
     };
     let near_miss = (complained || hides_failure(request)).then_some((CaseKind::NearMiss, origin));
     if !watched.contains(&status) {
+        // Unless it hides one that was asked about.
+        let hides = request.special.as_ref().is_some_and(|(_, special)| watched.contains(&special.status));
+        if origin == Origin::Nginx && is_unasked(status, watched) && !hides {
+            return None;
+        }
         return near_miss;
     }
     match origin {

@@ -27,6 +27,9 @@ impl Correlator {
     pub(super) fn decide_lines(&mut self) {
         while let Some(mut group) = self.lines.poll(self.now, LOG_CLOSE_DELAY_NS, &self.settings.statuses) {
             self.wires.claim(&mut group, &self.settings.statuses);
+            if group.failed_unasked(&self.settings.statuses) {
+                continue;
+            }
             let at = group.at;
             let key = RequestKey { worker: Pid(group.pid.unwrap_or(0)), pointer: 0 };
             let mut lone = Requests::new(Limits::default());

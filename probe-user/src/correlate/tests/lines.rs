@@ -118,6 +118,24 @@ fn a_masked_failure_is_a_near_miss_from_the_logs_too() {
     assert_eq!((cases[0].kind, cases[0].status), (CaseKind::NearMiss, Some(200)));
 }
 
+/// The client was not answered, whatever is asked about.
+#[test]
+fn a_failure_with_another_status_is_no_near_miss() {
+    let mut world = World::without_uprobes();
+    world.correlator.settings.statuses = vec![500, 502, 503];
+    let peer = "http://127.0.0.1:8000/cart";
+    let action = "reading response header from upstream";
+    world.tell(Source::ErrorLog, error_line(41, "upstream timed out", Some(Errno::ETIMEDOUT), action, peer));
+    world.tell(Source::AccessLog, access_line(504));
+    assert_eq!(world.cases(), []);
+    // Here a retry was answered 503 by the server itself, or by a page.
+    let mut world = World::without_uprobes();
+    world.correlator.settings.statuses = vec![502];
+    world.tell(Source::ErrorLog, error_line(41, "connect() failed", Some(Errno::ECONNREFUSED), CONNECTING, peer));
+    world.tell(Source::AccessLog, access_line(503));
+    assert_eq!(world.cases().len(), 1);
+}
+
 /// One nginx of the host can be heard from inside, another cannot: the first one's lines tell nothing new.
 #[test]
 fn a_worker_heard_from_inside_is_not_told_twice() {

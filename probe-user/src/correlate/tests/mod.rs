@@ -12,6 +12,7 @@ mod logged;
 mod many;
 mod reuse;
 mod translated;
+mod unasked;
 
 use std::net::SocketAddr;
 

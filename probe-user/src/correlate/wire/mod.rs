@@ -9,7 +9,7 @@ mod lines;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub(super) use self::lines::with_lines;
-use super::lines::split_request_line;
+use super::{lines::split_request_line, requests::is_unasked};
 use crate::model::{
     attempt::{Attempt, Joined, Link, Outcome},
     case::{CaseKind, Origin, Request},
@@ -267,6 +267,13 @@ impl Wires {
         let failed = attempts.iter().any(|attempt| attempt.outcome != Outcome::Ok);
         let passed_on =
             failure && attempts.last().is_some_and(|a| a.outcome == Outcome::Ok && a.status == answer.status);
+        let answered_well = attempts.last().is_some_and(|last| last.outcome == Outcome::Ok);
+        if failed && !answered_well && answer.status.is_some_and(|status| is_unasked(status, statuses)) {
+            for name in names {
+                self.attempts.remove(&name);
+            }
+            return None;
+        }
         let (kind, origin) = match (failure, passed_on, failed) {
             (true, true, _) if answer.status == Some(502) => (CaseKind::Incident, Origin::Upstream),
             (true, true, true) => (CaseKind::NearMiss, Origin::Upstream),
