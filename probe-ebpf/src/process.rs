@@ -62,7 +62,8 @@ pub struct Exec {
 pub struct Exit {
     /// Tgid is the process's.
     pub header: Header,
-    /// As for `wait()`: low 7 bits the signal, 0x80 core dumped, else the exit status in bits 8 to 15.
+    /// As for `wait()`: low 7 bits the signal, 0x80 core dumped, else the exit status in bits 8 to 15. In bits 17 to 31 (16 + number) the
+    /// signals 1 to 15 that still waited to be taken: it had them blocked.
     pub code: u32,
     /// Its role.
     pub role: u32,

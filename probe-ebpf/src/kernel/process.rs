@@ -71,12 +71,15 @@ pub(crate) fn exit(context: &RawTracePointContext) -> Option<()> {
     }
     let group: u32 = read::member(signal, offset!(signal_group_exit_code)).unwrap_or(0);
     let code = if group == 0 { read::member(task, offset!(task_exit_code))? } else { group };
+    // Bit 0 is signal 1, in the low half of the set's first word.
+    let waiting = read::member::<u32>(signal, offset!(signal_pending)).unwrap_or(0)
+        | read::member::<u32>(task, offset!(task_pending)).unwrap_or(0);
     target::forget(tgid);
     if watched.role == role::UPSTREAM && offset!(upid_nr) != ABSENT {
         emit::record(Kind::Held, |record: &mut Held| unix::held(record, &watched));
     }
     emit::record(Kind::Exit, |record: &mut Exit| {
-        record.code = code;
+        record.code = (code & 0xffff) | ((waiting & 0x7fff) << 17);
         record.role = watched.role;
         record.command = command();
     });

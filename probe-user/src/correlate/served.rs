@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use crate::model::{
     event::{Body, Event, EventId},
     host::{HostFact, Listener},
-    process::{Ending, Pid, ProcessEvent, Sender},
+    process::{Ending, Pid, ProcessEvent, Sender, Untaken},
     socket::{Socket, SocketChange, Syscall, TcpState},
     time::{At, Moment},
 };
@@ -125,7 +125,12 @@ impl Served {
         let (ProcessEvent::Exited { pid, .. } | ProcessEvent::Signalled { target: pid, .. }) = process else { return };
         for server in self.by_address.values_mut().filter(|server| server.pid == *pid && server.ended.is_none()) {
             match process {
-                ProcessEvent::Exited { command, how, .. } => {
+                ProcessEvent::Exited { command, how, untaken, .. } => {
+                    // It had blocked that one.
+                    server.signal = server
+                        .signal
+                        .take()
+                        .filter(|(signal, _)| matches!(how, Ending::Signal { .. }) || !untaken.has(*signal));
                     server.ended = Some((event.at.latest, *how));
                     server.command.get_or_insert_with(|| command.clone());
                     server.told = (event.id, event.at);
@@ -182,7 +187,13 @@ mod tests {
     fn ends(served: &mut Served, id: u64, pid: u32) {
         let how = Ending::Signal { signal: 9, core: false };
         let role = Role::Upstream;
-        let exit = ProcessEvent::Exited { pid: Pid(pid), role, command: "gunicorn".to_owned(), how };
+        let exit = ProcessEvent::Exited {
+            pid: Pid(pid),
+            role,
+            command: "gunicorn".to_owned(),
+            how,
+            untaken: Untaken::default(),
+        };
         served.handle(&event(id, Body::Process(exit)));
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::limits::CONNECTIONS;
 use crate::model::{
     event::{Body, Event, EventId},
-    process::{Pid, ProcessEvent},
+    process::{Pid, ProcessEvent, Untaken},
     socket::{Socket, Syscall},
 };
 
@@ -153,7 +153,13 @@ mod tests {
         let (how, command) = (Ending::Exit(0), "nginx".to_owned());
         known.handle(&event(
             3,
-            Body::Process(ProcessEvent::Exited { pid: WORKER, role: Role::NginxWorker, command, how }),
+            Body::Process(ProcessEvent::Exited {
+                pid: WORKER,
+                role: Role::NginxWorker,
+                command,
+                how,
+                untaken: Untaken::default(),
+            }),
         ));
         assert_eq!(known.events().count(), 0);
     }

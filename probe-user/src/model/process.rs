@@ -60,6 +60,8 @@ pub enum ProcessEvent {
         command: String,
         /// How.
         how: Ending,
+        /// Signals that it had been sent, and did not take any more.
+        untaken: Untaken,
     },
     /// A server is ending (its [`ProcessEvent::Exited`] follows), and its descriptors are not closed yet.
     Held {
@@ -90,6 +92,18 @@ pub enum ProcessEvent {
         /// Its role.
         role: Role,
     },
+}
+
+/// Signals 1 to 15 that a process had blocked and so never took, as bits by their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Untaken(pub u16);
+
+impl Untaken {
+    /// Whether this one is among them.
+    #[must_use]
+    pub const fn has(self, signal: u32) -> bool {
+        signal <= 15 && self.0 >> signal & 1 != 0
+    }
 }
 
 /// How a process ended.

@@ -184,7 +184,7 @@ fn of_process(event: &ProcessEvent) -> Place {
         ProcessEvent::Executed { pid, role, command } => {
             at(word_of(*role), *pid, Some(command), &format!("becomes {command}"))
         }
-        ProcessEvent::Exited { pid, role, command, how } => {
+        ProcessEvent::Exited { pid, role, command, how, .. } => {
             at(word_of(*role), *pid, Some(command), &wording::ending(*how))
         }
         ProcessEvent::Held { pid, role, connections, .. } => {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    process::{Ending, ProcessEvent, Role, Sender},
+    process::{Ending, ProcessEvent, Role, Sender, Untaken},
     socket::{Syscall, SyscallEvent},
 };
 
@@ -44,7 +44,13 @@ fn ends(case: &Case) -> usize {
 
 fn exit(world: &mut World) {
     let how = Ending::Exit(1);
-    let exited = ProcessEvent::Exited { pid: SERVER, role: Role::Upstream, command: "gunicorn".to_owned(), how };
+    let exited = ProcessEvent::Exited {
+        pid: SERVER,
+        role: Role::Upstream,
+        command: "gunicorn".to_owned(),
+        how,
+        untaken: Untaken::default(),
+    };
     world.tell(Source::Kernel, Body::Process(exited));
 }
 

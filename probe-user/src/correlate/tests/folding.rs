@@ -86,8 +86,13 @@ fn a_loss_and_the_end_of_a_server_make_the_next_one_worth_explaining() {
     step(&mut world, 3..6);
     let ending = crate::model::process::Ending::Exit(1);
     let role = crate::model::process::Role::Upstream;
-    let exited =
-        crate::model::process::ProcessEvent::Exited { pid: Pid(7), role, command: "app".to_owned(), how: ending };
+    let exited = crate::model::process::ProcessEvent::Exited {
+        pid: Pid(7),
+        role,
+        command: "app".to_owned(),
+        how: ending,
+        untaken: crate::model::process::Untaken::default(),
+    };
     world.tell(Source::Kernel, Body::Process(exited));
     step(&mut world, 6..9);
     assert_eq!(numbers(&cases), [0, 3, 6]);

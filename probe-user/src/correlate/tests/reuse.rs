@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    process::{Ending, ProcessEvent, Role},
+    process::{Ending, ProcessEvent, Role, Untaken},
     socket::{Syscall, SyscallEvent},
 };
 
@@ -21,7 +21,13 @@ fn accepted(world: &mut World, local: &str, upstream: &str) {
 
 fn killed(world: &mut World) {
     let how = Ending::Signal { signal: 9, core: false };
-    let exited = ProcessEvent::Exited { pid: SERVER, role: Role::Upstream, command: "gunicorn".to_owned(), how };
+    let exited = ProcessEvent::Exited {
+        pid: SERVER,
+        role: Role::Upstream,
+        command: "gunicorn".to_owned(),
+        how,
+        untaken: Untaken::default(),
+    };
     world.tell(Source::Kernel, Body::Process(exited));
 }
 

@@ -8,7 +8,7 @@ use probe_abi::{
 use super::{RecordError, read, text};
 use crate::model::{
     event::Body,
-    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    process::{Ending, Pid, ProcessEvent, Role, Sender, Untaken},
 };
 
 /// Reads a record of one of these kinds.
@@ -38,6 +38,7 @@ pub(super) fn decode(kind: Kind, record: &[u8]) -> Result<Body, RecordError> {
                 role: of_number(exit.role),
                 command: text(&exit.command),
                 how: ending(exit.code),
+                untaken: untaken(exit.code),
             }
         }
         Kind::Signal => {
@@ -76,6 +77,12 @@ fn of_number(number: u32) -> Role {
         role::UPSTREAM => Role::Upstream,
         _ => Role::Other,
     }
+}
+
+/// What the kernel side has put above the exit code.
+fn untaken(code: u32) -> Untaken {
+    let [.., low, high] = code.to_le_bytes();
+    Untaken(u16::from_le_bytes([low, high]))
 }
 
 /// As `wait()` encodes it.

@@ -7,7 +7,7 @@ use super::*;
 use crate::model::{
     net::{Address, Errno},
     nginx::{NginxEvent, RequestKey},
-    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    process::{Ending, Pid, ProcessEvent, Role, Sender, Untaken},
     socket::{SocketChange, Syscall, TcpState},
 };
 
@@ -237,9 +237,18 @@ fn processes() {
         (0x8b, Ending::Signal { signal: 11, core: true }),
     ] {
         exit.code = code;
-        let expected = ProcessEvent::Exited { pid: Pid(812), role: Role::Upstream, command: String::new(), how };
+        let expected = ProcessEvent::Exited {
+            pid: Pid(812),
+            role: Role::Upstream,
+            command: String::new(),
+            how,
+            untaken: Untaken::default(),
+        };
         assert_eq!(process(exit.as_bytes()), expected);
     }
+    exit.code = 3 << 8 | 1 << (16 + 15);
+    let ProcessEvent::Exited { how, untaken, .. } = process(exit.as_bytes()) else { panic!() };
+    assert_eq!((how, untaken.has(15), untaken.has(9)), (Ending::Exit(3), true, false));
     let mut signal = abi_process::Signal::new_zeroed();
     signal.header = header(Kind::Signal);
     signal.signal = 9;

@@ -151,7 +151,7 @@ pub(crate) mod tests {
             complaint::{Message, Phase},
             coverage::Sensor,
             flow::Side,
-            process::{Ending, Pid, ProcessEvent, Role},
+            process::{Ending, Pid, ProcessEvent, Role, Untaken},
             socket::TcpState,
             verdict::Confidence,
         },
@@ -219,7 +219,7 @@ pub(crate) mod tests {
     fn with_an_end_of_another(how: Ending) -> World {
         let mut world = closed_here();
         let (pid, role, command) = (Pid(4711), Role::Upstream, "gunicorn".to_owned());
-        world.process(-45, ProcessEvent::Exited { pid, role, command, how });
+        world.process(-45, ProcessEvent::Exited { pid, role, command, how, untaken: Untaken::default() });
         world
     }
 

@@ -84,7 +84,8 @@ pub(crate) mod tests {
         diagnose::testing::{SERVER, World, broken_by_exit, closed_by_handler, unaccepted},
         model::{
             coverage::Sensor,
-            process::{Ending, Pid, ProcessEvent, Role},
+            event::Body,
+            process::{Ending, Pid, ProcessEvent, Role, Untaken},
             verdict::Confidence,
         },
     };
@@ -116,7 +117,7 @@ pub(crate) mod tests {
         world.expect("upstream-exited", Confidence::Confirmed);
         let (pid, role, command) = (Pid(80), Role::Upstream, "gunicorn".to_owned());
         let how = Ending::Signal { signal: 11, core: false };
-        world.process(-900_000, ProcessEvent::Exited { pid, role, command, how });
+        world.process(-900_000, ProcessEvent::Exited { pid, role, command, how, untaken: Untaken::default() });
         world.expect("upstream-exited", Confidence::Likely);
     }
 
@@ -125,6 +126,28 @@ pub(crate) mod tests {
         let mut world = exited();
         world.signal(-900, 6, Some((80, "gunicorn")));
         world.expect("upstream-killed", Confidence::Confirmed);
+    }
+
+    /// A signal that was still waiting when the process ended had been blocked: it has not heard of it.
+    #[test]
+    fn a_blocked_signal_is_not_why_it_ended() {
+        let blocked = |signals: &[i64]| {
+            let mut world = exited();
+            for event in &mut world.case.processes {
+                if let Body::Process(ProcessEvent::Exited { untaken, .. }) = &mut event.body {
+                    *untaken = Untaken(1 << 15);
+                }
+            }
+            for us in signals {
+                world.signal(*us, 15, Some((80, "deploy")));
+            }
+            world.case.processes.sort_by_key(|event| event.at.latest);
+            world
+        };
+        blocked(&[-500_000]).expect("upstream-exited", Confidence::Confirmed);
+        // Of two, the first may have been taken.
+        let explanation = blocked(&[-500_000, -400_000]).expect("upstream-killed", Confidence::Likely);
+        assert_eq!(explanation.rivals, ["upstream-exited"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::model::{
     event::{Body, Event, EventId},
     evidence::{Evidence, Fact, Weight},
     net::Errno,
-    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    process::{Ending, Pid, ProcessEvent, Role, Sender, Untaken},
     socket::Syscall,
     time::Moment,
     verdict::Need,
@@ -46,6 +46,8 @@ pub(crate) struct Death<'a> {
     pub(crate) closed_first: bool,
     /// It had not accepted the connection.
     pub(crate) unaccepted: bool,
+    /// Signals that it never took.
+    pub(crate) untaken: Untaken,
     /// The signal that asked for it, and who sent it; `None` inside: the kernel.
     pub(crate) signal: Option<(&'a Event, u32, Option<Sender>)>,
 }
@@ -54,6 +56,9 @@ impl Death<'_> {
     /// It was asked to end, and exited, but so much later, and so little as one does who was asked, that it may have had a reason of its own.
     pub(crate) fn may_be_its_own(&self) -> bool {
         let (Ending::Exit(code), Some((asked, signal, _))) = (self.how, &self.signal) else { return false };
+        if self.untaken.has(*signal) {
+            return true;
+        }
         // In order, or as shells and Java call an end by a signal.
         let as_asked = code == 0 || i64::from(code) == 128 + i64::from(*signal);
         !as_asked && self.event.at.earliest.since_ns(asked.at.latest) > SIGNAL_TO_EXIT_NS
@@ -323,8 +328,27 @@ impl<'a> Reading<'a> {
             order_known: by_kernel.is_some() || held.is_some_and(|(held, _)| held),
             held: held.filter(|(held, _)| *held).map(|(_, event)| event),
             closed_first,
+            untaken: self.untaken(holder),
             unaccepted: self.closed_unaccepted().is_some_and(|(closer, _)| closer == holder),
         })
+    }
+
+    /// What this process had been sent, and never took.
+    fn untaken(&self, process: Pid) -> Untaken {
+        let ends = self.case.processes.iter().filter_map(|event| match &event.body {
+            Body::Process(ProcessEvent::Exited { pid, untaken, .. }) if *pid == process => Some(*untaken),
+            _ => None,
+        });
+        ends.last().unwrap_or_default()
+    }
+
+    /// How often this process was sent this signal, as far as it was seen.
+    fn times_sent(&self, to: Pid, which: u32) -> usize {
+        let sent = |event: &&Event| {
+            matches!(&event.body, Body::Process(ProcessEvent::Signalled { target, signal, .. })
+                if *target == to && *signal == which)
+        };
+        self.case.processes.iter().filter(sent).count()
     }
 
     /// The signal that asked the process to end, not later than at its end (or at what its handler did first).
@@ -345,6 +369,10 @@ impl<'a> Reading<'a> {
             }
             _ => None,
         });
+        // Of a signal that it had blocked when it exited it has not heard; sent more than once, one of them may have come before that.
+        let blocked = |signal: u32| matches!(how, Ending::Exit(_)) && self.untaken(target).has(signal);
+        let mut signals =
+            signals.by_ref().filter(|(_, signal, _)| !blocked(*signal) || self.times_sent(target, *signal) > 1);
         let last = signals.next()?;
         let by_itself = |sender: &Option<Sender>| sender.as_ref().is_some_and(|sender| sender.pid == target);
         if !by_itself(&last.2) {

@@ -18,7 +18,7 @@ use crate::model::{
     net::{Address, Errno},
     nginx::NginxEvent,
     packet::{Content, IcmpPacket, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
-    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    process::{Ending, Pid, ProcessEvent, Role, Sender, Untaken},
     socket::{DropEvent, Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpCounters, TcpState},
     time::{At, Moment},
     verdict::{Confidence, Explanation, Verdict},
@@ -353,7 +353,13 @@ impl World {
     pub(crate) fn exit(&mut self, us: i64, how: Ending) -> EventId {
         self.process(
             us,
-            ProcessEvent::Exited { pid: SERVER, role: Role::Upstream, command: "gunicorn".to_owned(), how },
+            ProcessEvent::Exited {
+                pid: SERVER,
+                role: Role::Upstream,
+                command: "gunicorn".to_owned(),
+                how,
+                untaken: Untaken::default(),
+            },
         )
     }
 

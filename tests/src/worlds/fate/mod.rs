@@ -7,7 +7,7 @@ use probe502::model::{
     attempt::Outcome as Became,
     net::Errno,
     packet::{Content, IcmpPacket},
-    process::{Ending, Pid, ProcessEvent, Role, Sender},
+    process::{Ending, Pid, ProcessEvent, Role, Sender, Untaken},
     socket::{Syscall, TcpState},
 };
 
@@ -397,7 +397,13 @@ pub fn tell_end(
         let event = ProcessEvent::Held { pid, role: Role::Upstream, connections, all: true };
         stage.tape.process(exit - US, event);
     }
-    let event = ProcessEvent::Exited { pid, role: Role::Upstream, command: command.to_owned(), how };
+    let event = ProcessEvent::Exited {
+        pid,
+        role: Role::Upstream,
+        command: command.to_owned(),
+        how,
+        untaken: Untaken::default(),
+    };
     stage.tape.process(exit, event);
 }
 
