@@ -222,7 +222,7 @@ fn host(
         if let Some(upstream) = upstream {
             let netns = worker.and_then(|worker| correlator.host.netns(worker));
             questions.insert(correlator.host.listeners(upstream, worker));
-            questions.extend(correlator.host.stopped_listening(upstream).map(Question::OtherListeners));
+            questions.extend(correlator.host.stopped_listening(upstream, worker).map(Question::OtherListeners));
             questions.insert(Question::Route { upstream, netns });
             questions.insert(Question::LocalPorts { upstream, netns });
             questions.extend(worker.into_iter().flat_map(|worker| correlator.host.names(upstream, worker)));

@@ -241,8 +241,9 @@ impl Host {
     }
 
     /// Whoever closed its listener on this address, and lives.
-    pub(super) fn stopped_listening(&self, upstream: SocketAddr) -> Option<Pid> {
-        self.served.alive_elsewhere(upstream)
+    pub(super) fn stopped_listening(&self, upstream: SocketAddr, worker: Option<Pid>) -> Option<Pid> {
+        let Question::Listeners { netns, .. } = self.listeners(upstream, worker) else { return None };
+        self.served.alive_elsewhere(upstream, netns)
     }
 
     /// The question about an upstream of this worker.
@@ -271,8 +272,8 @@ impl Host {
         let mut found = Vec::new();
         let mut homes = BTreeSet::new();
         for question in questions {
-            if let Question::Listeners { upstream, .. } = question {
-                found.extend(self.served.former(*upstream));
+            if let Question::Listeners { upstream, netns } = question {
+                found.extend(self.served.former(*upstream, *netns));
             }
             let subject = question.clone().subject();
             let Some((id, at, fact)) = self.facts.get(&subject) else { continue };

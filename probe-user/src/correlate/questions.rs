@@ -26,7 +26,7 @@ impl Correlator {
             self.host.ask(self.host.listeners(upstream, Some(log.worker)), self.now);
             if phase == Phase::Connecting {
                 self.ask_about_names(upstream, log.worker);
-                if let Some(pid) = self.host.stopped_listening(upstream) {
+                if let Some(pid) = self.host.stopped_listening(upstream, Some(log.worker)) {
                     self.host.ask(Question::OtherListeners(pid), self.now);
                 }
             }
