@@ -57,6 +57,11 @@ fn unix_socket_denied() -> Result<()> {
 }
 
 #[test]
+fn unix_socket_that_is_a_directory() -> Result<()> {
+    alone("unix-socket-denied-no-socket")
+}
+
+#[test]
 fn unix_socket_in_a_denied_directory() -> Result<()> {
     alone("unix-socket-denied-directory")
 }

@@ -117,6 +117,7 @@ pub const fn ends_attempt(message: Message) -> bool {
             | Message::TemporarilyDisabled
             | Message::AcceptFailed
             | Message::AuthRequest
+            | Message::NoTarget
     )
 }
 
@@ -434,6 +435,7 @@ pub fn outcome(complaint: Option<&Complaint>, state: Option<&NginxAttempt>) -> O
         | Message::TemporarilyDisabled
         | Message::NotResolved
         | Message::AuthRequest
+        | Message::NoTarget
         | Message::Other => Outcome::Unknown,
     }
 }

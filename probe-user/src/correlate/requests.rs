@@ -142,11 +142,14 @@ fn differs(one: (Option<u64>, Option<u64>), other: (Option<u64>, Option<u64>)) -
     unequal(one.0, other.0) || unequal(one.1, other.1)
 }
 
-/// nginx answers 500, because the server that `auth_request` asked said 502 itself; `None`: it complained of something else, or of nothing.
-fn refused_by_answer(request: &OpenRequest) -> Option<bool> {
-    let [(.., only)] = request.complaints.as_slice() else { return None };
-    let said_so = |last: &NginxAttempt| last.header_ms.is_some() && last.status == Some(502);
-    (only.message == Message::AuthRequest).then(|| request.last_attempt().is_some_and(said_so))
+/// What nginx complains of is `auth_request`'s alone.
+fn only_auth_complains(request: &OpenRequest) -> bool {
+    matches!(request.complaints.as_slice(), [(.., only)] if only.message == Message::AuthRequest)
+}
+
+/// The status that the server said itself which `auth_request` asked; `None`: none is known to have been asked.
+fn said_to_auth(request: &OpenRequest) -> Option<u16> {
+    request.last_attempt().filter(|last| last.header_ms.is_some())?.status
 }
 
 /// What a message of nginx complains of, if it is a failure of an attempt or a shortage, and not a warning that accompanies one.
@@ -181,13 +184,13 @@ pub(super) fn is_unasked(status: u16, watched: &[u16]) -> bool {
 /// What the status sent to the client means.
 #[must_use]
 pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(CaseKind, Origin)> {
-    match refused_by_answer(request) {
-        Some(true) if watched.contains(&status) => return Some((CaseKind::Incident, Origin::Upstream)),
-        Some(true) if is_unasked(status, watched) => return None,
-        Some(true) => return Some((CaseKind::NearMiss, Origin::Upstream)),
-        // That server's own 500, 503 or 504 is an answer.
-        Some(false) => return None,
-        None => {}
+    if only_auth_complains(request) {
+        // Without a server that said so it was a page of nginx's own, or nobody knows whose.
+        let said = said_to_auth(request).filter(|_| !is_unasked(status, watched))?;
+        // Its own 502 is passed on in other words; of what else it said nginx alone makes a failure.
+        let origin = if said == 502 { Origin::Upstream } else { Origin::Nginx };
+        let kind = if watched.contains(&status) { CaseKind::Incident } else { CaseKind::NearMiss };
+        return Some((kind, origin));
     }
     let complained = !request.complaints.is_empty();
     let last = request.last_attempt();

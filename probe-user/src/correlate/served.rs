@@ -1,12 +1,15 @@
 //! Who serves the upstreams' addresses on this host, and what became of those who did: remembered for as long as the address may be
 //! asked for, because the question comes only when nobody is there any more.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use crate::model::{
     event::{Body, Event, EventId},
     host::{HostFact, Listener},
-    process::{Ending, Pid, ProcessEvent, Sender, Untaken},
+    process::{Ending, Pid, ProcessEvent, Sender},
     socket::{Socket, SocketChange, Syscall, TcpState},
     time::{At, Moment},
 };
@@ -227,7 +230,7 @@ mod tests {
             role,
             command: "gunicorn".to_owned(),
             how,
-            untaken: Untaken::default(),
+            untaken: crate::model::process::Untaken::default(),
         };
         served.handle(&event(id, Body::Process(exit)));
     }

@@ -41,7 +41,9 @@ impl Correlator {
             StatusPoint::SendHeader if status.parent.is_none() => self.final_status(event, status, main, identity),
             StatusPoint::SendHeader => {
                 self.piece_missing(event, main, identity);
-                if status.status == 502 && self.requests.get_mut(main).is_none() {
+                // What `auth_request` takes for neither yes nor no.
+                let neither = !matches!(status.status, 200..=299 | 401 | 403);
+                if neither && self.requests.get_mut(main).is_none() {
                     let mut passed = OpenRequest::new(main, event.at.latest, identity);
                     passed.heard.push(event.id);
                     passed.subrequest = true;

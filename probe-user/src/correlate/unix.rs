@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::limits::CONNECTIONS;
 use crate::model::{
     event::{Body, Event, EventId},
-    process::{Pid, ProcessEvent, Untaken},
+    process::{Pid, ProcessEvent},
     socket::{Socket, Syscall},
 };
 
@@ -158,7 +158,7 @@ mod tests {
                 role: Role::NginxWorker,
                 command,
                 how,
-                untaken: Untaken::default(),
+                untaken: crate::model::process::Untaken::default(),
             }),
         ));
         assert_eq!(known.events().count(), 0);

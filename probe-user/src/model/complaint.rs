@@ -34,6 +34,9 @@ pub enum Message {
     AuthRequest,
     /// `… could not be resolved`, `no resolver defined to resolve …`.
     NotResolved,
+    /// `invalid URL prefix in …`, `no host in upstream …`, `invalid port in upstream …`: what variables make of `proxy_pass` is no upstream
+    /// (`ngx_http_proxy_eval()`, 1.22.1).
+    NoTarget,
     /// `peer closed connection in SSL handshake`, `SSL_do_handshake() failed`.
     TlsHandshake,
     /// `upstream SSL certificate verify error`, `upstream SSL certificate does not match`.
@@ -119,6 +122,12 @@ impl Message {
             ("upstream server temporarily disabled", Message::TemporarilyDisabled),
             ("no resolver defined to resolve", Message::NotResolved),
             ("auth request unexpected status", Message::AuthRequest),
+            ("invalid URL prefix in ", Message::NoTarget),
+            ("no host in upstream ", Message::NoTarget),
+            ("invalid host in upstream ", Message::NoTarget),
+            ("no port in upstream ", Message::NoTarget),
+            ("invalid port in upstream ", Message::NoTarget),
+            ("%s in upstream ", Message::NoTarget),
             ("peer closed connection in SSL handshake", Message::TlsHandshake),
             ("SSL_do_handshake() failed", Message::TlsHandshake),
             ("upstream SSL certificate", Message::TlsCertificate),

@@ -11,7 +11,7 @@ use crate::model::{
     host::{HostFact, NginxInstance},
     net::Address,
     packet::TcpFlags,
-    process::{Pid, ProcessEvent, Role, Untaken},
+    process::{Pid, ProcessEvent, Role},
     socket::{DropEvent, Socket, SocketChange, SocketEvent, Syscall, SyscallEvent, TcpState},
 };
 
@@ -236,7 +236,13 @@ mod tests {
 
     fn exit(pid: Pid, role: Role) -> Body {
         let how = crate::model::process::Ending::Exit(1);
-        Body::Process(ProcessEvent::Exited { pid, role, command: "x".to_owned(), how, untaken: Untaken::default() })
+        Body::Process(ProcessEvent::Exited {
+            pid,
+            role,
+            command: "x".to_owned(),
+            how,
+            untaken: crate::model::process::Untaken::default(),
+        })
     }
 
     #[test]

@@ -372,9 +372,6 @@ pub fn fact(of: &Fact) -> String {
             let waited = waited_us.map(|us| format!(" in {}", micros(us))).unwrap_or_default();
             format!("SYN repeated {}, no answer arrived{waited}", counted(u64::from(*retransmits), "time"))
         }
-        Fact::SynAckLost { times } => {
-            format!("{} of the upstream seen, and nginx's socket had taken none", counted(u64::from(*times), "SYN-ACK"))
-        }
         Fact::NginxTimer { directive, configured } => {
             let value = configured.as_deref().map(|value| format!(" {}", redact::text(value))).unwrap_or_default();
             format!("nginx's own timer ended it: {directive}{value}")
@@ -393,9 +390,6 @@ pub fn fact(of: &Fact) -> String {
             None => format!("{call}() failed: {errno}"),
         },
         Fact::OpenFiles { process: (pid, command), open, limit } => open_files(*pid, command, *open, *limit),
-        Fact::ClosedUnaccepted { process } => {
-            format!("pid {process} closed the listener, and with it this connection, which nobody had accepted")
-        }
         Fact::AcceptedBy { process } | Fact::HeldAtEnd { process } => held(of, process),
         Fact::ProcessEnded { process: (pid, command), how } => {
             format!("{} ended: {}", who(*pid, command), ending(*how))
@@ -467,6 +461,12 @@ fn on_the_wire(of: &Fact) -> Option<String> {
         Fact::SentOn { bytes, after_us } => {
             let after = micros(*after_us);
             format!("the upstream sent {bytes} more bytes {after} after that RST: it had not ended the connection")
+        }
+        Fact::SynAckLost { times } => {
+            format!("{} of the upstream seen, and nginx's socket had taken none", counted(u64::from(*times), "SYN-ACK"))
+        }
+        Fact::ClosedUnaccepted { process } => {
+            format!("pid {process} closed the listener, and with it this connection, which nobody had accepted")
         }
         Fact::AnswerDestroyed { bytes } => {
             format!("{bytes} bytes that the upstream had written by then never reached nginx's socket")

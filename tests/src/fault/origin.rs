@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::Fault;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
-use crate::line::Outcome;
+use crate::line::{Confidence, Outcome};
 use crate::site::{Plan, Site};
 
 /// The faults of this file.
@@ -276,9 +276,14 @@ fn ask_auth_answers(site: &Site<'_>) -> Result<Vec<Witness>> {
         .logged("auth request unexpected status: 502")
         .says(&["auth_request"]);
     let mut witnesses = vec![Witness::new(exchange, expected)?];
-    // Its own 503 is an answer, though the client gets 500.
+    // Another status is its own, and the 500 that the client gets is nginx's.
     let exchange = site.connect()?.get("/upstream-sent-502-auth/503/1")?;
-    let expected = Expectation::nothing(Some(500)).logged("auth request unexpected status: 503");
+    let attempt = Attempt::fresh(site.app(9001), &[Outcome::Ok], &[None]);
+    let expected =
+        Expectation { confidence: &[Confidence::Possible], ..Expectation::incident(500, &["unknown"], vec![attempt]) }
+            .logged("auth request unexpected status: 503")
+            .says(&["answered 503", "auth_request"])
+            .never(&["upstream-sent-502"]);
     witnesses.push(Witness::new(exchange, expected)?);
     Ok(witnesses)
 }

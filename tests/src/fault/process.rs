@@ -35,6 +35,12 @@ pub(super) const FAULTS: &[Fault] = &[
         deaf,
     ),
     Fault::new(
+        "upstream-exited-blocked",
+        "the upstream's worker has SIGTERM blocked when it comes, and a little later it exits by itself",
+        workers_blocked,
+        blocked,
+    ),
+    Fault::new(
         "upstream-killed",
         "another process kills the upstream's worker in the middle of a request",
         workers_kill,
@@ -70,6 +76,7 @@ const IDLE: u16 = 9105;
 const EAT: u16 = 9106;
 const FORK: u16 = 9107;
 const DEAF: u16 = 9108;
+const BLOCKED: u16 = 9109;
 
 const ENDED: &[Outcome] = &[Outcome::Reset, Outcome::Closed];
 const ENDED_ERRNO: &[Option<&str>] = &[None, Some("ECONNRESET")];
@@ -137,12 +144,25 @@ fn workers_deaf(plan: &mut Plan) {
 }
 
 fn deaf(site: &Site<'_>) -> Result<Vec<Witness>> {
+    unheard(site, "upstream-exited-deaf", "deaf-exit", DEAF)
+}
+
+fn workers_blocked(plan: &mut Plan) {
+    serve(plan, "upstream-exited-blocked", BLOCKED, 1);
+}
+
+fn blocked(site: &Site<'_>) -> Result<Vec<Witness>> {
+    unheard(site, "upstream-exited-blocked", "blocked-exit", BLOCKED)
+}
+
+/// A SIGTERM that the worker does not hear of, and then its own exit.
+fn unheard(site: &Site<'_>, name: &str, behaviour: &str, port: u16) -> Result<Vec<Witness>> {
     let mut client = site.connect()?;
-    client.send("GET", "/upstream-exited-deaf/deaf-exit/3", b"")?;
+    client.send("GET", &format!("/{name}/{behaviour}/3"), b"")?;
     std::thread::sleep(Duration::from_millis(150));
-    let [worker] = children_of(site.upstream("upstream-exited-deaf")?.pid())?[..] else { anyhow::bail!("one worker") };
+    let [worker] = children_of(site.upstream(name)?.pid())?[..] else { anyhow::bail!("one worker") };
     send(worker, Signal::SIGTERM)?;
-    let attempt = Attempt::fresh(site.app(DEAF), ENDED, ENDED_ERRNO);
+    let attempt = Attempt::fresh(site.app(port), ENDED, ENDED_ERRNO);
     let expected = Expectation::incident(502, &["upstream-exited"], vec![attempt])
         .logged(" while reading response header from upstream")
         .says(&["exit status 3"])

@@ -184,7 +184,7 @@ impl StandingStill {
         let stopped = Stopped::new(vec![process.pid()])?;
         let waiting = (0..waiting).map(|_| lab.app().inside(|| begin(address))).collect::<Result<_>>()?;
         std::thread::sleep(Duration::from_millis(50));
-        Ok(Self { _waiting: waiting, _stopped: stopped, process: process })
+        Ok(Self { _waiting: waiting, _stopped: stopped, process })
     }
 }
 

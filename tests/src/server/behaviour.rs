@@ -40,6 +40,8 @@ pub(super) enum Action {
     Exit(i32),
     /// The process ignores SIGTERM from now on, and ends with this status half a second later.
     DeafExit(i32),
+    /// Blocks SIGTERM, and exits half a second later.
+    BlockedExit(i32),
     /// The process takes memory until the kernel has none left and ends it.
     EatMemory,
     /// Opens so much of this that no descriptor is left, holds it for a moment, and does the other thing.
@@ -97,6 +99,7 @@ impl Behaviour {
             "crash-in-child" => Action::CrashInChild(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "exit" => Action::Exit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "deaf-exit" => Action::DeafExit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
+            "blocked-exit" => Action::BlockedExit(i32::try_from(number.unwrap_or(0)).unwrap_or(0)),
             "eat-memory" => Action::EatMemory,
             "sibling" => Action::SiblingCrash,
             "dial-close" => Action::Starve(Wanted::Sockets, Box::new(Action::Close)),

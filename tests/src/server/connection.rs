@@ -230,6 +230,7 @@ impl Connection {
             }
             Action::Exit(status) => std::process::exit(status),
             Action::DeafExit(status) => prefork::exit_deaf(status),
+            Action::BlockedExit(status) => prefork::exit_blocked(status),
             Action::EatMemory => {
                 prefork::eat_memory();
                 return Some(Ending::Close);

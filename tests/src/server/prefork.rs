@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::sys::signal::{SigHandler, Signal, kill, raise, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, raise, signal};
 use nix::sys::wait::wait;
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
@@ -27,6 +27,15 @@ pub(super) fn exit_deaf(status: i32) -> ! {
     let ignored = unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) };
     std::thread::sleep(DEAF);
     std::process::exit(if ignored.is_ok() { status } else { 70 })
+}
+
+/// Has SIGTERM blocked, and ends some time later.
+pub(super) fn exit_blocked(status: i32) -> ! {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    let blocked = signals.thread_block();
+    std::thread::sleep(DEAF);
+    std::process::exit(if blocked.is_ok() { status } else { 70 })
 }
 
 /// Forks so many workers, replaces those that end, and returns in each of them. Without workers it returns at once.

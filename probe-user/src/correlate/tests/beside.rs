@@ -50,15 +50,46 @@ fn a_502_that_auth_request_got_is_the_clients_500() {
     }
 }
 
-/// Its own 503 is an answer like its 404.
+/// Its 404 is its own, and the 500 that the client sees is nginx's. Where no server was asked it is nobody's upstream.
 #[test]
-fn another_status_that_auth_request_got_is_no_failure() {
+fn another_status_that_auth_request_got_is_nginxs_500() {
+    for asked in [true, false] {
+        let mut world = World::new();
+        if asked {
+            world.say_status_of(Some(key(1)), (StatusPoint::SendHeader, 404), key(9), 41, 1);
+            world.say_attempt(key(9), (0, 1), ("127.0.0.1:8000", 404, Some(1)));
+        }
+        let format = "auth request unexpected status: %ui".to_owned();
+        let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
+        world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+        world.answer(1, 41, 500, &[]);
+        let cases = world.cases();
+        assert_eq!(cases.len(), usize::from(asked), "{cases:#?}");
+        for case in cases {
+            assert_eq!((case.kind, case.origin, case.status), (CaseKind::Incident, Origin::Nginx, Some(500)));
+            let crate::model::verdict::Verdict::Unexplained { summary, .. } = crate::diagnose::judge(&case) else {
+                panic!("a cause")
+            };
+            assert!(summary.contains("127.0.0.1:8000 answered 404"), "{summary}");
+        }
+    }
+}
+
+/// `proxy_pass $backend` with an empty variable.
+#[test]
+fn a_target_that_variables_made_and_is_none_is_told_in_nginxs_words() {
     let mut world = World::new();
-    let format = "auth request unexpected status: %ui".to_owned();
+    let format = "invalid URL prefix in \"%V\"".to_owned();
     let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
     world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
     world.answer(1, 41, 500, &[]);
-    assert_eq!(world.cases().len(), 0);
+    let cases = world.cases();
+    let [case] = cases.as_slice() else { panic!("{cases:#?}") };
+    assert_eq!((case.kind, case.status, case.attempts.len()), (CaseKind::Incident, Some(500), 0));
+    let crate::model::verdict::Verdict::Unexplained { summary, .. } = crate::diagnose::judge(case) else {
+        panic!("a cause")
+    };
+    assert!(summary.contains("invalid URL prefix"), "{summary}");
 }
 
 /// A mirror's 502 is not what the client got.

@@ -145,7 +145,7 @@ pub(crate) mod tests {
         world
     }
 
-    /// connect() asks for the right to write before it asks what lies there.
+    /// `connect()` asks for the right to write before it asks what lies there.
     #[test]
     fn a_directory_is_not_a_socket_that_selinux_guards() {
         let explanation = looked_up("/run", (0o755, true, false)).expect("unix-socket-denied", Confidence::Confirmed);

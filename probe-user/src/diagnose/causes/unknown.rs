@@ -9,6 +9,7 @@ use super::{
 };
 use crate::model::{
     attempt::Link,
+    complaint::Message,
     evidence::Evidence,
     verdict::{Need, Verdict},
 };
@@ -68,6 +69,9 @@ pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Ne
     } else {
         "what could not be seen is listed below"
     };
+    if let Some(known) = known_words(reading, &status, &seen, &needed) {
+        return known;
+    }
     if reading.case.by_wire {
         return by_wire(reading, &status, &about, seen, needed);
     }
@@ -80,6 +84,29 @@ pub(crate) fn verdict(reading: &Reading<'_>, seen: Vec<Evidence>, needed: Vec<Ne
             "Watch with --depth deep for the next one.".to_owned(),
         ],
     }
+}
+
+/// No cause of the catalogue, and yet nginx's own words say what happened.
+fn known_words(reading: &Reading<'_>, status: &str, seen: &[Evidence], needed: &[Need]) -> Option<Verdict> {
+    let said = |message: Message| reading.complained(message).map(|(_, complaint)| complaint.text.clone());
+    let (summary, fix) = if said(Message::AuthRequest).is_some() {
+        let answered = reading.attempt?.status?;
+        let upstream = reading.upstream_name();
+        (
+            format!(
+                "nginx made {status} of what auth_request was told: {upstream} answered {answered}, which is neither yes (2xx) nor no (401, 403). \
+                 Why it did only its own log tells."
+            ),
+            format!("Look into the log of {upstream}, and at the path that auth_request asks it for."),
+        )
+    } else {
+        let text = said(Message::NoTarget)?;
+        (
+            format!("nginx answered {status} and tried no upstream, since what the configuration's variables made is none: {text}."),
+            "Look at the variables in proxy_pass (or its twin) for this request: their value must be a whole URL, or a host.".to_owned(),
+        )
+    };
+    Some(Verdict::Unexplained { seen: seen.to_vec(), needed: needed.to_vec(), summary, fix: vec![fix] })
 }
 
 /// Of packets alone: what else would help.

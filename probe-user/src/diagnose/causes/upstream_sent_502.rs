@@ -63,6 +63,10 @@ pub(crate) const CAUSE: Cause = Cause {
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if let Some((event, complaint)) = reading.complained(Message::AuthRequest) {
+        // Of another status nginx makes 500 as well, and that is no 502 of anybody's.
+        if reading.attempt.and_then(|attempt| attempt.status).is_some_and(|said| said != 502) {
+            return None;
+        }
         return Some(by_auth_request(reading, complaint_evidence(event, complaint)));
     }
     let attempt = reading.attempt?;

@@ -335,11 +335,11 @@ impl<'a> Reading<'a> {
 
     /// What this process had been sent, and never took.
     fn untaken(&self, process: Pid) -> Untaken {
-        let ends = self.case.processes.iter().filter_map(|event| match &event.body {
+        let mut ends = self.case.processes.iter().filter_map(|event| match &event.body {
             Body::Process(ProcessEvent::Exited { pid, untaken, .. }) if *pid == process => Some(*untaken),
             _ => None,
         });
-        ends.last().unwrap_or_default()
+        ends.next_back().unwrap_or_default()
     }
 
     /// How often this process was sent this signal, as far as it was seen.
