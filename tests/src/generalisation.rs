@@ -79,7 +79,8 @@ pub const TABLE: &[Generalisation] = &[
     row("network-reset", Confirmed, &[("upstream-reset", Likely)]),
     row("read-timeout", Confirmed, &[]),
     row("send-timeout", Confirmed, &[]),
-    row("path-stall", Confirmed, &[("read-timeout", Likely), ("send-timeout", Likely)]),
+    // An answer to the SYN that is lost is none that arrived.
+    row("path-stall", Confirmed, &[("read-timeout", Likely), ("send-timeout", Likely), ("syn-timeout", Confirmed)]),
     row("response-truncated", Confirmed, &[]),
     row("invalid-response", Confirmed, &[]),
     row("header-too-big", Confirmed, &[]),
