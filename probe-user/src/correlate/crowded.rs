@@ -88,6 +88,7 @@ fn sensor_of(event: &Event) -> Sensor {
         Body::Process(ProcessEvent::Signalled { .. }) => Sensor::Signals,
         Body::Process(ProcessEvent::OomVictim { .. }) => Sensor::OomKills,
         Body::Syscall(_) => Sensor::Syscalls,
+        Body::Socket(_) => Sensor::SocketStates,
         _ => Sensor::Processes,
     }
 }

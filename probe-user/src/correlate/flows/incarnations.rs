@@ -5,7 +5,11 @@ use std::{
     net::{SocketAddr, SocketAddrV4},
 };
 
-use crate::{correlate::tuple::Tuple, model::flow::FlowId};
+use super::Flows;
+use crate::{
+    correlate::tuple::Tuple,
+    model::{flow::FlowId, time::Moment},
+};
 
 /// Those of IPv4 by themselves: tens of thousands of them may be open, and in full a pair takes five times the room.
 #[derive(Debug, Default)]
@@ -62,6 +66,15 @@ impl Incarnations {
         };
         let others = self.others.range((local, upstream, 0)..=(local, upstream, u32::MAX));
         v4.into_iter().flatten().chain(others.map(|((.., zone), id)| (*zone, *id)))
+    }
+}
+
+impl Flows {
+    /// Whether a connection of this tuple is on that began before `moment`.
+    #[must_use]
+    pub fn is_older(&mut self, local: SocketAddr, upstream: SocketAddr, moment: Moment) -> bool {
+        let state = self.current(local, upstream, None).and_then(|id| self.known.wake(id));
+        state.is_some_and(|state| state.ended.is_none() && state.begun < moment)
     }
 }
 

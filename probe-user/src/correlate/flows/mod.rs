@@ -288,13 +288,6 @@ impl Flows {
         }
     }
 
-    /// Whether a connection of this tuple is on that began before `moment`.
-    #[must_use]
-    pub fn is_older(&mut self, local: SocketAddr, upstream: SocketAddr, moment: Moment) -> bool {
-        let state = self.current(local, upstream, None).and_then(|id| self.known.wake(id));
-        state.is_some_and(|state| state.ended.is_none() && state.begun < moment)
-    }
-
     /// The connection with this name.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<Cow<'_, Flow>> {

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::correlate::{crowded, limits::NOTABLE_REACH_NS, memory::Resume};
-use crate::model::process::{Ending, ProcessEvent, Role};
+use crate::model::process::{Ending, ProcessEvent, Role, Untaken};
 
 const ROOM: usize = 8;
 
 fn exit(world: &mut World, pid: u32) {
     let (role, command) = (Role::Upstream, "app".to_owned());
-    let exited = ProcessEvent::Exited { pid: Pid(pid), role, command, how: Ending::Exit(1) };
+    let (how, untaken) = (Ending::Exit(1), Untaken::default());
+    let exited = ProcessEvent::Exited { pid: Pid(pid), role, command, how, untaken };
     world.tell(Source::Kernel, Body::Process(exited));
 }
 
