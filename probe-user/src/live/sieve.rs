@@ -7,9 +7,11 @@
 //! connection may then be part of a failure that only a later log line tells.
 
 mod fates;
+mod led;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
 
 use probe_abi::{
     Header, Kind,
@@ -20,7 +22,10 @@ use probe_abi::{
 use rustc_hash::FxHasher;
 use zerocopy::FromBytes;
 
-use self::fates::{Fate, Fates, Key, Place};
+use self::{
+    fates::{Fate, Fates, Key, Place},
+    led::Led,
+};
 use super::capture::batch::Batch;
 use crate::{decode::packet::glance::glance, model::time::Moment};
 
@@ -101,12 +106,19 @@ pub(super) struct Sieve {
     let_go: u64,
     /// Nothing is let go.
     open: bool,
+    /// Where connections to a translated address arrive, and that address: both ends of such a connection are one's.
+    led: Led,
 }
 
 impl Sieve {
     /// With `open`, everything goes on: where nginx's own words are not heard.
     pub(super) fn set_open(&mut self, open: bool) {
         self.open = open;
+    }
+
+    /// Connections to `upstream` arrive at another address. One that two upstreams lead to stays what it is.
+    pub(super) fn learn_translation(&mut self, upstream: SocketAddr, to: SocketAddr) {
+        self.led.learn(upstream, to);
     }
 
     /// Takes records, which lie one behind the other and are so long.
@@ -139,7 +151,7 @@ impl Sieve {
             .map(|place| {
                 let (_, bytes) = batch.get(place)?;
                 let seen = glance(batch.link, bytes)?;
-                let key = Key::of_addresses(seen.source, seen.destination)?;
+                let key = Key::of_addresses(seen.source, seen.destination)?.led(&self.led);
                 let place = self.fates.of(key);
                 let fate = self.fates.at(place);
                 fate.held += 1;
@@ -155,7 +167,7 @@ impl Sieve {
         match Kind::from_number(header.kind)? {
             Kind::StateChange => {
                 let (change, _) = StateChange::ref_from_prefix(record).ok()?;
-                let key = Key::of(&change.socket.local, &change.socket.remote)?;
+                let key = Key::of(&change.socket.local, &change.socket.remote)?.led(&self.led);
                 let place = self.fates.of(key);
                 self.fates.at(place).change(change);
                 Some(place)
@@ -163,7 +175,7 @@ impl Sieve {
             Kind::Connect => {
                 let (call, _) = Connect::ref_from_prefix(record).ok()?;
                 let opening = self.openings.remove(&header.tgid);
-                let key = Key::of(&call.socket.local, &call.socket.remote)?;
+                let key = Key::of(&call.socket.local, &call.socket.remote)?.led(&self.led);
                 let place = self.fates.of(key);
                 if let Some(opening) = opening.filter(|opening| opening.descriptor == call.fd) {
                     self.join(opening, place);
@@ -175,7 +187,7 @@ impl Sieve {
             }
             Kind::Accept => {
                 let (call, _) = Accept::ref_from_prefix(record).ok()?;
-                let key = Key::of(&call.socket.local, &call.socket.remote)?;
+                let key = Key::of(&call.socket.local, &call.socket.remote)?.led(&self.led);
                 let last = self.sampled.entry(header.tgid).or_default();
                 let due = header.time_ns.saturating_sub(*last) >= SAMPLE_NS;
                 if due {
@@ -241,7 +253,7 @@ impl Sieve {
 
     fn speak_of(&mut self, key: Option<Key>) {
         // Of a connection of which nothing lies here nothing can be let go either.
-        if let Some(place) = key.and_then(|key| self.fates.find(&key)) {
+        if let Some(place) = key.and_then(|key| self.fates.find(&key.led(&self.led))) {
             self.fates.at(place).spoken_of = true;
         }
     }

@@ -221,3 +221,40 @@ fn what_is_no_record_goes_on() {
     let mut sieve = fed(&[vec![1, 2, 3]]);
     assert_eq!(went_on(&mut sieve, 0), 1);
 }
+
+/// The server's end of a connection to a translated address.
+fn life_behind(translated: &str, real: &str) -> Vec<Vec<u8>> {
+    let (nginx, _) = ends();
+    let at = |text: &str| endpoint(text.parse().expect("an address"));
+    let steps = [
+        (NGINX, state::SYN_SENT, state::ESTABLISHED),
+        (SERVER, state::SYN_RECV, state::ESTABLISHED),
+        (SERVER, state::FIN_WAIT2, state::CLOSE),
+        (NGINX, state::LAST_ACK, state::CLOSE),
+    ];
+    let one = |pointer, old, new| {
+        let (local, remote) = if pointer == NGINX { (nginx, at(translated)) } else { (at(real), nginx) };
+        Socket { local, remote, ..socket(pointer, old, new) }
+    };
+    (1..).zip(steps).map(|(time, (pointer, old, new))| change(time, one(pointer, old, new))).collect()
+}
+
+#[test]
+fn both_ends_of_a_translated_connection_go_together() {
+    let (service, other, server) = ("10.96.0.10:80", "10.96.0.11:80", "10.244.0.5:8080");
+    let address = |text: &str| text.parse().expect("an address");
+    let run = |services: &[&str]| {
+        let mut sieve = Sieve::default();
+        for service in services {
+            sieve.learn_translation(address(service), address(server));
+        }
+        for record in life_behind(service, server) {
+            take(&mut sieve, &record);
+        }
+        went_on(&mut sieve, 100)
+    };
+    assert_eq!(run(&[service]), 0);
+    // The server's end cannot be told to belong to it.
+    assert_eq!(run(&[]), 2);
+    assert_eq!(run(&[service, other]), 2);
+}

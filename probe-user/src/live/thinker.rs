@@ -35,6 +35,7 @@ use crate::{
         case::{CaseKind, Folded},
         coverage::{Coverage, Sensor, Sight},
         event::{Body, Source},
+        host::HostFact,
         packet::{PacketEvent, PacketRef},
         time::{At, Moment},
     },
@@ -325,8 +326,11 @@ impl Thinker {
         None
     }
 
-    /// Nothing is let go unless nginx itself says which connections failed, and how every request ended.
+    /// Which addresses are one's. And nothing is let go unless nginx itself says which connections failed, and how every request ended.
     fn hear(&mut self, arrival: &Arrival) {
+        if let Body::Host(HostFact::Translated { upstream, to, seen_as: None, .. }) = &arrival.body {
+            self.sieve.learn_translation(*upstream, *to);
+        }
         if let Body::Coverage(Coverage::Sensor { sensor, sight, .. }) = &arrival.body
             && matches!(sensor, Sensor::NginxFunctions | Sensor::NginxStatuses)
         {

@@ -94,12 +94,8 @@ pub enum Fact {
     Translated {
         /// The upstream, as nginx has it.
         upstream: SocketAddr,
-        /// nginx's end.
-        local: SocketAddr,
         /// Where it went.
         to: SocketAddr,
-        /// nginx's end as it looks from there, where it is another.
-        seen_as: Option<SocketAddr>,
     },
     /// Local ports towards the upstream.
     LocalPorts {

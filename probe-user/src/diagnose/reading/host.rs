@@ -59,11 +59,11 @@ impl<'a> Reading<'a> {
     pub(crate) fn translation(&self) -> Option<(Evidence, String)> {
         let (wanted, from) = (self.upstream()?, self.flow()?.local?);
         self.case.host.iter().rev().find_map(|(event, _, fact)| {
-            let HostFact::Translated { upstream, local, to, seen_as, .. } = fact else { return None };
+            let HostFact::Translated { upstream, local, to, .. } = fact else { return None };
             if (*upstream, *local) != (wanted, from) {
                 return None;
             }
-            let fact = Fact::Translated { upstream: wanted, local: from, to: *to, seen_as: *seen_as };
+            let fact = Fact::Translated { upstream: wanted, to: *to };
             let sentence = format!(" This host led the connection to {to} (address translation).");
             Some((evidence(fact, &[*event], Weight::Fits), sentence))
         })

@@ -5,22 +5,33 @@ use probe_abi::{
     socket::{Socket, StateChange, present, state},
 };
 
-use super::Fast;
+use super::{Fast, led::Led};
 
 /// Names a connection by both of its ends, whichever of them speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key(Endpoint2, Endpoint2);
 
 /// An endpoint as three words, so that it hashes fast.
-type Endpoint2 = (u64, u64, u32);
+pub(super) type Endpoint2 = (u64, u64, u32);
 
 impl Key {
     pub(super) fn of(one: &Endpoint, other: &Endpoint) -> Option<Self> {
         if one.family == 0 || other.family == 0 {
             return None;
         }
-        let (one, other) = (words(one), words(other));
-        Some(if one <= other { Self(one, other) } else { Self(other, one) })
+        Some(Self::between(words(one), words(other)))
+    }
+
+    fn between(one: Endpoint2, other: Endpoint2) -> Self {
+        if one <= other { Self(one, other) } else { Self(other, one) }
+    }
+
+    /// The same connection by the addresses that nginx has.
+    pub(super) fn led(self, led: &Led) -> Self {
+        if led.is_empty() {
+            return self;
+        }
+        Self::between(led.origin(self.0), led.origin(self.1))
     }
 
     pub(super) fn of_addresses(one: std::net::SocketAddr, other: std::net::SocketAddr) -> Option<Self> {
@@ -28,7 +39,7 @@ impl Key {
     }
 }
 
-fn words(endpoint: &Endpoint) -> Endpoint2 {
+pub(super) fn words(endpoint: &Endpoint) -> Endpoint2 {
     let (low, high) = endpoint.address.split_at(8);
     let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
     (word(low), word(high), u32::from(endpoint.family) << 16 | u32::from(endpoint.port()))

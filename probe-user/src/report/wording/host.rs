@@ -58,7 +58,7 @@ pub(super) fn fact(of: &Fact) -> Option<String> {
             };
             format!("{}, which listened on {upstream},{how}{by}{ago}", who(*pid, command))
         }
-        Fact::Translated { upstream, local, to, seen_as } => translated(*upstream, *local, *to, *seen_as),
+        Fact::Translated { upstream, to, .. } => format!("the server behind {upstream} was {to}"),
         Fact::ListenOverflows { count } => {
             format!("{count} handshakes refused meanwhile for a full accept queue (TcpExtListenOverflows)")
         }
