@@ -22,7 +22,7 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
     )
 }];
 
-const PORT: u16 = 9109;
+const PORT: u16 = 9119;
 /// The Service's: a documentation address, which nobody has.
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 80)), 80);
 
