@@ -166,7 +166,7 @@ pub(super) const FAULTS: &[Fault] = &[
         apart: true,
         ..Fault::new(
             "path-stall-handshake",
-            "the upstream answers the SYN, and its host cannot find the way back: nothing arrives",
+            "the upstream answers the SYN, and its host sends the answer to somebody else: nothing arrives",
             |plan| {
                 let pass = format!("proxy_pass http://{};", plan.app(LISTENING));
                 let bind = format!("proxy_bind {UNFOUND};");
@@ -180,7 +180,7 @@ pub(super) const FAULTS: &[Fault] = &[
 
 /// The app's own server.
 const LISTENING: u16 = 9001;
-/// An address of nginx's that no neighbour is told of.
+/// An address of nginx's of which the app has been told that it is elsewhere.
 const UNFOUND: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 51);
 /// In the app's network, and nobody's.
 const NOBODY: SocketAddr = at([10, 77, 2, 66], 9240);
@@ -197,11 +197,10 @@ const FORBIDDEN: SocketAddr = at([10, 77, 2, 2], 9248);
 const REJECTED_BEYOND: SocketAddr = at([198, 51, 100, 4], 9247);
 
 fn no_way_back(site: &Site<'_>) -> Result<Vec<Witness>> {
-    let proxy = site.lab().proxy();
-    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "1")?;
-    proxy.ip_batch(&format!("addr replace {UNFOUND}/32 dev lo\n"))?;
+    site.lab().proxy().ip_batch(&format!("addr replace {UNFOUND}/32 dev lo\n"))?;
+    // A station that does not exist.
+    site.lab().app().ip_batch(&format!("neigh replace {UNFOUND} lladdr 02:00:00:00:00:97 nud permanent dev app0\n"))?;
     let exchange = site.connect()?.get("/path-stall-handshake/cart")?;
-    proxy.sysctl("ipv4/conf/proxy-a/arp_ignore", "0")?;
     let outcome = &[Outcome::TimeoutConnect];
     let attempt = Attempt::fresh(site.app(LISTENING), outcome, &[None, Some("ETIMEDOUT")]);
     let expected = Expectation::incident(504, &["path-stall"], vec![attempt])
