@@ -67,14 +67,19 @@ impl Lookup {
         if !is_tracked() && !within(pid, is_tracked).unwrap_or(false) {
             return Vec::new();
         }
+        let plainly: BTreeMap<SocketAddr, SocketAddr> = upstreams.iter().map(|one| (plain(*one), *one)).collect();
         let mut samples: BTreeMap<SocketAddr, Vec<SocketAddr>> = BTreeMap::new();
-        for (local, remote) in within(pid, connections).and_then(Result::ok).unwrap_or_default() {
-            let asked = upstreams.iter().find(|upstream| plain(**upstream) == remote);
-            if let Some(of) = asked.map(|upstream| samples.entry(*upstream).or_default())
-                && of.len() < SAMPLES
-            {
-                of.push(local);
-            }
+        let looked = within(pid, || {
+            connections(|local, remote| {
+                if let Some(of) = plainly.get(&remote).map(|upstream| samples.entry(*upstream).or_default())
+                    && of.len() < SAMPLES
+                {
+                    of.push(local);
+                }
+            })
+        });
+        if !matches!(looked, Some(Ok(()))) {
+            tracing::debug!("the connections that are open were not all looked at: {looked:?}");
         }
         let mut found = Vec::new();
         for (upstream, locals) in samples {

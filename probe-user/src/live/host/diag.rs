@@ -62,15 +62,17 @@ pub(super) fn towards(remote: SocketAddr) -> io::Result<Vec<(u16, bool)>> {
 }
 
 /// Both ends of every connection of this network namespace, also of those that only wait (`TIME_WAIT`).
-pub(super) fn connections() -> io::Result<Vec<(SocketAddr, SocketAddr)>> {
-    let mut found = Vec::new();
+/// There may be very many, so they are handed over one by one.
+pub(super) fn connections(mut each: impl FnMut(SocketAddr, SocketAddr)) -> io::Result<()> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         dump(SockProtocol::NetlinkSockDiag, &request(family, !STATE_LISTEN), |_, message| {
             let fixed = message.first_chunk::<MESSAGE>();
-            found.extend(fixed.and_then(|fixed| end(fixed, 4, 8).zip(end(fixed, 6, 24))));
+            if let Some((local, remote)) = fixed.and_then(|fixed| end(fixed, 4, 8).zip(end(fixed, 6, 24))) {
+                each(local, remote);
+            }
         })?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// One end of a connection in a `struct inet_diag_msg`.
