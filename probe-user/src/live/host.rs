@@ -5,6 +5,7 @@ mod call;
 mod conntrack;
 mod diag;
 mod names;
+mod netlink;
 mod numbers;
 mod route;
 mod unix;

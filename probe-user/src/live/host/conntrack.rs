@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::Path,
 };
 
@@ -12,7 +12,8 @@ use nix::sys::socket::SockProtocol;
 
 use super::{
     Lookup,
-    diag::{attributes, connections, dump, message},
+    diag::connections,
+    netlink::{NLM_F_REQUEST, attribute, attributes, dump, ip, message, octets},
     within,
 };
 use crate::{live::nginx::plain, model::host::HostFact};
@@ -21,7 +22,7 @@ use crate::{live::nginx::plain, model::host::HostFact};
 const GET: u16 = 0x101;
 const ANSWER: u16 = 0x100;
 /// With an acknowledgement: the answer says that more will follow, and none does.
-const NLM_F_REQUEST_ACK: u16 = 0x1 | 0x4;
+const NLM_F_REQUEST_ACK: u16 = NLM_F_REQUEST | 0x4;
 const NESTED: u16 = 0x8000;
 /// `struct nfgenmsg`
 const HEADER: usize = 4;
@@ -126,30 +127,11 @@ fn question(local: SocketAddr, upstream: SocketAddr) -> Vec<u8> {
     message(GET, NLM_F_REQUEST_ACK, &body)
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = 4 + value.len();
-    let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
-    bytes.extend(u16::try_from(length).unwrap_or(0).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(length.next_multiple_of(4), 0);
-    bytes
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
 fn read(answer: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let reply = find(answer.get(HEADER..)?, CTA_TUPLE_REPLY)?;
-    let (ip, ports) = (find(reply, CTA_TUPLE_IP)?, find(reply, CTA_TUPLE_PROTO)?);
+    let (addresses, ports) = (find(reply, CTA_TUPLE_IP)?, find(reply, CTA_TUPLE_PROTO)?);
     let address = |side: u16| {
-        find(ip, CTA_IP_V4_SRC + side)
-            .and_then(|bytes| Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)))
-            .or_else(|| Some(IpAddr::from(<[u8; 16]>::try_from(find(ip, CTA_IP_V6_SRC + side)?).ok()?)))
+        find(addresses, CTA_IP_V4_SRC + side).or_else(|| find(addresses, CTA_IP_V6_SRC + side)).and_then(ip)
     };
     let port = |kind: u16| Some(u16::from_be_bytes(find(ports, kind)?.try_into().ok()?));
     let source = SocketAddr::new(address(0)?, port(CTA_PROTO_SRC_PORT)?);

@@ -4,12 +4,11 @@ use std::{io, net::IpAddr};
 
 use nix::sys::socket::SockProtocol;
 
-use super::diag::{NLM_F_REQUEST_DUMP, attributes, dump, message};
+use super::netlink::{NLM_F_REQUEST, NLM_F_REQUEST_DUMP, attribute, attributes, dump, ip, message, octets};
 use crate::{check::seen::Route, model::host::RouteKind};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
-const NLM_F_REQUEST: u16 = 1;
 /// `struct rtmsg`
 const MESSAGE: usize = 12;
 const RTA_DST: u16 = 1;
@@ -50,22 +49,11 @@ fn device(index: u32) -> Option<String> {
     nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
-    }
-}
-
 /// Asks for the route to one address.
 fn question(address: IpAddr) -> Vec<u8> {
     let octets = octets(address);
     let mut body = header(address, u8::try_from(octets.len() * 8).unwrap_or(0)).to_vec();
-    let length = u16::try_from(4 + octets.len()).unwrap_or(0);
-    body.extend(length.to_ne_bytes());
-    body.extend(RTA_DST.to_ne_bytes());
-    body.extend(&octets);
+    body.extend(attribute(RTA_DST, &octets));
     message(RTM_GETROUTE, NLM_F_REQUEST, &body)
 }
 
@@ -109,13 +97,6 @@ fn header(address: IpAddr, length: u8) -> [u8; MESSAGE] {
     bytes
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
 /// The length and the text of a route's destination, if the route is of this kind and the address lies in it.
 fn matching(route: &[u8], kind: RouteKind, octets: &[u8]) -> Option<(u8, String)> {
     let (fixed, rest) = route.split_first_chunk::<MESSAGE>()?;
@@ -135,11 +116,8 @@ fn matching(route: &[u8], kind: RouteKind, octets: &[u8]) -> Option<(u8, String)
             let mask = 0x80_u8 >> (bit % 8);
             (destination[bit / 8] ^ octets[bit / 8]) & mask == 0
         });
-    let text = match <[u8; 4]>::try_from(destination) {
-        Ok(v4) => IpAddr::from(v4).to_string(),
-        Err(_) => IpAddr::from(<[u8; 16]>::try_from(destination).ok()?).to_string(),
-    };
-    inside.then(|| (length, format!("{text}/{length}")))
+    let destination = ip(destination)?;
+    inside.then(|| (length, format!("{destination}/{length}")))
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ use std::{
 use nix::{fcntl::OFlag, sys::socket::SockProtocol};
 use procfs::process::Process;
 
-use super::diag::{NLM_F_REQUEST_DUMP, SOCK_DIAG_BY_FAMILY, attributes, dump, message, u32_at};
+use super::{
+    diag::SOCK_DIAG_BY_FAMILY,
+    netlink::{NLM_F_REQUEST_DUMP, attributes, dump, message, u32_at},
+};
 use crate::{
     live::tail::Place,
     model::{
