@@ -268,9 +268,8 @@ async fn watch(
 /// Does what the thinking thread's word asks for; whether that is the end.
 fn heed(session: &mut Session<'_>, saying: Said, lookups: Option<&std::sync::mpsc::Sender<Question>>) -> Option<End> {
     match saying {
-        Said::Question(Question::Translation { local, upstream, netns }) => {
-            session.followers.translate(local, upstream, netns);
-        }
+        // What is found there is watched before it is told.
+        Said::Question(question @ Question::Translation { .. }) => session.followers.translate(&question),
         Said::Question(question) => {
             // The lookup thread ends only with the program.
             let _ = lookups.map(|lookups| lookups.send(question));

@@ -195,7 +195,10 @@ impl Followers {
     /// Looks at the host and brings the set up to date, as far as it is known: what an nginx is asked takes its time, and is brought in by a
     /// later look. An unusable interface given by the user is an error; everything else that fails is a gap.
     pub fn look(&mut self) -> Result<Vec<Change>, CaptureError> {
-        self.look_and(Examinations::take)
+        let changes = self.look_and(Examinations::take)?;
+        // Not at the first look, which the user waits for.
+        self.look_for_translations();
+        Ok(changes)
     }
 
     fn look_and(&mut self, take: fn(&mut Examinations) -> Vec<Examined>) -> Result<Vec<Change>, CaptureError> {
@@ -238,7 +241,6 @@ impl Followers {
                 Change::Appeared(self.follow(now, examined)?)
             });
         }
-        self.look_for_translations();
         self.tell_sensors();
         Ok(changes)
     }

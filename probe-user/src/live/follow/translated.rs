@@ -8,6 +8,7 @@ use super::{Followers, endpoint, watch_living};
 use crate::{
     live::clock,
     model::{event::Body, host::HostFact, time::Moment},
+    pipeline::Question,
 };
 
 /// Addresses behind translated ones that are watched at most.
@@ -35,13 +36,10 @@ impl Translated {
 
 impl Followers {
     /// Answers where a connection of nginx was led.
-    pub fn translate(&mut self, local: SocketAddr, upstream: SocketAddr, netns: Option<u32>) {
-        if let Some(fact) = self.lookup.translation(local, upstream, netns) {
-            // Told when it is watched: what is told has been so since then.
-            let new = self.take_translation(&fact);
-            self.watch_destinations(&new, netns);
-            self.tell(vec![Body::Host(fact)]);
-        }
+    pub fn translate(&mut self, question: &Question) {
+        let found = self.lookup.answer(question);
+        let new: Vec<_> = found.iter().filter_map(|fact| self.take_translation(fact)).collect();
+        self.watch_and_tell(&new, found);
     }
 
     /// Looks where the connections lead that are open by now, before one of them fails.
@@ -57,36 +55,31 @@ impl Followers {
             .collect();
         for (upstreams, netns) in towards {
             let mut found = self.lookup.translations(&upstreams, netns);
-            let mut new = BTreeSet::new();
-            found.retain(|fact| {
-                let told = self.take_translation(fact);
-                new.extend(&told);
-                !told.is_empty()
-            });
-            self.watch_destinations(&new, netns);
-            self.tell(found.into_iter().map(Body::Host).collect());
+            let mut new = Vec::new();
+            found.retain(|fact| self.take_translation(fact).inspect(|led| new.push(*led)).is_some());
+            self.watch_and_tell(&new, found);
         }
         let took = clock::now().since_ns(began);
         self.translated.due = began.plus_ns(LOOK_EVERY_NS.max(took.saturating_mul(REST)));
     }
 
-    /// Remembers it; gives where it leads if that was not known.
-    fn take_translation(&mut self, fact: &HostFact) -> BTreeSet<SocketAddr> {
-        let HostFact::Translated { upstream, to, .. } = fact else { return BTreeSet::new() };
+    /// Remembers it; gives where it leads, and from which namespace, if that was not known.
+    fn take_translation(&mut self, fact: &HostFact) -> Option<(SocketAddr, Option<u32>)> {
+        let HostFact::Translated { upstream, to, netns, .. } = fact else { return None };
         let led = &mut self.translated.led;
-        let new = led.len() < DESTINATIONS && led.insert((*upstream, *to));
-        new.then_some(*to).into_iter().collect()
+        (led.len() < DESTINATIONS && led.insert((*upstream, *to))).then_some((*to, *netns))
     }
 
-    /// Watches the other end of translated connections.
-    fn watch_destinations(&mut self, addresses: &BTreeSet<SocketAddr>, netns: Option<u32>) {
-        if addresses.is_empty() || self.scope.only_nginx {
-            return;
+    /// Watches the other end of these connections, and tells of them then: what is told has been watched since.
+    fn watch_and_tell(&mut self, new: &[(SocketAddr, Option<u32>)], found: Vec<HostFact>) {
+        if let (Some((_, netns)), false) = (new.first(), self.scope.only_nginx) {
+            let addresses: BTreeSet<SocketAddr> = new.iter().map(|(to, _)| *to).collect();
+            tracing::info!("translated upstreams lead to {addresses:?}");
+            self.watch_addresses(&addresses, *netns);
+            self.intake.redactor().learn([], addresses.iter().copied());
+            self.capture_also(&addresses, *netns);
         }
-        tracing::info!("translated upstreams lead to {addresses:?}");
-        self.watch_addresses(addresses, netns);
-        self.intake.redactor().learn([], addresses.iter().copied());
-        self.capture_also(addresses, netns);
+        self.tell(found.into_iter().map(Body::Host).collect());
     }
 
     /// Watches both ends of connections to these addresses, and who serves them.
