@@ -274,7 +274,7 @@ fn translated(correlator: &Correlator, attempt: &Attempt, began: Moment, facts: 
         return;
     }
     facts.retain(|(.., fact)| !matches!(fact, HostFact::Listeners { upstream, .. } if *upstream == asked));
-    let question = Question::Listeners { upstream: to, netns: netns.filter(|_| to.ip().is_loopback()) };
+    let question = Question::listeners(to, netns);
     let there = correlator.host.about(&BTreeSet::from([question]), began);
     facts.extend(there.into_iter().map(|(id, at, mut fact)| {
         if let HostFact::Listeners { upstream, .. } | HostFact::Served { upstream, .. } = &mut fact {

@@ -75,6 +75,11 @@ pub enum Question {
 }
 
 impl Question {
+    /// Who listens on an upstream's address, as this network namespace sees it: it matters for a loopback address only.
+    pub(super) fn listeners(upstream: SocketAddr, netns: Option<u32>) -> Self {
+        Self::Listeners { upstream, netns: netns.filter(|_| upstream.ip().is_loopback()) }
+    }
+
     /// The question without who asked: answers are filed under it.
     fn subject(self) -> Self {
         match self {
@@ -249,7 +254,7 @@ impl Host {
     /// The question about an upstream of this worker.
     pub(super) fn listeners(&self, upstream: SocketAddr, worker: Option<Pid>) -> Question {
         let netns = worker.and_then(|worker| self.instance_of(worker)).and_then(|instance| instance.netns);
-        Question::Listeners { upstream, netns: netns.filter(|_| upstream.ip().is_loopback()) }
+        Question::listeners(upstream, netns)
     }
 
     pub(super) fn ask(&mut self, question: Question, now: Moment) {

@@ -58,8 +58,7 @@ impl Correlator {
     pub(super) fn learn_translation(&mut self, event: &Event, fact: &HostFact) {
         self.translations.learn(event, fact);
         if let HostFact::Translated { to, netns, .. } = fact {
-            let netns = netns.filter(|_| to.ip().is_loopback());
-            self.host.ask(Question::Listeners { upstream: *to, netns }, self.now);
+            self.host.ask(Question::listeners(*to, *netns), self.now);
         }
     }
 
@@ -90,9 +89,7 @@ impl Correlator {
             // A SYN that has to be repeated: is the queue full that it is not taken into?
             Body::Socket(e) if e.socket.state == TcpState::SynSent => {
                 if let (SocketChange::Retransmitted { .. }, Some(upstream)) = (&e.change, e.socket.remote) {
-                    let loopback = upstream.ip().is_loopback();
-                    let netns = e.socket.netns.filter(|_| loopback);
-                    self.host.ask(Question::Listeners { upstream, netns }, self.now);
+                    self.host.ask(Question::listeners(upstream, e.socket.netns), self.now);
                 }
             }
             Body::ErrorLine(line) => {

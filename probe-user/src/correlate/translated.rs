@@ -12,14 +12,14 @@ use std::{
 };
 
 use super::{
-    flows::Flows,
+    flows::{Flows, ends},
     limits::{SECOND_NS, TRANSLATIONS, TRANSLATIONS_ASKED},
 };
 use crate::model::{
     event::{Body, Event, EventId},
     host::HostFact,
     packet::{PacketBody, TcpHeader},
-    socket::{Socket, SocketChange, Syscall},
+    socket::{SocketChange, Syscall},
     time::{At, Moment},
 };
 
@@ -114,19 +114,10 @@ impl Translations {
             let older = other.is_some_and(|local| flows.is_older(local, upstream, known.since));
             (!older).then_some(upstream)
         };
-        let mut changed = None;
-        let mut put = |one: SocketAddr, other: Option<SocketAddr>| {
-            if let Some(upstream) = upstream(one, other) {
-                changed = Some((one, upstream));
-            }
-        };
-        for (one, other) in ends(event).into_iter().flatten() {
-            put(one, other);
-            if let Some(other) = other {
-                put(other, Some(one));
-            }
-        }
-        let Some((from, to)) = changed else { return Cow::Borrowed(event) };
+        let Some((one, other)) = ends_of(event) else { return Cow::Borrowed(event) };
+        let mut led = |from: SocketAddr, other| Some((from, upstream(from, other)?));
+        let found = other.and_then(|other| led(other, Some(one))).or_else(|| led(one, other));
+        let Some((from, to)) = found else { return Cow::Borrowed(event) };
         let mut event = event.clone();
         each_address(&mut event, |address| {
             if *address == from {
@@ -137,29 +128,17 @@ impl Translations {
     }
 }
 
-/// The ends of the connections that an event is about.
-fn ends(event: &Event) -> [Option<(SocketAddr, Option<SocketAddr>)>; 2] {
-    let socket = |socket: &Socket| Some((socket.local?, socket.remote));
-    let header = |header: &TcpHeader| Some((header.source, Some(header.destination)));
-    match &event.body {
-        Body::Socket(e) => {
-            let answered = match &e.change {
-                SocketChange::ResetSent { answered: Some(answered), .. } => header(answered),
-                _ => None,
-            };
-            [socket(&e.socket), answered]
-        }
-        Body::Drop(drop) => [header(&drop.packet), None],
+/// The ends of the connection that an event is about; of a listener only its own.
+fn ends_of(event: &Event) -> Option<(SocketAddr, Option<SocketAddr>)> {
+    let listener = || match &event.body {
+        Body::Socket(e) => e.socket.local,
         Body::Syscall(call) => match &call.call {
-            Syscall::Accept { socket: Some(accepted), .. } => [socket(accepted), None],
-            _ => [None; 2],
+            Syscall::Accept { socket: Some(socket), .. } => socket.local,
+            _ => None,
         },
-        Body::Packet(packet) => match &packet.body {
-            PacketBody::Tcp(tcp) => [header(&tcp.header), None],
-            PacketBody::Icmp(icmp) => [Some((icmp.about.0, Some(icmp.about.1))), None],
-        },
-        _ => [None; 2],
-    }
+        _ => None,
+    };
+    ends(event).map(|(one, other)| (one, Some(other))).or_else(|| Some((listener()?, None)))
 }
 
 fn each_address(event: &mut Event, mut change: impl FnMut(&mut SocketAddr)) {

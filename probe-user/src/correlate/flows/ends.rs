@@ -11,7 +11,7 @@ use crate::model::{
 };
 
 /// The two ends an event is about, in any order.
-pub(super) fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
+pub(in crate::correlate) fn ends(event: &Event) -> Option<(SocketAddr, SocketAddr)> {
     match &event.body {
         Body::Socket(e) => match (e.socket.local, e.socket.remote, &e.change) {
             (Some(local), Some(remote), _) => Some((local, remote)),

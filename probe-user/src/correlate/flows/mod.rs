@@ -14,9 +14,10 @@ use std::{
     net::SocketAddr,
 };
 
+pub(super) use self::ends::ends;
 use self::{
     connects::Connects,
-    ends::{concerns, ended_well, ends, note_nginx_state},
+    ends::{concerns, ended_well, note_nginx_state},
     incarnations::Incarnations,
     known::Known,
 };

@@ -100,10 +100,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.missing.push(need(Sensor::Syscalls, "whether an application had taken the connection"));
         finding.not_excluded(&["accept-queue-overflow"]);
     }
-    for (event, reason) in reading.drops().take(SHOWN) {
-        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
-        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
-    }
+    show_drops(&mut finding, reading);
     let upstream = reading.upstream_name();
     let largest = repeated.iter().map(|(_, payload)| *payload).max().unwrap_or(0);
     let bytes =
@@ -145,10 +142,7 @@ fn lost_handshake(reading: &Reading<'_>) -> Option<Finding> {
         finding.missing.push(need(Sensor::Drops, "whether this host itself dropped the answer"));
         finding.not_excluded(&["firewall-dropped"]);
     }
-    for (event, reason) in reading.drops().take(SHOWN) {
-        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
-        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
-    }
+    show_drops(&mut finding, reading);
     let upstream = reading.upstream_name();
     let who = if reading.kernel_gave_up() { "the kernel gave up" } else { "nginx's timer ended it" };
     finding.summary = format!(
@@ -160,6 +154,14 @@ fn lost_handshake(reading: &Reading<'_>) -> Option<Finding> {
         "Find where the packets from {upstream} are lost: capture on both sides, drop counters and rules of the hosts between."
     ));
     Some(finding)
+}
+
+/// Packets of the connection that this host's kernel dropped.
+fn show_drops(finding: &mut Finding, reading: &Reading<'_>) {
+    for (event, reason) in reading.drops().take(SHOWN) {
+        let fact = Fact::Dropped { reason: reason.map(str::to_owned) };
+        finding.support(Some(evidence(fact, &[event.id], Weight::Symptom)));
+    }
 }
 
 /// The upstream answered, as its kernel shows, and nothing of it arrived.
