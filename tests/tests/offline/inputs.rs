@@ -133,12 +133,18 @@ fn an_upstream_that_is_named_is_believed() -> Result<()> {
     Ok(())
 }
 
+/// What went well, as `healthy.pcap`.
+fn put_healthy(desk: &Desk) -> Result<()> {
+    let healthy = scene()?.only(|frame| !of_port(frame, 51_000) && !of_port(frame, 42_000));
+    desk.put("healthy.pcap", healthy.pcap(FORM, Wrap::Ethernet))?;
+    Ok(())
+}
+
 #[test]
 fn exit_statuses_are_the_contracts() -> Result<()> {
     let desk = Desk::new()?;
     desk.put_scene()?;
-    let healthy = scene()?.only(|frame| !of_port(frame, 51_000) && !of_port(frame, 42_000));
-    desk.put("healthy.pcap", healthy.pcap(FORM, Wrap::Ethernet))?;
+    put_healthy(&desk)?;
     desk.put("text", "neither\n")?;
     desk.put("empty", "")?;
     desk.put("header.pcap", Capture::default().pcap(FORM, Wrap::Ethernet))?;
@@ -252,8 +258,7 @@ fn a_pipe_that_is_named_like_a_file_is_read() -> Result<()> {
 fn silence_is_explained() -> Result<()> {
     let desk = Desk::new()?;
     desk.put_scene()?;
-    let healthy = scene()?.only(|frame| !of_port(frame, 51_000) && !of_port(frame, 42_000));
-    desk.put("healthy.pcap", healthy.pcap(FORM, Wrap::Ethernet))?;
+    put_healthy(&desk)?;
     let said = desk.analyze(&["healthy.pcap"])?;
     ensure!(said.stdout.is_empty() && said.stderr.contains("no failure of a gateway"), "{said:?}");
     let quiet = desk.analyze(&["-q", "healthy.pcap"])?;

@@ -28,6 +28,12 @@ fn what_a_subrequest_tried_comes_before_what_made_the_status() {
     }
 }
 
+fn auth_complains(world: &mut World) {
+    let format = "auth request unexpected status: %ui".to_owned();
+    let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
+    world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+}
+
 /// `auth_request`: its server answers 502 itself, and nginx makes 500 of it. Only nginx's word ties the two together.
 #[test]
 fn a_502_that_auth_request_got_is_the_clients_500() {
@@ -36,9 +42,7 @@ fn a_502_that_auth_request_got_is_the_clients_500() {
         world.say_status_of(Some(key(1)), (StatusPoint::SendHeader, 502), key(9), 41, 1);
         world.say_attempt(key(9), (0, 1), ("127.0.0.1:8000", 502, Some(1)));
         if complained {
-            let format = "auth request unexpected status: %ui".to_owned();
-            let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
-            world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+            auth_complains(&mut world);
         }
         world.answer(1, 41, 500, &[]);
         let cases = world.cases();
@@ -59,9 +63,7 @@ fn another_status_that_auth_request_got_is_nginxs_500() {
             world.say_status_of(Some(key(1)), (StatusPoint::SendHeader, 404), key(9), 41, 1);
             world.say_attempt(key(9), (0, 1), ("127.0.0.1:8000", 404, Some(1)));
         }
-        let format = "auth request unexpected status: %ui".to_owned();
-        let log = NginxLog { request: Some(key(1)), peer: None, errno: None, format, ..refused_log() };
-        world.tell(Source::Kernel, Body::Nginx(NginxEvent::Log(Box::new(log))));
+        auth_complains(&mut world);
         world.answer(1, 41, 500, &[]);
         let cases = world.cases();
         assert_eq!(cases.len(), usize::from(asked), "{cases:#?}");

@@ -2,16 +2,8 @@
 
 use super::*;
 use crate::correlate::{crowded, limits::NOTABLE_REACH_NS, memory::Resume};
-use crate::model::process::{Ending, ProcessEvent, Role, Untaken};
 
 const ROOM: usize = 8;
-
-fn exit(world: &mut World, pid: u32) {
-    let (role, command) = (Role::Upstream, "app".to_owned());
-    let (how, untaken) = (Ending::Exit(1), Untaken::default());
-    let exited = ProcessEvent::Exited { pid: Pid(pid), role, command, how, untaken };
-    world.tell(Source::Kernel, Body::Process(exited));
-}
 
 /// The next request of the same client is refused.
 fn fail(world: &mut World, number: u64) -> Case {
@@ -27,7 +19,7 @@ fn crowd() -> World {
     let mut world = World::limited(Limits { notable: ROOM, ..Limits::default() });
     world.upstream("127.0.0.1:8000");
     // One more than there is room for: the first exit, which may be the reason, is forgotten.
-    (1..=u32::try_from(ROOM).unwrap() + 1).for_each(|pid| exit(&mut world, 100 + pid));
+    (1..=u32::try_from(ROOM).unwrap() + 1).for_each(|pid| world.exited(Pid(100 + pid), Ending::Exit(1)));
     world
 }
 
@@ -52,7 +44,7 @@ fn a_case_long_after_lost_nothing_by_it() {
     assert!(case.coverage.losses.is_empty() && case.coverage.silence_counts(Sensor::Processes));
     // What is old enough goes by itself.
     world.wait(130_000 * MS);
-    exit(&mut world, 300);
+    world.exited(Pid(300), Ending::Exit(1));
     assert_eq!((world.correlator.crowded_out(), world.correlator.memory().forgotten.len()), (1, 0));
 }
 

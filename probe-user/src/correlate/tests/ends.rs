@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    process::{Ending, ProcessEvent, Role, Sender, Untaken},
+    process::Sender,
     socket::{Syscall, SyscallEvent},
 };
 
@@ -42,24 +42,12 @@ fn ends(case: &Case) -> usize {
     case.processes.iter().filter(ended).count()
 }
 
-fn exit(world: &mut World) {
-    let how = Ending::Exit(1);
-    let exited = ProcessEvent::Exited {
-        pid: SERVER,
-        role: Role::Upstream,
-        command: "gunicorn".to_owned(),
-        how,
-        untaken: Untaken::default(),
-    };
-    world.tell(Source::Kernel, Body::Process(exited));
-}
-
 #[test]
 fn a_case_waits_for_the_end_that_was_asked_for() {
     let mut world = World::new();
     aborted(&mut world);
     assert_eq!(poll(&mut world, 300 * MS), None);
-    exit(&mut world);
+    world.exited(SERVER, Ending::Exit(1));
     let case = poll(&mut world, 400 * MS).expect("a case");
     assert_eq!(ends(&case), 1, "{:#?}", case.processes);
 }
@@ -77,7 +65,7 @@ fn but_not_for_ever() {
 fn an_end_that_was_seen_is_not_waited_for() {
     let mut world = World::new();
     aborted(&mut world);
-    exit(&mut world);
+    world.exited(SERVER, Ending::Exit(1));
     let case = poll(&mut world, 300 * MS).expect("a case");
     assert_eq!(ends(&case), 1);
 }

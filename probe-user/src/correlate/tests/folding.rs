@@ -84,16 +84,7 @@ fn a_loss_and_the_end_of_a_server_make_the_next_one_worth_explaining() {
     let lost = Coverage::Lost { sensor: None, count: 1, why: "a test".to_owned() };
     world.tell(Source::Probe, Body::Coverage(lost));
     step(&mut world, 3..6);
-    let ending = crate::model::process::Ending::Exit(1);
-    let role = crate::model::process::Role::Upstream;
-    let exited = crate::model::process::ProcessEvent::Exited {
-        pid: Pid(7),
-        role,
-        command: "app".to_owned(),
-        how: ending,
-        untaken: crate::model::process::Untaken::default(),
-    };
-    world.tell(Source::Kernel, Body::Process(exited));
+    world.exited(Pid(7), Ending::Exit(1));
     step(&mut world, 6..9);
     assert_eq!(numbers(&cases), [0, 3, 6]);
 }

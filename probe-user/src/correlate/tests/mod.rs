@@ -29,7 +29,7 @@ use crate::model::{
         UpstreamConnection,
     },
     packet::{Content, PacketBody, PacketEvent, PacketRef, TcpFlags, TcpHeader, TcpPacket},
-    process::Pid,
+    process::{Ending, Pid, ProcessEvent, Role, Untaken},
     socket::{Socket, SocketChange, SocketEvent, SocketPointer, TcpCounters, TcpState},
     time::{At, Moment, WallClock},
 };
@@ -133,6 +133,12 @@ impl World {
     fn state(&mut self, socket: Socket, from: TcpState) {
         let event = SocketEvent { change: SocketChange::State { from }, socket, by: None };
         self.tell(Source::Kernel, Body::Socket(event));
+    }
+
+    /// A server's process ends.
+    fn exited(&mut self, pid: Pid, how: Ending) {
+        let (role, command, untaken) = (Role::Upstream, "gunicorn".to_owned(), Untaken::default());
+        self.tell(Source::Kernel, Body::Process(ProcessEvent::Exited { pid, role, command, how, untaken }));
     }
 
     fn reset_received(&mut self, socket: Socket) {

@@ -1,10 +1,7 @@
 //! Names that the kernel and nginx give again at once: pids, socket pointers, request pointers.
 
 use super::*;
-use crate::model::{
-    process::{Ending, ProcessEvent, Role, Untaken},
-    socket::{Syscall, SyscallEvent},
-};
+use crate::model::socket::{Syscall, SyscallEvent};
 
 const SERVER: Pid = Pid(88);
 
@@ -17,18 +14,6 @@ fn accepted(world: &mut World, local: &str, upstream: &str) {
         command: "gunicorn".to_owned(),
     };
     world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
-}
-
-fn killed(world: &mut World) {
-    let how = Ending::Signal { signal: 9, core: false };
-    let exited = ProcessEvent::Exited {
-        pid: SERVER,
-        role: Role::Upstream,
-        command: "gunicorn".to_owned(),
-        how,
-        untaken: Untaken::default(),
-    };
-    world.tell(Source::Kernel, Body::Process(exited));
 }
 
 fn closed_without_an_answer(world: &mut World, request: u64, local: &str, upstream: &str) {
@@ -51,7 +36,7 @@ fn a_pid_given_again_is_another_process() {
     world.upstream(upstream);
     world.state(socket(first, upstream, TcpState::Established), TcpState::SynSent);
     accepted(&mut world, first, upstream);
-    killed(&mut world);
+    world.exited(SERVER, Ending::Signal { signal: 9, core: false });
     world.state(socket(second, upstream, TcpState::Established), TcpState::SynSent);
     accepted(&mut world, second, upstream);
     closed_without_an_answer(&mut world, 2, second, upstream);
