@@ -14,12 +14,10 @@ pub mod reason {
 
 /// Slots of the per-CPU array `COUNTERS`: things counted and not recorded.
 pub mod counter {
-    /// Responses nginx began, any status, those to subrequests too.
-    pub const RESPONSES: u32 = 0;
     /// Packets dropped with a reason that is only noise.
-    pub const DROPS_NOISE: u32 = 1;
+    pub const DROPS_NOISE: u32 = 0;
     /// Failed `accept()` calls that only repeat the one before.
-    pub const ACCEPTS_REPEATED: u32 = 2;
+    pub const ACCEPTS_REPEATED: u32 = 1;
     /// How many slots there are.
     pub const COUNT: u32 = 8;
 }

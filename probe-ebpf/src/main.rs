@@ -19,7 +19,7 @@ use aya_ebpf::{
     macros::{btf_tracepoint, fexit, raw_tracepoint, tracepoint, uprobe},
     programs::{BtfTracePointContext, FExitContext, ProbeContext, RawTracePointContext, TracePointContext},
 };
-use kernel::{drops, nginx, process, records, stack, syscalls, tcp};
+use kernel::{answer, drops, nginx, process, records, stack, syscalls, tcp};
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 fn inet_sock_set_state(context: BtfTracePointContext) -> Option<()> {
@@ -171,6 +171,11 @@ fn sys_exit(context: RawTracePointContext) -> Option<()> {
     syscalls::any(&context)
 }
 
+#[raw_tracepoint(tracepoint = "sock_send_length")]
+fn sock_send_length(context: RawTracePointContext) -> Option<()> {
+    answer::sent(&context)
+}
+
 #[uprobe]
 fn ngx_log_error_core(context: ProbeContext) -> Option<()> {
     stack::shared(&context);
@@ -187,6 +192,12 @@ fn ngx_http_special_response_handler(context: ProbeContext) -> Option<()> {
 fn ngx_http_send_header(context: ProbeContext) -> Option<()> {
     stack::shared(&context);
     nginx::send_header(&context)
+}
+
+#[uprobe]
+fn ngx_http_upstream_test_next(context: ProbeContext) -> Option<()> {
+    stack::shared(&context);
+    answer::relayed(&context)
 }
 
 #[uprobe]

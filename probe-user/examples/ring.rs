@@ -10,7 +10,7 @@ use probe_abi::{
     process::{Watched, role},
     socket, syscall,
 };
-use probe502::live::ebpf::{Depth, Kernel, LoadOptions, calibrate::calibrate, layout::Build, symbols::Binary};
+use probe502::live::ebpf::{Answers, Depth, Kernel, LoadOptions, calibrate::calibrate, layout::Build, symbols::Binary};
 use zerocopy::FromBytes;
 
 fn main() -> Result<()> {
@@ -86,7 +86,7 @@ fn watch(kernel: &mut Kernel, master: u32) -> Result<()> {
     let mut build = Build::parse(&String::from_utf8_lossy(&output.stderr))?;
     eprintln!("{:?} {:?}", build.version, calibrate(&mut build.layout, &Binary::of_process(master)?));
     let index = kernel.add_layout(&build.layout)?;
-    for attachment in kernel.attach_nginx(master)? {
+    for attachment in kernel.attach_nginx(master, Answers::Every("an example".to_owned()))? {
         eprintln!("{:36} {:?} {} {}", attachment.name, attachment.state, attachment.why, attachment.lost);
     }
     kernel.watch_process(master, Watched { role: role::NGINX_MASTER, layout: index, master, reserved: 0 })?;

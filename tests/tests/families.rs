@@ -67,6 +67,11 @@ fn origin() -> Result<()> {
     at_once(&of("origin")?)
 }
 
+#[test]
+fn unannounced() -> Result<()> {
+    at_once(&of("unannounced")?)
+}
+
 /// Half of the traffic on connections that stay, half on connections that are replaced all the time.
 fn healthy(site: &Site<'_>) -> Result<[Load; 2]> {
     let uri = "/ok".to_owned();

@@ -57,7 +57,7 @@ pub(crate) struct FailedAccept {
 pub(crate) static FAILED_ACCEPT: PerCpuArray<FailedAccept, 1> = PerCpuArray::new();
 
 /// A request of a worker.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct RequestKey {
     /// `ngx_http_request_t *`.
@@ -82,6 +82,14 @@ pub(crate) struct RequestIdentity {
 /// (the client left) stay until the map needs their place.
 #[btf_map]
 pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, 4096> = LruHashMap::new();
+
+/// Requests in `ARMED` whose answer is awaited where it is sent, by the client's socket (`struct sock *`).
+#[btf_map]
+pub(crate) static AWAITED: LruHashMap<u64, RequestKey, 4096> = LruHashMap::new();
+
+/// Until when something may be awaited, jiffies: one load tells every other sender of the host that nothing is.
+#[btf_map]
+pub(crate) static AWAITED_UNTIL: Array<u64, 1> = Array::new();
 
 /// The switch of [`probe_abi::globals::only_trouble::SWITCHED`].
 #[btf_map]

@@ -1,5 +1,6 @@
 //! The kernel programs. Rust has no CO-RE: what depends on the running kernel comes in [`globals`].
 
+pub(crate) mod answer;
 pub(crate) mod descriptor;
 pub(crate) mod drops;
 pub(crate) mod emit;

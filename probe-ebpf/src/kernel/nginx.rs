@@ -3,7 +3,7 @@
 use aya_ebpf::programs::ProbeContext;
 use probe_abi::{
     Kind, globals as kernel,
-    losses::{counter, reason},
+    losses::reason,
     nginx::{ABSENT, ATTEMPTS, Attempt, Connection, HOST, Layout, Log, REQUEST_LINE, Status, found},
 };
 
@@ -92,7 +92,7 @@ fn describe(record: &mut Log, layout: &Layout, tgid: u32, request: &Request) -> 
     .fill(layout, request);
     record.found = found::REQUEST | client | upstream;
     if record.level <= ERROR && upstream & found::UPSTREAM != 0 {
-        arm(tgid, request.address, record.main_request, identity);
+        arm(tgid, layout, request.address, record.main_request, identity);
         let asked = Asked { request_line: &mut record.request_line, length: &mut record.request_line_length };
         if asked.fill(layout, request.address).is_some() {
             record.found |= found::REQUEST_LINE;
@@ -113,7 +113,7 @@ pub(crate) fn special_response(context: &ProbeContext) -> Option<()> {
     }
     let (tgid, layout) = here()?;
     let request = Request::at(layout, context.arg(0)?)?;
-    arm(tgid, request.address, request.main(layout), request.identity(layout));
+    arm(tgid, layout, request.address, request.main(layout), request.identity(layout));
     tell(Kind::NginxSpecialResponse, layout, &request, status);
     Some(())
 }
@@ -123,7 +123,6 @@ pub(crate) fn special_response(context: &ProbeContext) -> Option<()> {
 pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     let (tgid, layout) = here()?;
     let address: u64 = context.arg(0)?;
-    emit::count(counter::RESPONSES);
     let head: read::Words<HEAD> = read::Words::of(address)?;
     let error: u64 = read::user_member(address, layout.request_err_status).unwrap_or(0);
     let own: u64 = read::user_member(address, layout.request_status).unwrap_or(0);
@@ -162,11 +161,18 @@ fn tried_again(states: u64) -> bool {
 pub(crate) fn redirect(context: &ProbeContext) -> Option<()> {
     let (tgid, layout) = here()?;
     let address: u64 = context.arg(0)?;
-    let remembered = armed(tgid, address)?;
+    let remembered = armed(tgid, address);
+    let error = read::user_member::<u64>(address, layout.request_err_status).unwrap_or(0) as u32;
+    if remembered.is_none() && !is_wanted(error) {
+        return Some(());
+    }
     let request = Request::at(layout, address)?;
-    if remembered == request.identity(layout) {
-        let error: u64 = read::user_member(address, layout.request_err_status).unwrap_or(0);
-        tell(Kind::NginxRedirect, layout, &request, error as u32);
+    let identity = request.identity(layout);
+    if remembered == Some(identity) {
+        tell(Kind::NginxRedirect, layout, &request, error);
+    } else if is_wanted(error) {
+        // `error_page 404 =502 /page`: not a word was said of it.
+        arm(tgid, layout, address, request.main(layout), identity);
     }
     Some(())
 }
@@ -195,7 +201,7 @@ pub(crate) fn connection(context: &ProbeContext) -> Option<()> {
 
 /// A status record and the attempts behind it.
 #[inline(always)]
-fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
+pub(crate) fn tell(kind: Kind, layout: &Layout, request: &Request, status: u32) {
     let attempts = States::of(layout, request);
     emit::record(kind, |record: &mut Status| {
         let identity = request.identity(layout);
@@ -286,7 +292,7 @@ fn host(to: &mut [u8; HOST], to_length: &mut u32, layout: &Layout, request: u64)
 
 /// `r->upstream_states`: the elements of an `ngx_array_t`, which knows how long they are.
 #[derive(Clone, Copy)]
-struct States {
+pub(crate) struct States {
     first: u64,
     count: u32,
     stride: u64,
@@ -294,7 +300,7 @@ struct States {
 
 impl States {
     #[inline(always)]
-    fn of(layout: &Layout, request: &Request) -> Option<Self> {
+    pub(crate) fn of(layout: &Layout, request: &Request) -> Option<Self> {
         let array: u64 = read::user_member(request.address, layout.request_upstream_states)?;
         if array == 0 {
             // No upstream was asked: that is known, not unknown.
@@ -306,6 +312,14 @@ impl States {
             return None;
         }
         Some(Self { first, count: count as u32, stride })
+    }
+
+    /// What the server answered that was asked last; 0 if nothing yet.
+    #[inline(always)]
+    pub(crate) fn last_status(&self, layout: &Layout) -> Option<u32> {
+        let index = u64::from(self.count.checked_sub(1)?);
+        let state = self.first.wrapping_add(self.stride.wrapping_mul(index));
+        read::user_member::<u64>(state, layout.state_status).map(|status| status as u32)
     }
 }
 
@@ -334,7 +348,7 @@ fn attempt(layout: &Layout, request: u64, states: &States, index: u32) {
 
 /// Whether answers with this status are reported.
 #[inline(always)]
-fn is_wanted(status: u32) -> bool {
+pub(crate) fn is_wanted(status: u32) -> bool {
     status != 0
         && (status == setting!(statuses[0])
             || status == setting!(statuses[1])

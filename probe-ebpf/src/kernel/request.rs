@@ -11,7 +11,7 @@ use probe_abi::{
 };
 
 use super::{
-    descriptor,
+    answer, descriptor,
     globals::offset,
     maps::{ARMED, LAYOUTS, RequestIdentity, RequestKey},
     read,
@@ -100,12 +100,15 @@ impl Request {
 
 /// Remembers that this request's answer is wanted, whatever it will be. Its main request's too.
 #[inline(always)]
-pub(crate) fn arm(tgid: u32, request: u64, main: u64, identity: RequestIdentity) {
+pub(crate) fn arm(tgid: u32, layout: &Layout, request: u64, main: u64, identity: RequestIdentity) {
     // The map makes room by itself.
     let _done = ARMED.insert(RequestKey { request, tgid, reserved: 0 }, identity, 0);
+    let mut of_client = request;
     if main != 0 && main != request {
         let _done = ARMED.insert(RequestKey { request: main, tgid, reserved: 0 }, identity, 0);
+        of_client = main;
     }
+    answer::wait_for(tgid, layout, of_client);
 }
 
 /// Whether something is remembered under this request's address.

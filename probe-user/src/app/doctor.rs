@@ -110,7 +110,8 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         findings.push(uprobes());
     }
     for master in masters {
-        match kernel.attach_nginx(master.pid) {
+        let answers = kernel.answers_of(nginx::examine(&master).unannounced.as_deref());
+        match kernel.attach_nginx(master.pid, answers) {
             Ok(attachments) => findings.extend(attachments.iter().map(|attachment| Finding {
                 name: format!("nginx {} uprobe {}", master.pid, attachment.name),
                 ..from_attachment(attachment)
@@ -152,6 +153,8 @@ fn from_attachment(attachment: &Attachment) -> Finding {
             program if program == attachment.name && program.starts_with("sys_exit_") => {
                 "by a tracepoint, for which every system call of the host pays a little".to_owned()
             }
+            "ngx_http_upstream_test_next" => "only answers of requests that have trouble pay for it".to_owned(),
+            "ngx_http_send_header" => "every answer pays for it".to_owned(),
             _ => attachment.why.clone(),
         },
         lost: if attachment.state == State::On { String::new() } else { attachment.lost.to_owned() },

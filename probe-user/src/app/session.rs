@@ -395,13 +395,11 @@ impl Session<'_> {
         if !self.progress {
             return;
         }
-        let responses =
-            self.followers.kernel().and_then(|kernel| kernel.counters().ok()).map_or(0, |counters| counters.responses);
         let (incidents, near_misses) = output::with(&self.tally, |tally| (tally.incidents, tally.near_misses));
         let lost = self.events_lost() + self.packets_dropped;
         let _ = write!(
             io::stderr(),
-            "\r\x1b[K{responses} responses seen, {incidents} failed, {near_misses} near misses, {lost} records or packets lost"
+            "\r\x1b[K{incidents} failed, {near_misses} near misses, {lost} records or packets lost"
         );
         let _ = io::stderr().flush();
     }

@@ -2,6 +2,7 @@
 //! (Syntax: `ngx_conf_read_token` in `core/ngx_conf_file.c`; directives: <https://nginx.org/en/docs/dirindex.html>.)
 
 mod address;
+mod answers;
 mod inherit;
 pub mod layout;
 mod lexer;
@@ -36,6 +37,8 @@ pub struct Decoded {
     pub missing_includes: Vec<String>,
     /// `include` patterns with wildcards that no file in the text matches, likewise. Usual: directories may be empty.
     pub empty_includes: Vec<String>,
+    /// What can make an answer a failure without a word about its request before: the directive, and where it stands.
+    pub unannounced: Option<String>,
     /// No `error_log` stands at the top level, so nginx also uses the path it was built with.
     pub default_error_log: bool,
     /// No `access_log` stands at the level of `http`, so nginx may also use the path it was built with, in the format `combined`.
@@ -60,6 +63,11 @@ pub fn matches_name(pattern: &str, name: &str) -> bool {
     (!name.starts_with('.') || pattern.starts_with('.')) && tree::matches_name(pattern.as_bytes(), name.as_bytes())
 }
 
+/// The files of a dump, by name.
+pub fn files(text: &str) -> impl Iterator<Item = &str> {
+    tree::split(text).into_iter().map(|(name, _)| name).filter(|name| !name.is_empty())
+}
+
 /// Reads a dump or a plain file.
 pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     let tree = tree::parse(text)?;
@@ -73,6 +81,7 @@ pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     configuration.worker_connections = Some(events.unwrap_or(512));
     decoded.default_error_log = !main.iter().any(|directive| directive.name == "error_log");
 
+    decoded.unannounced = answers::unannounced(main);
     let mut error_logs = Vec::new();
     let mut access_logs = Vec::new();
     logs(main, &mut error_logs, &mut access_logs);

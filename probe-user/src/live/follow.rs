@@ -302,6 +302,7 @@ impl Followers {
     /// After the children changed: the configuration as it is now.
     fn refresh(&mut self, master: &Master, examined: Examined) -> Result<Option<NginxInstance>, CaptureError> {
         let Examined { found, layout, .. } = examined;
+        let attachments = self.attach(master, &found);
         let layout = self.layout(layout.as_ref());
         self.watch_processes(master, layout);
         let upstreams = self.watch_upstreams(master, &found);
@@ -315,6 +316,7 @@ impl Followers {
         followed.master = master.clone();
         followed.layout = layout;
         followed.found = found;
+        followed.attachments = attachments;
         followed.found.instance.workers = master.workers.iter().copied().map(Pid).collect();
         followed.tails = tails;
         let mut ended = Vec::new();

@@ -205,8 +205,12 @@ impl Fault {
 
     /// The catalogue's families, as far as their faults can share an nginx, and servers that no other fault takes away.
     #[must_use]
-    pub fn families() -> [(&'static str, Vec<Self>); 7] {
+    pub fn families() -> [(&'static str, Vec<Self>); 8] {
         let [rejects, others] = firewall::FAULTS;
+        let (apart, origin): (Vec<Self>, Vec<Self>) = [origin::FAULTS, redirected::FAULTS, harmless::FAULTS]
+            .concat()
+            .into_iter()
+            .partition(|fault| origin::UNANNOUNCED.contains(&fault.name));
         let families = [
             ("connect", [connecting::FAULTS, exhaustion::FAULTS].concat()),
             ("filters", [rejects, others].concat()),
@@ -214,7 +218,8 @@ impl Fault {
             ("names", [unix::FAULTS, gone::FAULTS, names::RESOLVED].concat()),
             ("connection", [closing::FAULTS.to_vec(), Self::of_connection()].concat()),
             ("protocol", [protocol::FAULTS, tls::FAULTS].concat()),
-            ("origin", [origin::FAULTS, redirected::FAULTS, harmless::FAULTS].concat()),
+            ("origin", origin),
+            ("unannounced", apart),
         ];
         families.map(|(name, faults)| (name, faults.into_iter().filter(|fault| !fault.alone).collect()))
     }

@@ -49,6 +49,7 @@ pub(super) const FAULTS: &[Fault] = &[
         configured,
         ask_configured,
     ),
+    Fault::new("configured-502-text", "return 502 with a text of its own", configured_text, ask_configured_text),
     Fault::new("masked-fallback", "an error_page hides nginx's 502: the client sees 200", fallback, ask_fallback),
     Fault::new(
         "upstream-sent-502-auth",
@@ -58,6 +59,18 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     Fault::new("upstream-refused-auth", "the server behind auth_request refuses: the client sees 500", auth, ask_auth),
     Fault::new("harmless-limit", "limit_req answers 503, and the configuration returns 500", limited, ask_limited),
+];
+
+/// Those whose configuration lets answers be failures without a word before (caches, texts, answers inside of answers): beside one of them
+/// every answer of nginx is looked at.
+pub(super) const UNANNOUNCED: &[&str] = &[
+    "upstream-sent-502-intercepted",
+    "masked-subrequest",
+    "cached-502-answer",
+    "cached-502-failure",
+    "configured-502-text",
+    "upstream-sent-502-auth",
+    "upstream-refused-auth",
 ];
 
 const NOBODY: u16 = 9181;
@@ -213,7 +226,6 @@ fn ask_cached_failure(site: &Site<'_>) -> Result<Vec<Witness>> {
 
 fn configured(plan: &mut Plan) {
     plan.config.location("/configured-502/return", &["return 502;"]);
-    plan.config.location("/configured-502/text", &["return 502 \"closed for today\\n\";"]);
     plan.config.location("/configured-502/page", &["error_page 404 =502 /configured-502-page;", "return 404;"]);
     plan.config.location("= /configured-502-page", &["internal;", "return 200 \"page\\n\";"]);
     plan.config.location("/configured-502/files", &["root /nonexistent;", "try_files $uri =502;"]);
@@ -221,12 +233,9 @@ fn configured(plan: &mut Plan) {
 
 fn ask_configured(site: &Site<'_>) -> Result<Vec<Witness>> {
     let mut witnesses = Vec::new();
-    for (path, directive) in [
-        ("return", "return 502"),
-        ("text", "return 502"),
-        ("page", "error_page 404 =502"),
-        ("files", "try_files $uri =502"),
-    ] {
+    for (path, directive) in
+        [("return", "return 502"), ("page", "error_page 404 =502"), ("files", "try_files $uri =502")]
+    {
         let exchange = site.connect()?.get(&format!("/configured-502/{path}"))?;
         let expected = Expectation::incident(502, &["configured-502"], Vec::new())
             .says(&[directive, &format!("/configured-502/{path}")])
@@ -234,6 +243,18 @@ fn ask_configured(site: &Site<'_>) -> Result<Vec<Witness>> {
         witnesses.push(Witness::new(exchange, expected)?);
     }
     Ok(witnesses)
+}
+
+fn configured_text(plan: &mut Plan) {
+    plan.config.location("/configured-502-text/", &["return 502 \"closed for today\\n\";"]);
+}
+
+fn ask_configured_text(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/configured-502-text/1")?;
+    let expected = Expectation::incident(502, &["configured-502"], Vec::new())
+        .says(&["return 502", "/configured-502-text/"])
+        .never(&["cached-502", "upstream-sent-502"]);
+    Ok(vec![Witness::new(exchange, expected)?])
 }
 
 fn fallback(plan: &mut Plan) {

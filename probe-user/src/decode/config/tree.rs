@@ -56,7 +56,7 @@ pub(super) fn parse(text: &str) -> Result<Tree, ConfigError> {
 }
 
 /// Splits a dump at its `# configuration file /etc/nginx/nginx.conf:` lines; one file without a name for a plain text.
-fn split(text: &str) -> Vec<(&str, &str)> {
+pub(super) fn split(text: &str) -> Vec<(&str, &str)> {
     let mut files = Vec::new();
     let mut name = None;
     let mut start = 0;

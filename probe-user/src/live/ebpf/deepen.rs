@@ -93,7 +93,7 @@ impl Kernel {
                         .and_then(|program| loaded(program.load(&function_of(call), btf))),
                     None => Ok(()),
                 },
-                Way::Typed(_) | Way::Function(_) => Ok(()),
+                Way::Typed(_) | Way::Function(_) | Way::Answers(_) => Ok(()),
             };
             if let Err(why) = done {
                 tracing::debug!("{} will not be there when it is wanted: {why}", alternative.program);

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{MapError, MapType, RingBuf},
-    programs::{BtfTracePoint, FExit, ProgramError, RawTracePoint, TracePoint, UProbe},
+    programs::{
+        BtfTracePoint, FExit, ProgramError, RawTracePoint, TracePoint, UProbe, raw_trace_point::RawTracePointLinkId,
+    },
 };
 use probe_abi::{
     globals::{Settings, only_trouble},
@@ -17,12 +19,12 @@ use super::{
     attach::{Alternative, Attachment, Depth, FUNCTIONS, HOOKS, Hook, NO_TYPES, State, Way},
     btf::{Btf, BtfError},
     deepen::{Added, AddedLink},
+    functions::AttachedBinary,
     offsets::Facts,
     returns::{everybody_is_heard, function_of, unreadable_arguments},
     ring::Ring,
     tier::Tier,
     tracefs::with_tracefs,
-    watch::AttachedBinary,
 };
 
 /// The kernel programs, built by `build.rs`.
@@ -97,7 +99,9 @@ pub struct Kernel {
     pub(super) binaries: BTreeMap<(u64, u64), AttachedBinary>,
     pub(super) layouts: Vec<probe_abi::nginx::Layout>,
     pub(super) attachments: Vec<Attachment>,
-    /// Functions of nginx whose programs the kernel refused.
+    /// What hears of answers being sent, while some nginx's are heard that way.
+    pub(super) sent: Option<RawTracePointLinkId>,
+    /// Programs at functions of nginx that the kernel refused.
     pub(super) refused: BTreeMap<&'static str, String>,
     btf_problem: Option<String>,
 }
@@ -136,6 +140,7 @@ impl Kernel {
             binaries: BTreeMap::new(),
             layouts: Vec::new(),
             attachments: Vec::new(),
+            sent: None,
             refused: BTreeMap::new(),
             btf_problem,
         };
@@ -248,10 +253,14 @@ impl Kernel {
         let wanted: Vec<&Hook> = FUNCTIONS.iter().filter(|hook| self.left_out(hook, self.reach).is_none()).collect();
         for hook in wanted {
             for alternative in hook.alternatives {
-                let loaded = program::<UProbe>(&mut self.ebpf, alternative.program)
+                let mut loaded = program::<UProbe>(&mut self.ebpf, alternative.program)
                     .and_then(|program| program.load().map_err(|error| describe(&error)));
+                if let (Ok(()), Way::Answers(sent)) = (&loaded, alternative.way) {
+                    loaded = program::<RawTracePoint>(&mut self.ebpf, sent)
+                        .and_then(|program| program.load().map_err(|error| describe(&error)));
+                }
                 if let Err(why) = loaded {
-                    self.refused.insert(hook.name, why);
+                    self.refused.insert(alternative.program, why);
                 }
             }
         }
@@ -396,7 +405,7 @@ fn start(
             })?)
         }
         // Attached to each nginx, not here.
-        Way::Function(_) => return Ok(()),
+        Way::Function(_) | Way::Answers(_) => return Ok(()),
     };
     added.push(Added { depth: hook.depth, program: name, link });
     Ok(())

@@ -17,7 +17,7 @@ use probe_abi::{
 };
 use zerocopy::FromBytes as _;
 
-use super::*;
+use super::{super::Answers, *};
 
 #[test]
 fn the_object_holds_what_the_names_say() {
@@ -52,8 +52,11 @@ fn every_program_passes_the_verifier_alone() {
         let all = HOOKS.iter().chain(FUNCTIONS).flat_map(|hook| hook.alternatives.iter().map(move |one| (hook, one)));
         for (hook, alternative) in all {
             let name = alternative.program;
-            if let Way::Function(_) = alternative.way {
+            if let Way::Function(_) | Way::Answers(_) = alternative.way {
                 program::<UProbe>(&mut ebpf, name).unwrap().load().unwrap();
+                if let Way::Answers(sent) = alternative.way {
+                    program::<RawTracePoint>(&mut ebpf, sent).unwrap().load().unwrap();
+                }
             } else if let Way::Return(call) = alternative.way {
                 // Not every kernel offers it: this one's answer has to be that, and no complaint about the program.
                 let answer = program::<FExit>(&mut ebpf, name).unwrap().load(&function_of(call), &aya_btf);
@@ -210,25 +213,60 @@ fn a_failed_connect_is_told_either_way() {
     }
 }
 
-#[test]
-#[ignore = "needs root and nginx"]
-fn an_nginx_is_attached_to_once_and_let_go() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("nginx.conf");
+/// An nginx of Debian that does nothing.
+fn idle_nginx(folder: &std::path::Path) -> std::process::Child {
+    let file = folder.join("nginx.conf");
     std::fs::write(&file, "daemon off; master_process off; pid nginx.pid; error_log stderr; events {}").unwrap();
-    let mut server = std::process::Command::new("nginx")
+    std::process::Command::new("nginx")
         .arg("-p")
-        .arg(folder.path())
+        .arg(folder)
         .arg("-c")
         .arg(&file)
         .stderr(std::process::Stdio::null())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn only_answers_in_trouble_are_looked_at_where_that_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = idle_nginx(folder.path());
+    std::thread::sleep(Duration::from_millis(300));
+    let mut kernel = Kernel::load(&LoadOptions::default()).unwrap();
+    let way = |attached: &[Attachment]| {
+        let of = |one: &&Attachment| one.name == "ngx_http_send_header";
+        attached.iter().find(of).map(|one| (one.state, one.program))
+    };
+    let (quiet, dear) = ("ngx_http_upstream_test_next", "ngx_http_send_header");
+    let every = Answers::Every("a cache".to_owned());
+    for (answers, program) in [(Answers::Troubled, quiet), (every, dear), (Answers::Troubled, quiet)] {
+        let reason = matches!(answers, Answers::Every(_)).then_some("a cache");
+        let attached = kernel.attach_nginx(server.id(), answers).unwrap();
+        assert_eq!(way(&attached), Some((State::On, program)));
+        assert_eq!(kernel.sent.is_some(), program == quiet, "nobody pays for what nobody needs");
+        assert_eq!(kernel.every_answer_of(server.id()), reason);
+    }
+    kernel.detach_nginx(server.id());
+    assert!(kernel.sent.is_none());
+    // Without the complaints nobody would know what to wait for.
+    let only = Some(vec!["ngx_http_send_header".to_owned()]);
+    let mut alone = Kernel::load(&LoadOptions { only, ..LoadOptions::default() }).unwrap();
+    assert_eq!(way(&alone.attach_nginx(server.id(), Answers::Troubled).unwrap()), Some((State::On, dear)));
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_nginx_is_attached_to_once_and_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = idle_nginx(folder.path());
     let mut kernel = Kernel::load(&LoadOptions { depth: Depth::Light, ..LoadOptions::default() }).unwrap();
     // The child is this program until it has executed nginx.
     let mut attached = Vec::new();
     for _ in 0..50 {
-        attached = kernel.attach_nginx(server.id()).unwrap();
+        attached = kernel.attach_nginx(server.id(), Answers::Troubled).unwrap();
         if attached.iter().any(|attachment| attachment.state == State::On) {
             break;
         }
@@ -237,22 +275,25 @@ fn an_nginx_is_attached_to_once_and_let_go() {
     }
     let on = |attachments: &[Attachment]| attachments.iter().filter(|one| one.state == State::On).count();
     assert_eq!(on(&attached), FUNCTIONS.iter().filter(|hook| hook.depth == Depth::Light).count(), "{attached:?}");
-    assert_eq!(kernel.attach_nginx(server.id()).unwrap(), attached);
+    assert_eq!(kernel.attach_nginx(server.id(), Answers::Troubled).unwrap(), attached);
     assert_eq!(kernel.binaries.len(), 1);
     kernel.detach_nginx(server.id());
     assert_eq!(kernel.binaries.len(), 0);
-    let again = kernel.attach_nginx(server.id()).unwrap();
+    let again = kernel.attach_nginx(server.id(), Answers::Troubled).unwrap();
     assert_eq!(on(&again), on(&attached));
     server.kill().unwrap();
     server.wait().unwrap();
-    assert!(matches!(kernel.attach_nginx(server.id()), Err(super::super::NginxError::Process { .. })));
+    assert!(matches!(
+        kernel.attach_nginx(server.id(), Answers::Troubled),
+        Err(super::super::NginxError::Process { .. })
+    ));
 }
 
 #[test]
 #[ignore = "needs root"]
 fn a_program_that_is_no_nginx_has_nothing_to_attach_to() {
     let mut kernel = Kernel::load(&LoadOptions::default()).unwrap();
-    for attachment in kernel.attach_nginx(std::process::id()).unwrap() {
+    for attachment in kernel.attach_nginx(std::process::id(), Answers::Troubled).unwrap() {
         assert_eq!(attachment.state, State::Off);
         assert!(attachment.why.contains("does not export"), "{attachment:?}");
     }

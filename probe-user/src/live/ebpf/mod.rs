@@ -9,6 +9,7 @@ pub mod btf;
 pub mod calibrate;
 pub mod cost;
 mod deepen;
+mod functions;
 #[cfg(test)]
 #[path = "kernels_tests.rs"]
 mod kernels;
@@ -25,7 +26,8 @@ mod tracefs;
 mod watch;
 
 pub use attach::{Attachment, Depth, State};
+pub use functions::{Answers, NginxError};
 pub use load::{Kernel, LoadError, LoadOptions};
 pub use ring::{Ring, Wakes};
 pub use tier::Tier;
-pub use watch::{Losses, NginxError};
+pub use watch::Losses;

@@ -57,6 +57,22 @@ impl Binary {
         Some(offset + u64::from(breakpoint(code)))
     }
 
+    /// Where nginx looks, for an answer of an upstream that is none of 2xx, whether to ask the next server: the loop over its table of the
+    /// statuses that `proxy_next_upstream` knows, in a function without a name. `None` where that cannot be told for sure.
+    #[must_use]
+    pub fn next_server(&self) -> Option<u64> {
+        let file = object::File::parse(&*self.data).ok()?;
+        let mut tables = file.sections().filter_map(|section| {
+            let at = next_errors(section.data().ok()?)?;
+            Some(section.address() + at)
+        });
+        let (table, None) = (tables.next()?, tables.next()) else { return None };
+        let text = file.section_by_name(".text")?;
+        let (start, _) = text.file_range()?;
+        let at = loop_over(text.data().ok()?, text.address(), table)?;
+        Some(start + at)
+    }
+
     /// Where the function begins in the file.
     fn place(&self, name: &str) -> Option<u64> {
         let file = object::File::parse(&*self.data).ok()?;
@@ -68,6 +84,53 @@ impl Binary {
         let (start, _) = section.file_range()?;
         symbol.address().checked_sub(section.address())?.checked_add(start)
     }
+}
+
+/// Where these bytes hold `ngx_http_upstream_next_errors`: pairs of a status and a bit, since 1.13.
+/// <https://github.com/nginx/nginx/blob/release-1.22.1/src/http/ngx_http_upstream.c>
+fn next_errors(data: &[u8]) -> Option<u64> {
+    const STATUSES: [u64; 8] = [500, 502, 503, 504, 403, 404, 429, 0];
+    let word = |at: usize| Some(u64::from_ne_bytes(*data.get(at..)?.first_chunk()?));
+    let is_table =
+        |at: &usize| (0..).step_by(16).zip(STATUSES).all(|(offset, status)| word(at + offset) == Some(status));
+    let first = 500_u64.to_ne_bytes();
+    let mut found = memchr::memmem::find_iter(data, &first).filter(is_table);
+    let (table, None) = (found.next()?, found.next()) else { return None };
+    u64::try_from(table).ok()
+}
+
+/// Where the one loop over this table is in the code: behind the instruction that takes its address, at the first jump.
+#[cfg(target_arch = "x86_64")]
+fn loop_over(code: &[u8], address: u64, table: u64) -> Option<u64> {
+    /// Code of one loop lies together.
+    const TOGETHER: usize = 64;
+    // lea and mov of a 64-bit register, relative to the next instruction, which is four bytes on.
+    let refers = |end: usize| {
+        let &[rex, opcode, operands, first, second, third, fourth] = code.get(end.checked_sub(7)?..)?.first_chunk()?;
+        let distance = i32::from_le_bytes([first, second, third, fourth]);
+        let target = address.wrapping_add(u64::try_from(end).ok()?).wrapping_add_signed(i64::from(distance));
+        let fits = rex & 0b1111_1011 == 0x48 && matches!(opcode, 0x8d | 0x8b) && operands & 0b1100_0111 == 5;
+        (fits && target == table).then_some((end, opcode))
+    };
+    let references: Vec<(usize, u8)> = (7..code.len()).filter_map(refers).collect();
+    let (first, last) = (references.first()?.0, references.last()?.0);
+    let &(after, _) = references.iter().rfind(|(_, opcode)| *opcode == 0x8d)?;
+    if last - first > TOGETHER {
+        return None;
+    }
+    let at = match code.get(after..)? {
+        // test of a register with itself, then jcc: the kernel emulates that.
+        [0x48 | 0x4d, 0x85, operands, 0x70..=0x7f, ..] if operands >> 6 == 3 => after + 3,
+        [0x48 | 0x4d, 0x85, operands, 0x0f, 0x80..=0x8f, ..] if operands >> 6 == 3 => after + 3,
+        // Dearer, and for answers of 300 and more only.
+        _ => after,
+    };
+    u64::try_from(at).ok()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn loop_over(_code: &[u8], _address: u64, _table: u64) -> Option<u64> {
+    None
 }
 
 /// How many bytes into a function the breakpoint is cheapest, with every argument still in its register.
@@ -135,5 +198,48 @@ mod tests {
         // mov %rsi,%rdi changes an argument, so the search ends where it began.
         assert_eq!(breakpoint(&[0x48, 0x83, 0xec, 0x08, 0x48, 0x89, 0xf7, 0x53]), 0);
         assert_eq!(breakpoint(&[]), 0);
+    }
+
+    /// A table as a compiler lays it out, with other data around it.
+    fn data() -> Vec<u8> {
+        let words = [7, 500, 2, 502, 4, 503, 8, 504, 16, 403, 32, 404, 64, 429, 128, 0, 0, 500];
+        words.iter().flat_map(|word: &u64| word.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn the_table_of_statuses_is_found_where_there_is_one() {
+        let one = data();
+        assert_eq!(next_errors(&one), Some(8));
+        assert_eq!(next_errors(&one[..one.len() - 24]), None, "cut off before its end");
+        assert_eq!(next_errors(&[one.as_slice(), one.as_slice()].concat()), None, "which of the two is not known");
+        assert_eq!(next_errors(&[]), None);
+    }
+
+    /// As in Debian 12's nginx: mov table(%rip),%rax; mov 0x158(%rbx),%rsi; lea table(%rip),%rdx; test %rax,%rax; je.
+    fn code(first: i32, second: i32) -> Vec<u8> {
+        let mut code = vec![0x90; 16];
+        code.extend([0x48, 0x8b, 0x05]);
+        code.extend(first.to_le_bytes());
+        code.extend([0x48, 0x8b, 0xb3, 0x58, 0x01, 0, 0, 0x48, 0x8d, 0x15]);
+        code.extend(second.to_le_bytes());
+        code.extend([0x48, 0x85, 0xc0, 0x74, 0x16, 0x90]);
+        code
+    }
+
+    #[test]
+    fn the_loop_is_where_the_table_is_named() {
+        // The instructions that name it end at 23 and 37.
+        let of = |first, second| loop_over(&code(first, second), 0x1000, 0x9000);
+        assert_eq!(of(0x9000 - 0x1017, 0x9000 - 0x1025), Some(40), "at the jump behind the test");
+        assert_eq!(of(0, 0x9000 - 0x1025), Some(40), "the first may name something else");
+        assert_eq!(of(0x9000 - 0x1017, 0), None, "a value that is loaded is no loop");
+        let mut far = code(0, 0x9000 - 0x1025);
+        far.resize(200, 0x90);
+        far.extend(code(0, 0x9000 - 0x1025 - 200));
+        assert_eq!(loop_over(&far, 0x1000, 0x9000), None, "two loops");
+        let mut other = code(0, 0x9000 - 0x1025);
+        other[37] = 0x49;
+        assert_eq!(loop_over(&other, 0x1000, 0x9000), Some(37), "dearer, and right");
+        assert_eq!(loop_over(&[], 0x1000, 0x9000), None);
     }
 }

@@ -1,11 +1,6 @@
 //! Who is watched, and what was counted.
 
-use std::{collections::BTreeSet, fs, io, os::unix::fs::MetadataExt as _, path::Path};
-
-use aya::{
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
-    programs::{UProbe, uprobe::UProbeLinkId, uprobe::UProbeScope},
-};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray};
 use probe_abi::{
     Endpoint,
     losses::{counter, reason},
@@ -14,11 +9,7 @@ use probe_abi::{
     process::Watched,
 };
 
-use super::{
-    attach::{Attachment, FUNCTIONS, Hook},
-    load::{Kernel, LoadError, Pod, describe, program},
-    symbols::{Binary, SymbolError, executable},
-};
+use super::load::{Kernel, LoadError, Pod};
 
 /// Records that could not be made since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,36 +25,10 @@ pub struct Losses {
 /// Things counted and not recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Responses nginx began, any status, those to subrequests too; only at `standard`.
-    pub responses: u64,
     /// Packets dropped for reasons that mean nothing.
     pub drops_noise: u64,
     /// Failed `accept()` calls that only repeat the one before.
     pub accepts_repeated: u64,
-}
-
-/// Why an nginx's functions cannot be attached to.
-#[derive(Debug, thiserror::Error)]
-pub enum NginxError {
-    /// It is gone, or not ours to look at.
-    #[error("cannot look at the program of process {pid}: {source}")]
-    Process {
-        /// The process.
-        pid: u32,
-        /// Why.
-        source: io::Error,
-    },
-    /// Its program cannot be used.
-    #[error(transparent)]
-    Binary(#[from] SymbolError),
-}
-
-/// One executable whose functions are attached.
-#[derive(Default)]
-pub(super) struct AttachedBinary {
-    masters: BTreeSet<u32>,
-    links: Vec<(&'static str, UProbeLinkId)>,
-    attachments: Vec<Attachment>,
 }
 
 impl Kernel {
@@ -126,118 +91,6 @@ impl Kernel {
         Ok(index)
     }
 
-    /// Attaches to the functions of the program that this process runs, once per program and for every process that runs it: a worker
-    /// that has just been forked is heard from its first request on. Whose calls are told is decided by [`Kernel::watch_process`].
-    pub fn attach_nginx(&mut self, master: u32) -> Result<Vec<Attachment>, NginxError> {
-        let path = executable(master);
-        let metadata = fs::metadata(&path).map_err(|source| NginxError::Process { pid: master, source })?;
-        let key = (metadata.dev(), metadata.ino());
-        if let Some(known) = self.binaries.get_mut(&key) {
-            known.masters.insert(master);
-            return Ok(known.attachments.clone());
-        }
-        let binary = Binary::of_process(master)?;
-        let mut known = AttachedBinary::default();
-        known.masters.insert(master);
-        for hook in FUNCTIONS {
-            let attachment = self.attach_function(hook, &binary, &path, &mut known.links);
-            known.attachments.push(attachment);
-        }
-        let attachments = known.attachments.clone();
-        self.binaries.insert(key, known);
-        Ok(attachments)
-    }
-
-    /// How the functions of the program of this nginx are attached.
-    #[must_use]
-    pub fn functions_of(&self, master: u32) -> Option<&[Attachment]> {
-        let known = self.binaries.values().find(|binary| binary.masters.contains(&master))?;
-        Some(&known.attachments)
-    }
-
-    /// Attaches the functions that the depth wants by now, and lets go of those that it does not want any more.
-    pub(super) fn renew_functions(&mut self) {
-        let mut binaries = std::mem::take(&mut self.binaries);
-        for known in binaries.values_mut() {
-            let unwanted = |name: &str| FUNCTIONS.iter().any(|hook| hook.name == name && self.unwanted(hook).is_some());
-            let (gone, kept) = std::mem::take(&mut known.links).into_iter().partition(|(name, _)| unwanted(name));
-            known.links = kept;
-            self.detach(gone);
-            let mut changed: Vec<Attachment> =
-                FUNCTIONS.iter().filter_map(|hook| Some(hook.off(self.unwanted(hook)?.to_owned()))).collect();
-            let is_linked = |hook: &&Hook| known.links.iter().any(|(name, _)| *name == hook.name);
-            let missing: Vec<&Hook> =
-                FUNCTIONS.iter().filter(|hook| self.unwanted(hook).is_none() && !is_linked(hook)).collect();
-            // One that is ending has no program to look at.
-            let living = |master: &u32| Binary::of_process(*master).ok().map(|binary| (binary, executable(*master)));
-            if !missing.is_empty()
-                && let Some((binary, path)) = known.masters.iter().find_map(living)
-            {
-                let attach = |hook: &Hook| self.attach_function(hook, &binary, &path, &mut known.links);
-                changed.extend(missing.into_iter().map(attach));
-            }
-            for now in changed {
-                if let Some(attachment) = known.attachments.iter_mut().find(|known| known.name == now.name) {
-                    *attachment = now;
-                }
-            }
-        }
-        self.binaries = binaries;
-    }
-
-    fn attach_function(
-        &mut self,
-        hook: &Hook,
-        binary: &Binary,
-        path: &Path,
-        links: &mut Vec<(&'static str, UProbeLinkId)>,
-    ) -> Attachment {
-        match self.try_function(hook, binary, path) {
-            Ok(link) => {
-                links.push((hook.name, link));
-                hook.on(hook.name)
-            }
-            Err(why) => hook.off(why),
-        }
-    }
-
-    fn try_function(&mut self, hook: &Hook, binary: &Binary, path: &Path) -> Result<UProbeLinkId, String> {
-        if let Some(why) = self.unwanted(hook) {
-            return Err(why.to_owned());
-        }
-        if let Some(why) = self.refused.get(hook.name) {
-            return Err(why.clone());
-        }
-        let Some(place) = binary.function(hook.name) else {
-            return Err("this nginx does not export it (stripped of its dynamic symbols?)".to_owned());
-        };
-        let program: &mut UProbe = program(&mut self.ebpf, hook.name)?;
-        program.attach(place, path, UProbeScope::AllProcesses).map_err(|error| describe(&error))
-    }
-
-    /// Takes the hooks out of the program of an nginx that ended, unless another one runs it.
-    pub fn detach_nginx(&mut self, master: u32) {
-        let ended = |binary: &mut AttachedBinary| {
-            binary.masters.remove(&master);
-            binary.masters.is_empty()
-        };
-        let gone: Vec<(u64, u64)> =
-            self.binaries.iter_mut().filter_map(|(key, binary)| ended(binary).then_some(*key)).collect();
-        for key in gone {
-            let Some(binary) = self.binaries.remove(&key) else { continue };
-            self.detach(binary.links);
-        }
-    }
-
-    fn detach(&mut self, links: Vec<(&'static str, UProbeLinkId)>) {
-        for (name, link) in links {
-            // A link that is already gone is what was wanted.
-            if let Ok(program) = program::<UProbe>(&mut self.ebpf, name) {
-                drop(program.detach(link));
-            }
-        }
-    }
-
     /// What could not be recorded since the start.
     pub fn losses(&mut self) -> Result<Losses, LoadError> {
         Ok(Losses {
@@ -250,7 +103,6 @@ impl Kernel {
     /// What was counted since the start.
     pub fn counters(&mut self) -> Result<Counters, LoadError> {
         Ok(Counters {
-            responses: self.sum(names::map::COUNTERS, counter::RESPONSES)?,
             drops_noise: self.sum(names::map::COUNTERS, counter::DROPS_NOISE)?,
             accepts_repeated: self.sum(names::map::COUNTERS, counter::ACCEPTS_REPEATED)?,
         })

@@ -229,6 +229,7 @@ mod tests {
             access_logs: Vec::new(),
             unreadable_logs: Vec::new(),
             gaps: Vec::new(),
+            unannounced: None,
         };
         Examined { master: master.clone(), found, layout: None }
     }

@@ -53,7 +53,8 @@ impl Followers {
                 master.pid
             ));
         }
-        kernel.attach_nginx(master.pid).unwrap_or_else(|error| off(error.to_string()))
+        let answers = kernel.answers_of(found.unannounced.as_deref());
+        kernel.attach_nginx(master.pid, answers).unwrap_or_else(|error| off(error.to_string()))
     }
 
     /// Where this nginx keeps what, as the kernel side numbers it.

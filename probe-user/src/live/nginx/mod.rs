@@ -1,5 +1,6 @@
 //! Finding nginx on this host, in whatever namespace, and learning what it is configured to do.
 
+mod announced;
 mod binary;
 mod census;
 mod command;
@@ -42,6 +43,8 @@ pub struct Found {
     pub unreadable_logs: Vec<String>,
     /// What could not be learnt, one plain sentence each.
     pub gaps: Vec<String>,
+    /// Why one of its answers may be a failure without a word about the request before; `None`: each announces itself.
+    pub unannounced: Option<String>,
 }
 
 /// The text of a configuration.
@@ -112,6 +115,12 @@ pub fn examine_with_text(master: &Master) -> (Found, Dump) {
         error_logs: Vec::new(),
         access_logs: Vec::new(),
         unreadable_logs: Vec::new(),
+        unannounced: announced::unannounced(
+            master,
+            build.as_deref(),
+            root.as_ref(),
+            dump.text.as_deref().zip(decoded.as_ref()),
+        ),
         build,
         gaps,
     };
