@@ -112,10 +112,13 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
     for master in masters {
         let answers = kernel.answers_of(nginx::examine(&master).unannounced.as_deref());
         match kernel.attach_nginx(master.pid, answers) {
-            Ok(attachments) => findings.extend(attachments.iter().map(|attachment| Finding {
-                name: format!("nginx {} uprobe {}", master.pid, attachment.name),
-                ..from_attachment(attachment)
-            })),
+            Ok(attachments) => {
+                let every = kernel.every_answer_of(master.pid);
+                findings.extend(attachments.iter().map(|attachment| Finding {
+                    name: format!("nginx {} uprobe {}", master.pid, attachment.name),
+                    ..of_function(attachment, every)
+                }));
+            }
             Err(error) => findings.push(Finding {
                 name: format!("nginx {} uprobes", master.pid),
                 state: State::Off,
@@ -144,6 +147,19 @@ fn uprobes() -> Finding {
     }
 }
 
+/// One of nginx's functions; `every`: why each answer of it has to be looked at.
+fn of_function(attachment: &Attachment, every: Option<&str>) -> Finding {
+    let why = match (attachment.program, every) {
+        ("ngx_http_upstream_test_next", _) => "only answers of requests that have trouble pay for it".to_owned(),
+        ("ngx_http_send_header", Some(why)) => format!("every answer pays for it: {why}"),
+        ("ngx_http_send_header", None) => {
+            "every answer pays for it: this kernel or this build of nginx offers no other way".to_owned()
+        }
+        _ => return from_attachment(attachment),
+    };
+    Finding { why, ..from_attachment(attachment) }
+}
+
 fn from_attachment(attachment: &Attachment) -> Finding {
     Finding {
         name: attachment.name.to_owned(),
@@ -153,8 +169,6 @@ fn from_attachment(attachment: &Attachment) -> Finding {
             program if program == attachment.name && program.starts_with("sys_exit_") => {
                 "by a tracepoint, for which every system call of the host pays a little".to_owned()
             }
-            "ngx_http_upstream_test_next" => "only answers of requests that have trouble pay for it".to_owned(),
-            "ngx_http_send_header" => "every answer pays for it".to_owned(),
             _ => attachment.why.clone(),
         },
         lost: if attachment.state == State::On { String::new() } else { attachment.lost.to_owned() },
