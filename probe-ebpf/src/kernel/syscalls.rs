@@ -129,12 +129,7 @@ pub(crate) fn connect(exit: &Exit) -> Option<()> {
             path(record, address, length);
         }
         if let (Some(sock), Some((ends, state))) = (sock, found) {
-            if ordinary {
-                // Nothing has come or gone yet, and each member costs a checked copy.
-                identify(&mut record.socket, Probed(sock), &ends, state);
-            } else {
-                describe(&mut record.socket, Probed(sock), &ends, state);
-            }
+            describe(&mut record.socket, Probed(sock), &ends, state);
         } else if let (Some(sock), Some(FAMILY_UNIX), 0) = (sock, family, exit.result) {
             unix::describe(&mut record.socket, sock);
         }

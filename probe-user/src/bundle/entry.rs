@@ -178,7 +178,7 @@ impl<'a> Entry<'a> {
             }
             Self::ErrorLine { at, line } => {
                 let decoded = error_log::decode(line).map_err(|_| unreadable("error-log line"))?;
-                (*at, Source::ErrorLog, Body::ErrorLine(decoded.line))
+                (*at, Source::ErrorLog, Body::ErrorLine(Box::new(decoded.line)))
             }
             Self::AccessLine { at, format, line } => {
                 let decoded = access_log::decode(&Pattern::compile(format), line);
@@ -187,7 +187,7 @@ impl<'a> Entry<'a> {
             }
             Self::Finding { at, json } => {
                 let body = match serde_json::from_slice(json).map_err(|_| unreadable("finding about the host"))? {
-                    Finding::Host(fact) => Body::Host(*fact),
+                    Finding::Host(fact) => Body::Host(fact),
                     Finding::Coverage(coverage) => Body::Coverage(coverage),
                 };
                 (*at, Source::Probe, body)
@@ -252,7 +252,7 @@ pub fn entries(mut rest: &[u8]) -> impl Iterator<Item = Option<Entry<'_>>> {
 #[must_use]
 pub fn finding(at: At, body: &Body) -> Option<Entry<'static>> {
     let finding = match body {
-        Body::Host(fact) => Finding::Host(Box::new(fact.clone())),
+        Body::Host(fact) => Finding::Host(fact.clone()),
         Body::Coverage(coverage) => Finding::Coverage(coverage.clone()),
         _ => return None,
     };
@@ -271,7 +271,7 @@ mod tests {
     fn samples() -> Vec<Entry<'static>> {
         let at = At::between(Moment(7), Moment(9));
         let told = Body::Coverage(Coverage::Sensor { sensor: Sensor::Drops, sight: Sight::Off, why: None });
-        let open = Body::Host(HostFact::OpenFiles { pid: Pid(7), command: "x".to_owned(), open: 1, limit: None });
+        let open = Body::from(HostFact::OpenFiles { pid: Pid(7), command: "x".to_owned(), open: 1, limit: None });
         vec![
             Entry::Kernel(vec![1, 2, 3].into()),
             Entry::Packet { number: 12, at: Moment(8), netns: Some(4) },

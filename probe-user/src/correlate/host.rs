@@ -324,7 +324,7 @@ mod tests {
         let fact =
             HostFact::Listeners { upstream, netns: None, local: true, listeners: vec![listener], nearby: vec![] };
         let at = At::exactly(Moment(id * 1_000_000_000));
-        let event = Event { id: EventId(id), at, source: Source::Probe, body: Body::Host(fact.clone()) };
+        let event = Event { id: EventId(id), at, source: Source::Probe, body: Body::from(fact.clone()) };
         host.learn(&event, &fact);
     }
 

@@ -108,6 +108,8 @@ pub const ATTEMPTS: u32 = 4_096;
 
 /// Old things are forgotten at whole seconds, so that it does not matter how often time is told.
 pub const SECOND_NS: u64 = 1_000_000_000;
+/// A millisecond.
+pub const MILLISECOND_NS: u64 = 1_000_000;
 
 /// Connections, and addresses they were led to, of which a translation is remembered.
 pub const TRANSLATIONS: usize = 1_024;

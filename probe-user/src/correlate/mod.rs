@@ -36,7 +36,7 @@ use answered::Answered;
 use connections::{Connections, Made};
 use flows::Flows;
 use folding::Folding;
-use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, SECOND_NS};
+use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, MILLISECOND_NS, SECOND_NS};
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
@@ -134,6 +134,8 @@ pub struct Correlator {
     told_before: Moment,
     /// The last whole second at whose beginning old things were forgotten.
     swept: Moment,
+    /// The last millisecond at which ended connections were forgotten.
+    forgotten: Moment,
     finished: bool,
     /// Nothing is known of what came after this moment: the stream ended there.
     ended: Option<Moment>,
@@ -174,6 +176,7 @@ impl Correlator {
             put_off: None,
             told_before: Moment(0),
             swept: Moment(0),
+            forgotten: Moment(0),
             finished: false,
             ended: None,
         }
@@ -208,7 +211,7 @@ impl Correlator {
                 for address in self.host.new_upstreams() {
                     self.flows.add_upstream(address);
                 }
-                if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = fact {
+                if let crate::model::host::HostFact::OpenConnection { worker, local, upstream } = &**fact {
                     self.flows.already_open(*worker, *local, *upstream, event);
                 }
             }
@@ -243,8 +246,13 @@ impl Correlator {
             self.decide_lines();
         }
         self.decide_wires();
-        self.flows.forget(self.now);
-        // At whole seconds, and as if it had been done just then: what is remembered does not depend on how often time is told.
+        // At whole milliseconds and seconds, and as if it had been done just then: what is remembered does not depend on how often time is
+        // told, which at depth deep is for every packet.
+        let tick = Moment(self.now.ns() / MILLISECOND_NS * MILLISECOND_NS);
+        if tick > self.forgotten || self.flows.are_too_many() {
+            self.forgotten = tick.max(self.forgotten);
+            self.flows.forget(self.forgotten);
+        }
         let second = Moment(self.now.ns() / SECOND_NS * SECOND_NS);
         if second > self.swept {
             self.swept = second;

@@ -265,7 +265,7 @@ mod tests {
             let local = Some("0.0.0.0:8000".parse().unwrap());
             let socket = Socket { netns, local, state: TcpState::Closed, ..Socket::over_unix(0) };
             let change = SocketChange::State { from: TcpState::Listen };
-            event(id, Body::Socket(SocketEvent { change, socket, by: None }))
+            event(id, Body::from(SocketEvent { change, socket, by: None }))
         };
         served.handle(&closed(2, Some(2)));
         assert_eq!(served.former(UPSTREAM.parse().unwrap(), None), None);

@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn call(id: u64, pid: Pid, call: Syscall) -> Event {
-        event(id, Body::Syscall(SyscallEvent { pid, tid: pid, call }))
+        event(id, Body::from(SyscallEvent { pid, tid: pid, call }))
     }
 
     fn connect(id: u64, fd: i32, inode: u64) -> Event {

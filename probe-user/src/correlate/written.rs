@@ -164,12 +164,8 @@ mod tests {
     fn found(lines: &[ErrorLine], log: &NginxLog, message: Message) -> Option<String> {
         let mut written = Written::default();
         let at = At::exactly(Moment(1_000_000_000));
-        let event = |line: &ErrorLine| Event {
-            id: EventId(1),
-            at,
-            source: Source::ErrorLog,
-            body: Body::ErrorLine(line.clone()),
-        };
+        let event =
+            |line: &ErrorLine| Event { id: EventId(1), at, source: Source::ErrorLog, body: Body::from(line.clone()) };
         for line in lines {
             written.keep(&event(line), line);
         }

@@ -282,7 +282,7 @@ impl Followers {
         let tails = self.follow_logs(master.pid, &found);
         found.instance.workers = now.workers.iter().copied().map(Pid).collect();
         let instance = found.instance.clone();
-        self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
+        self.tell(vec![Body::from(HostFact::Nginx(instance.clone()))]);
         self.tell_open_connections(&now, &upstreams);
         self.followed.insert(master.pid, Followed { master: now, found, captures, tails, attachments, layout });
         Ok(instance)
@@ -296,7 +296,7 @@ impl Followers {
         let (layout, instance) = (followed.layout, followed.found.instance.clone());
         self.watch_processes(master, layout);
         self.touch_literals(master, Some(&before));
-        self.tell(vec![Body::Host(HostFact::Nginx(instance))]);
+        self.tell(vec![Body::from(HostFact::Nginx(instance))]);
     }
 
     /// After the children changed: the configuration as it is now.
@@ -327,7 +327,7 @@ impl Followers {
         for capture in ended {
             add(&mut self.ended_captures, capture.stop());
         }
-        self.tell(vec![Body::Host(HostFact::Nginx(instance.clone()))]);
+        self.tell(vec![Body::from(HostFact::Nginx(instance.clone()))]);
         Ok(Some(instance))
     }
 
@@ -344,7 +344,7 @@ impl Followers {
             }
             kernel.detach_nginx(pid);
         }
-        self.tell(vec![Body::Host(HostFact::NginxGone { master: Pid(pid) })]);
+        self.tell(vec![Body::from(HostFact::NginxGone { master: Pid(pid) })]);
     }
 
     fn watch_processes(&mut self, master: &Master, layout: u32) {
@@ -399,7 +399,7 @@ impl Followers {
         self.tell(
             open.into_iter()
                 .map(|(worker, local, upstream)| {
-                    Body::Host(HostFact::OpenConnection { worker: Pid(worker), local, upstream })
+                    Body::from(HostFact::OpenConnection { worker: Pid(worker), local, upstream })
                 })
                 .collect(),
         );

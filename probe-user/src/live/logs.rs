@@ -143,7 +143,7 @@ fn error_sink(intake: Intake, counts: Arc<Counts>) -> tail::Sink {
         intake.redactor().error_line(&mut line.bytes);
         let Ok(decoded) = error_log::decode(&line.bytes) else { return true };
         let at = line_time(local_unix_ns(decoded.local), 1_000_000_000, line.arrived);
-        let arrival = Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(decoded.line) };
+        let arrival = Arrival { at, source: Source::ErrorLog, body: Body::from(decoded.line) };
         deliver(&intake, &counts, arrival, Raw::ErrorLine(line.bytes))
     })
 }

@@ -328,7 +328,9 @@ impl Thinker {
 
     /// Which addresses are one's. And nothing is let go unless nginx itself says which connections failed, and how every request ended.
     fn hear(&mut self, arrival: &Arrival) {
-        if let Body::Host(HostFact::Translated { upstream, to, seen_as: None, .. }) = &arrival.body {
+        if let Body::Host(fact) = &arrival.body
+            && let HostFact::Translated { upstream, to, seen_as: None, .. } = &**fact
+        {
             self.sieve.learn_translation(*upstream, *to);
         }
         if let Body::Coverage(Coverage::Sensor { sensor, sight, .. }) = &arrival.body

@@ -44,14 +44,16 @@ pub struct Event {
 }
 
 /// What happened. Closed on purpose: a new kind shows every place that has to think about it.
+///
+/// What is large and not told of every packet lies elsewhere: at depth deep nearly all events are packets, and each is copied.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// A TCP socket of this host.
-    Socket(SocketEvent),
+    Socket(Box<SocketEvent>),
     /// The kernel of this host dropped a packet.
     Drop(DropEvent),
     /// A system call of a watched process.
-    Syscall(SyscallEvent),
+    Syscall(Box<SyscallEvent>),
     /// A watched process.
     Process(ProcessEvent),
     /// Inside nginx.
@@ -61,11 +63,35 @@ pub enum Body {
     /// What the packets of a connection come to, where nginx itself could not be watched.
     Wire(Wire),
     /// A line of nginx's error log.
-    ErrorLine(ErrorLine),
+    ErrorLine(Box<ErrorLine>),
     /// A line of nginx's access log.
     AccessLine(AccessLine),
     /// What the host looked like.
-    Host(HostFact),
+    Host(Box<HostFact>),
     /// What could be seen, and what was lost.
     Coverage(Coverage),
+}
+
+impl From<SocketEvent> for Body {
+    fn from(event: SocketEvent) -> Self {
+        Self::Socket(Box::new(event))
+    }
+}
+
+impl From<SyscallEvent> for Body {
+    fn from(event: SyscallEvent) -> Self {
+        Self::Syscall(Box::new(event))
+    }
+}
+
+impl From<HostFact> for Body {
+    fn from(fact: HostFact) -> Self {
+        Self::Host(Box::new(fact))
+    }
+}
+
+impl From<ErrorLine> for Body {
+    fn from(line: ErrorLine) -> Self {
+        Self::ErrorLine(Box::new(line))
+    }
 }

@@ -59,7 +59,7 @@ impl Flow {
     /// Socket events of one side, in order.
     pub fn sockets(&self, side: Side) -> impl Iterator<Item = (&Event, &SocketEvent)> {
         self.events.iter().filter_map(move |event| match &event.body {
-            Body::Socket(socket) if self.side_of(&socket.socket) == Some(side) => Some((event, socket)),
+            Body::Socket(socket) if self.side_of(&socket.socket) == Some(side) => Some((event, &**socket)),
             _ => None,
         })
     }
@@ -80,7 +80,7 @@ impl Flow {
         self.events.iter().filter_map(|event| match &event.body {
             Body::Socket(socket) => match &socket.change {
                 SocketChange::ResetSent { reason, .. } if socket.socket.local == Some(self.upstream) => {
-                    Some((event, socket, reason.as_deref()))
+                    Some((event, &**socket, reason.as_deref()))
                 }
                 _ => None,
             },

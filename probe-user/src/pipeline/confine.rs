@@ -198,7 +198,7 @@ mod tests {
             netns: Some(NGINX),
             configuration: Some(configuration),
         };
-        confine.admit(event(Body::Host(HostFact::Nginx(instance)))).unwrap();
+        confine.admit(event(Body::from(HostFact::Nginx(instance)))).unwrap();
         let sight = if on { Sight::Off } else { Sight::On };
         let told = Coverage::Sensor { sensor: Sensor::UpstreamSide, sight, why: None };
         confine.admit(event(Body::Coverage(told))).unwrap();
@@ -219,7 +219,7 @@ mod tests {
             tcp: None,
             accept_queue: None,
         };
-        Body::Socket(SocketEvent { change: SocketChange::ResetReceived, socket, by: None })
+        Body::from(SocketEvent { change: SocketChange::ResetReceived, socket, by: None })
     }
 
     fn dropped(netns: u32, source: &str, destination: &str) -> Body {
@@ -280,7 +280,7 @@ mod tests {
         let call = |pid| {
             let address = Some(Address::Ip("127.0.0.1:9000".parse().unwrap()));
             let call = Syscall::Connect { fd: 3, address, result: Ok(0), socket: None };
-            Body::Syscall(SyscallEvent { pid, tid: pid, call })
+            Body::from(SyscallEvent { pid, tid: pid, call })
         };
         assert!(confine.admit(event(call(Pid(12)))).is_none());
         let forked = ProcessEvent::Forked {
@@ -302,12 +302,13 @@ mod tests {
             HostFact::Listeners { upstream, netns, local: true, listeners: Vec::new(), nearby: Vec::new() }
         };
         for (on, expected) in [(true, false), (false, true)] {
-            let admitted = confined(on).admit(event(Body::Host(looked_up()))).unwrap();
-            let Body::Host(HostFact::Listeners { local, .. }) = admitted.body else { panic!("{admitted:?}") };
+            let admitted = confined(on).admit(event(Body::from(looked_up()))).unwrap();
+            let Body::Host(fact) = admitted.body else { panic!("{admitted:?}") };
+            let HostFact::Listeners { local, .. } = *fact else { panic!("{fact:?}") };
             assert_eq!(local, expected);
         }
         let state = |pid| {
-            Body::Host(HostFact::ProcessState {
+            Body::from(HostFact::ProcessState {
                 pid,
                 command: "x".to_owned(),
                 state: 'S',

@@ -137,7 +137,8 @@ fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<Told> {
         return told(event);
     }
     if let Some((_, at, fact)) = case.host.iter().find(|(host, ..)| *host == id) {
-        let event = Event { id, at: *at, source: crate::model::event::Source::Probe, body: Body::Host(fact.clone()) };
+        let event =
+            Event { id, at: *at, source: crate::model::event::Source::Probe, body: Body::Host(Box::new(fact.clone())) };
         return told(&event);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());

@@ -118,7 +118,7 @@ fn event(kind: u8, content: &[u8], now: u64, combined: &Pattern) -> Option<(At, 
             let body = packet::decode(link, content, u32::try_from(content.len()).ok()?)?;
             (exactly, Source::Packet, Body::Packet(PacketEvent { reference: PacketRef(now), netns: Some(1), body }))
         }
-        5 => (second, Source::ErrorLog, Body::ErrorLine(error_log::decode(content).ok()?.line)),
+        5 => (second, Source::ErrorLog, Body::from(error_log::decode(content).ok()?.line)),
         _ => (second, Source::AccessLog, Body::AccessLine(access_log::decode(combined, content).ok()?.line)),
     })
 }

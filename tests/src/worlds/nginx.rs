@@ -216,7 +216,7 @@ impl Inner {
             upstream: said(peer).map(|peer| format!("http://{peer}/")),
             host: Some(HOST.to_owned()),
         };
-        tape.line(Sensor::ErrorLog, t + 1_000, Body::ErrorLine(line));
+        tape.line(Sensor::ErrorLog, t + 1_000, Body::from(line));
     }
 
     /// A descriptor became a connection of nginx for this request.

@@ -84,7 +84,7 @@ impl Tape {
             SocketChange::Retransmitted { .. } | SocketChange::SynAckRetransmitted => Sensor::Retransmits,
             SocketChange::ErrorReported => Sensor::SocketErrors,
         };
-        self.kernel(sensor, ns, Body::Socket(SocketEvent { change, socket, by }));
+        self.kernel(sensor, ns, Body::from(SocketEvent { change, socket, by }));
     }
 
     /// A change of state.
@@ -100,7 +100,7 @@ impl Tape {
 
     /// A system call that returned.
     pub fn call(&mut self, ns: u64, pid: Pid, call: Syscall) {
-        self.kernel(Sensor::Syscalls, ns, Body::Syscall(SyscallEvent { pid, tid: pid, call }));
+        self.kernel(Sensor::Syscalls, ns, Body::from(SyscallEvent { pid, tid: pid, call }));
     }
 
     /// Something about a process.
@@ -161,7 +161,7 @@ impl Tape {
 
     /// What the host looked like.
     pub fn host(&mut self, sensor: Option<Sensor>, ns: u64, fact: HostFact) {
-        self.put(sensor, Source::Probe, At::exactly(Moment(ns)), Body::Host(fact));
+        self.put(sensor, Source::Probe, At::exactly(Moment(ns)), Body::from(fact));
     }
 }
 

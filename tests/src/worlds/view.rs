@@ -130,7 +130,9 @@ impl View {
 
     fn perceive(&self, story: &Story, record: &Record, start: u64, dice: &mut Dice) -> Option<Arrival> {
         let mut arrival = record.arrival.clone();
-        if let Body::Host(HostFact::Nginx(instance)) = &mut arrival.body {
+        if let Body::Host(fact) = &mut arrival.body
+            && let HostFact::Nginx(instance) = &mut **fact
+        {
             // That there is an nginx is always known; its configuration may not be readable.
             arrival.at = At::exactly(Moment(start + MS));
             if record.sensor.is_some_and(|sensor| self.sight(sensor) == Sight::Off) {
@@ -162,7 +164,7 @@ impl View {
             let open = story.connections.iter().filter(|life| life.from < start && life.to > start);
             arrivals.extend(open.map(|life| {
                 let fact = HostFact::OpenConnection { worker: life.worker, local: life.local, upstream: life.upstream };
-                told(start + 2 * MS, Body::Host(fact))
+                told(start + 2 * MS, Body::from(fact))
             }));
         }
         arrivals
@@ -218,7 +220,7 @@ impl View {
             | Question::Translation { .. }
             | Question::UnixSocket { .. } => return None,
         };
-        Some(Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body: Body::Host(fact) })
+        Some(Arrival { at: At::exactly(Moment(ns)), source: Source::Probe, body: Body::from(fact) })
     }
 }
 

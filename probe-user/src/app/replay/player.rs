@@ -214,9 +214,8 @@ impl Player<'_> {
 
     /// Who is no client, where clients' addresses are taken out.
     fn learn_sides(&self, event: Result<&Option<(At, Source, Body)>, &EntryError>) {
-        let (Some(redactor), Ok(Some((_, _, Body::Host(HostFact::Nginx(instance)))))) = (&self.redactor, event) else {
-            return;
-        };
+        let (Some(redactor), Ok(Some((_, _, Body::Host(fact))))) = (&self.redactor, event) else { return };
+        let HostFact::Nginx(instance) = &**fact else { return };
         if let Some(configuration) = &instance.configuration {
             let upstreams = configuration.upstreams.iter().filter_map(Address::ip);
             redactor.learn(configuration.listen.iter().copied(), upstreams);

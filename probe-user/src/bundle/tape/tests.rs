@@ -243,7 +243,7 @@ fn locations(count: usize) -> HostFact {
 
 #[test]
 fn a_configuration_with_thousands_of_places_is_recorded_and_read() {
-    let fact = Body::Host(locations(18_000));
+    let fact = Body::from(locations(18_000));
     let entry = finding(At::exactly(Moment(SECOND)), &fact).unwrap();
     let Entry::Finding { json, .. } = &entry else { panic!() };
     assert!(json.len() > section::LONGEST, "{}", json.len());

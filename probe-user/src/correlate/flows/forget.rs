@@ -40,6 +40,12 @@ impl Flows {
         }
     }
 
+    /// Whether some have to go before their time.
+    #[must_use]
+    pub fn are_too_many(&self) -> bool {
+        self.known.len() > self.limits.flows
+    }
+
     /// Makes what very many connections take as small as it goes.
     pub fn fill(&mut self) {
         if self.known.len().abs_diff(self.filled) > FILLED_EVERY {

@@ -21,7 +21,7 @@ fn aborted(world: &mut World) {
         peer: None,
         command: "gunicorn".to_owned(),
     };
-    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
+    world.tell(Source::Kernel, Body::from(SyscallEvent { pid: SERVER, tid: SERVER, call }));
     let sender = Some(Sender { pid: Pid(80), command: "gunicorn".to_owned() });
     let signal = ProcessEvent::Signalled { target: SERVER, role: Role::Upstream, signal: 6, sender };
     world.tell(Source::Kernel, Body::Process(signal));
@@ -118,7 +118,7 @@ fn an_icmp_message_may_come_before_the_call_has_returned() {
     }
     let call =
         Syscall::Connect { fd: 13, address: None, result: Err(Errno::EINPROGRESS), socket: Some(asking.clone()) };
-    let called = world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    let called = world.tell(Source::Kernel, Body::from(SyscallEvent { pid: WORKER, tid: WORKER, call }));
     let complaint = ("connect() failed", Some(Errno::EHOSTUNREACH), CONNECTING);
     world.log((1, 41), complaint, upstream, Some(connection(1, asking)));
     world.answer(1, 41, 502, &[(upstream, 502, None)]);

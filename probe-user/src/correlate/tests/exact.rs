@@ -428,7 +428,7 @@ fn silent(received: u64, sent_by_nginx: u64) -> Outcome {
     let open = socket(tuple.0, tuple.1, TcpState::Established);
     world.state(open.clone(), TcpState::SynSent);
     let call = Syscall::Connect { fd: 13, address: None, result: Err(Errno::EINPROGRESS), socket: Some(open) };
-    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    world.tell(Source::Kernel, Body::from(SyscallEvent { pid: WORKER, tid: WORKER, call }));
     let mut closing = socket(tuple.0, tuple.1, TcpState::CloseWait);
     if let Some(tcp) = &mut closing.tcp {
         // The kernel counts the FIN's sequence number too.
@@ -464,7 +464,7 @@ fn failed_calls_of_an_attempt(format: &str, peer: &str) -> usize {
     world.upstream("127.0.0.1:8000");
     let address = Some(Address::Ip(address("10.9.9.9:8000")));
     let call = Syscall::Connect { fd: 13, address, result: Err(Errno::EHOSTUNREACH), socket: None };
-    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    world.tell(Source::Kernel, Body::from(SyscallEvent { pid: WORKER, tid: WORKER, call }));
     world.wait(MS);
     world.log((1, 41), (format, Some(Errno::EHOSTUNREACH), CONNECTING), peer, None);
     world.answer(1, 41, 502, &[(peer, 502, None)]);

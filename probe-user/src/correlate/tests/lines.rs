@@ -3,7 +3,7 @@
 use super::*;
 
 fn error_line(number: u64, message: &str, errno: Option<Errno>, action: &str, upstream: &str) -> Body {
-    Body::ErrorLine(ErrorLine {
+    Body::from(ErrorLine {
         level: "error".into(),
         pid: WORKER.0,
         number: Some(number),

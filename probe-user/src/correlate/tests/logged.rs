@@ -50,7 +50,7 @@ fn answers(world: &mut World, upstream: &str, local: &str, code: u16) {
 }
 
 fn refused_line(number: u64) -> Body {
-    Body::ErrorLine(ErrorLine {
+    Body::from(ErrorLine {
         level: "error".into(),
         pid: WORKER.0,
         number: Some(number),

@@ -15,7 +15,7 @@ fn connect(world: &mut World, number: u64, fd: i32) {
     let local = format!("127.1.{}.{}:{}", number / 250 % 250, number % 250 + 1, 1_024 + number % 60_000);
     let open = socket(&local, UPSTREAM, TcpState::SynSent);
     let call = Syscall::Connect { fd, address: None, result: Err(Errno::EINPROGRESS), socket: Some(open) };
-    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+    world.tell(Source::Kernel, Body::from(SyscallEvent { pid: WORKER, tid: WORKER, call }));
     world.state(socket(&local, UPSTREAM, TcpState::Established), TcpState::SynSent);
 }
 

@@ -132,7 +132,7 @@ impl World {
 
     fn state(&mut self, socket: Socket, from: TcpState) {
         let event = SocketEvent { change: SocketChange::State { from }, socket, by: None };
-        self.tell(Source::Kernel, Body::Socket(event));
+        self.tell(Source::Kernel, Body::from(event));
     }
 
     /// A server's process ends.
@@ -143,7 +143,7 @@ impl World {
 
     fn reset_received(&mut self, socket: Socket) {
         let event = SocketEvent { change: SocketChange::ResetReceived, socket, by: None };
-        self.tell(Source::Kernel, Body::Socket(event));
+        self.tell(Source::Kernel, Body::from(event));
     }
 
     /// A refused connection as the kernel tells it: RST sent for lack of a socket, RST received, state, all inside `connect()`.
@@ -163,7 +163,7 @@ impl World {
             ..socket(local, upstream, TcpState::Closed)
         };
         let change = SocketChange::ResetSent { reason: Some("NO_SOCKET".into()), answered: Some(answered) };
-        self.tell(Source::Kernel, Body::Socket(SocketEvent { change, socket: nobody, by: None }));
+        self.tell(Source::Kernel, Body::from(SocketEvent { change, socket: nobody, by: None }));
         let asking = |state| {
             let mut socket = socket(local, upstream, state);
             socket.tcp = socket.tcp.map(|tcp| TcpCounters {
@@ -304,7 +304,7 @@ impl World {
             netns: Some(7),
             configuration: Some(configuration),
         };
-        self.tell(Source::Probe, Body::Host(HostFact::Nginx(instance)));
+        self.tell(Source::Probe, Body::from(HostFact::Nginx(instance)));
     }
 }
 

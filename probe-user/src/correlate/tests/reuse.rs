@@ -13,7 +13,7 @@ fn accepted(world: &mut World, local: &str, upstream: &str) {
         peer: None,
         command: "gunicorn".to_owned(),
     };
-    world.tell(Source::Kernel, Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call }));
+    world.tell(Source::Kernel, Body::from(SyscallEvent { pid: SERVER, tid: SERVER, call }));
 }
 
 fn closed_without_an_answer(world: &mut World, request: u64, local: &str, upstream: &str) {

@@ -16,7 +16,7 @@ fn told(world: &mut World, upstream: &str, seen_as: Option<&str>) {
         to: address(SERVER),
         seen_as: seen_as.map(address),
     };
-    world.tell(Source::Probe, Body::Host(fact));
+    world.tell(Source::Probe, Body::from(fact));
 }
 
 fn theirs() -> Socket {
@@ -31,7 +31,7 @@ fn connect(world: &mut World) {
 
 fn reset(world: &mut World) {
     let change = SocketChange::ResetSent { reason: None, answered: None };
-    world.tell(Source::Kernel, Body::Socket(SocketEvent { change, socket: theirs(), by: None }));
+    world.tell(Source::Kernel, Body::from(SocketEvent { change, socket: theirs(), by: None }));
     let closed = socket(MINE, SERVICE, TcpState::Closed);
     world.reset_received(closed.clone());
     world.log((1, 41), ("recv() failed", Some(Errno::ECONNRESET), HEADER), SERVICE, Some(connection(1, closed)));

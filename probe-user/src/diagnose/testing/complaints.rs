@@ -49,7 +49,7 @@ impl World {
             upstream: None,
             host: None,
         };
-        let mut event = self.event(0, Source::ErrorLog, Body::ErrorLine(line));
+        let mut event = self.event(0, Source::ErrorLog, Body::from(line));
         event.at = At::between(DECIDED.minus_ns(500_000_000), DECIDED.plus_ns(500_000_000));
         self.put_complaint(event, message, phase, errno, text)
     }

@@ -26,7 +26,7 @@ pub(crate) fn closed_by_handler(how: Ending) -> World {
     world.connect(-1_999_900);
     let change = SocketChange::State { from: TcpState::Established };
     let socket = world.socket(Side::Upstream, TcpState::FinWait1, None);
-    world.of_flow(-400, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(SERVER) }));
+    world.of_flow(-400, Source::Kernel, Body::from(SocketEvent { change, socket, by: Some(SERVER) }));
     let tcp = counters(START + LENGTH, START + LENGTH);
     world.state_with(-380, Side::Nginx, TcpState::Established, TcpState::CloseWait, tcp);
     world.sent(TcpState::CloseWait, START + LENGTH);
@@ -54,7 +54,7 @@ pub(crate) fn unaccepted(closer: Pid) -> World {
 pub(crate) fn listener_closed(world: &mut World, us: i64, closer: Pid) {
     let socket = Socket { remote: None, ..world.socket(Side::Upstream, TcpState::Closed, None) };
     let change = SocketChange::State { from: TcpState::Listen };
-    let event = world.event(us, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(closer) }));
+    let event = world.event(us, Source::Kernel, Body::from(SocketEvent { change, socket, by: Some(closer) }));
     world.case.processes.push(event);
 }
 
@@ -62,5 +62,5 @@ pub(crate) fn listener_closed(world: &mut World, us: i64, closer: Pid) {
 pub(crate) fn closed_by(world: &mut World, us: i64, pid: Pid) {
     let change = SocketChange::State { from: TcpState::Established };
     let socket = world.socket(Side::Upstream, TcpState::FinWait1, None);
-    world.of_flow(us, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: Some(pid) }));
+    world.of_flow(us, Source::Kernel, Body::from(SocketEvent { change, socket, by: Some(pid) }));
 }

@@ -178,7 +178,7 @@ impl World {
 
     /// Something happens to a socket of one side.
     pub(crate) fn change(&mut self, us: i64, socket: Socket, change: SocketChange) -> EventId {
-        self.of_flow(us, Source::Kernel, Body::Socket(SocketEvent { change, socket, by: None }))
+        self.of_flow(us, Source::Kernel, Body::from(SocketEvent { change, socket, by: None }))
     }
 
     /// A socket of one side changes its state.
@@ -376,7 +376,7 @@ impl World {
 
     /// A system call of the worker that belongs to the attempt.
     pub(crate) fn syscall(&mut self, us: i64, call: Syscall) -> EventId {
-        let event = self.event(us, Source::Kernel, Body::Syscall(SyscallEvent { pid: WORKER, tid: WORKER, call }));
+        let event = self.event(us, Source::Kernel, Body::from(SyscallEvent { pid: WORKER, tid: WORKER, call }));
         let id = event.id;
         self.attempt().syscalls.push(event);
         id
@@ -384,7 +384,7 @@ impl World {
 
     /// A system call of another process.
     pub(crate) fn syscall_of(&mut self, us: i64, pid: Pid, call: Syscall) -> EventId {
-        let event = self.event(us, Source::Kernel, Body::Syscall(SyscallEvent { pid, tid: pid, call }));
+        let event = self.event(us, Source::Kernel, Body::from(SyscallEvent { pid, tid: pid, call }));
         let id = event.id;
         self.case.processes.push(event);
         id

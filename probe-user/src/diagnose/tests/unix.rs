@@ -38,7 +38,7 @@ fn accept(world: &mut World) {
         peer: Some(INODE),
         command: "gunicorn".to_owned(),
     };
-    let body = Body::Syscall(SyscallEvent { pid: SERVER, tid: SERVER, call });
+    let body = Body::from(SyscallEvent { pid: SERVER, tid: SERVER, call });
     let event = world.event(-90, Source::Kernel, body);
     world.attempt().syscalls.push(event);
 }

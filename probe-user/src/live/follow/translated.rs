@@ -79,7 +79,7 @@ impl Followers {
             self.intake.redactor().learn([], addresses.iter().copied());
             self.capture_also(&addresses, *netns);
         }
-        self.tell(found.into_iter().map(Body::Host).collect());
+        self.tell(found.into_iter().map(Body::from).collect());
     }
 
     /// Watches both ends of connections to these addresses, and who serves them.
@@ -87,7 +87,7 @@ impl Followers {
         let (servers, facts) =
             if self.scope.only_nginx { Default::default() } else { self.lookup.servers(upstreams, netns) };
         // Before anything fails: afterwards nobody could tell who served.
-        self.tell(facts.into_iter().map(Body::Host).collect());
+        self.tell(facts.into_iter().map(Body::from).collect());
         if let Some(kernel) = &mut self.kernel {
             for address in upstreams {
                 if let Err(error) = kernel.watch_upstream(endpoint(*address)) {

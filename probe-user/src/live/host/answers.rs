@@ -69,6 +69,6 @@ fn deliver(intake: &Intake, before: Moment, facts: Vec<HostFact>) {
     }
     let at = At::between(before, clock::now());
     let arrivals =
-        facts.into_iter().map(|fact| Arrival { at, source: Source::Probe, body: Body::Host(fact) }).collect();
+        facts.into_iter().map(|fact| Arrival { at, source: Source::Probe, body: Body::from(fact) }).collect();
     intake.deliver(Delivery::Arrivals(arrivals));
 }

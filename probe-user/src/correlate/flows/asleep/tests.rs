@@ -200,12 +200,12 @@ impl Dice {
     fn event(&mut self) -> Event {
         let sources = [Source::Probe, Source::Packet, Source::Kernel, Source::ErrorLog, Source::AccessLog];
         let body = match self.of(4) {
-            0 => Body::Socket(SocketEvent {
+            0 => Body::from(SocketEvent {
                 change: self.change(),
                 socket: self.socket(),
                 by: self.maybe(|dice| Pid(dice.small())),
             }),
-            1 => Body::Syscall(SyscallEvent { pid: Pid(self.small()), tid: Pid(self.small()), call: self.call() }),
+            1 => Body::from(SyscallEvent { pid: Pid(self.small()), tid: Pid(self.small()), call: self.call() }),
             2 => Body::Drop(DropEvent {
                 reason: self.maybe(Self::text),
                 netns: self.maybe(Self::small),
@@ -323,9 +323,9 @@ fn opened() -> VecDeque<Event> {
         accept_queue: None,
     };
     let state = |is_nginx, from| {
-        Body::Socket(SocketEvent { change: SocketChange::State { from }, socket: socket(is_nginx), by: None })
+        Body::from(SocketEvent { change: SocketChange::State { from }, socket: socket(is_nginx), by: None })
     };
-    let call = |pid, call| Body::Syscall(SyscallEvent { pid: Pid(pid), tid: Pid(pid), call });
+    let call = |pid, call| Body::from(SyscallEvent { pid: Pid(pid), tid: Pid(pid), call });
     let connect = Syscall::Connect {
         fd: 4_711,
         address: Some(Address::Ip(upstream)),
