@@ -2,14 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Correlator, Decided, Question, attempts, crowded, limits::NOTABLE_REACH_NS, lines, wire};
+use super::{Correlator, Decided, Question, attempts, crowded, led, limits::NOTABLE_REACH_NS, lines, wire};
 use crate::model::{
     attempt::{Attempt, Link},
     case::{Case, CaseId, EarlierFailure, Request},
     complaint::{Complaint, Message},
     coverage::{CaseCoverage, Sensor},
     event::{Body, Event, EventId},
-    flow::Side,
     host::{Configuration, HostFact},
     net::{Address, Errno},
     nginx::NginxStatus,
@@ -37,12 +36,13 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         (None, Some(_)) => None,
     };
     let calls = correlator.notable.concerning(worker, &[], decided.at.earliest.minus_ns(NOTABLE_REACH_NS), until);
-    let list = match (&decided.from_lines, &decided.from_wire) {
+    let mut list = match (&decided.from_lines, &decided.from_wire) {
         (Some(group), _) => wire::with_lines(lines::attempts(group, &correlator.flows, &calls), group),
         (None, Some(group)) => group.attempts.clone(),
         (None, None) => attempts::attempts(&decided.request, &correlator.flows, &calls, decided.at.latest),
     };
     let begin = list.iter().filter_map(|a| a.started).min().unwrap_or(decided.at.earliest).min(decided.at.earliest);
+    let led = led::led(correlator, &mut list, begin);
     let holders: Vec<Pid> = list.iter().filter_map(|attempt| attempt.holder()).map(|(pid, _)| pid).collect();
     let mut processes = correlator.notable.concerning(worker, &holders, begin.minus_ns(NOTABLE_REACH_NS), until);
     processes.retain(|event| accepts_for(event, &list) && connects_for(event, &list));
@@ -58,7 +58,8 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let complaints = complaints(decided);
     let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
-    let host = host(correlator, &list, &processes, worker, begin);
+    let mut host = host(correlator, &list, &processes, worker, begin);
+    host.extend(led);
     let link =
         list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() || decided.from_wire.is_some() {
             Link::Inferred
@@ -105,8 +106,11 @@ fn accepts_for(event: &Event, attempts: &[Attempt]) -> bool {
         _ => return true,
     };
     let Some(listener) = listener.and_then(|socket| socket.local) else { return true };
-    let ports = attempts.iter().filter_map(|attempt| attempt.upstream.as_ref()?.ip()).map(|upstream| upstream.port());
-    ports.into_iter().any(|port| port == listener.port())
+    let ends = |attempt: &Attempt| {
+        let led = attempt.flow.one().and_then(|flow| flow.led.as_ref()).map(|led| led.to);
+        [attempt.upstream.as_ref().and_then(Address::ip), led]
+    };
+    attempts.iter().flat_map(ends).flatten().any(|end| end.port() == listener.port())
 }
 
 /// A failed `connect()` concerns the case only where it was towards one of its attempts' peers.
@@ -222,7 +226,9 @@ fn host(
         if let Some(upstream) = upstream {
             let netns = worker.and_then(|worker| correlator.host.netns(worker));
             questions.insert(correlator.host.listeners(upstream, worker));
-            questions.extend(correlator.host.stopped_listening(upstream, worker).map(Question::OtherListeners));
+            let led = attempt.flow.one().and_then(|flow| flow.led.as_ref());
+            let served_at = led.map_or(upstream, |led| led.to);
+            questions.extend(correlator.host.stopped_listening(served_at, worker).map(Question::OtherListeners));
             questions.insert(Question::Route { upstream, netns });
             questions.insert(Question::LocalPorts { upstream, netns });
             questions.extend(worker.into_iter().flat_map(|worker| correlator.host.names(upstream, worker)));
@@ -243,45 +249,7 @@ fn host(
             _ => {}
         }
     }
-    let mut facts = correlator.host.about(&questions, began);
-    for attempt in list {
-        translated(correlator, attempt, began, &mut facts);
-    }
-    facts
-}
-
-/// Of an upstream whose address this host translates, what is known of the address that the connection was led to.
-fn translated(correlator: &Correlator, attempt: &Attempt, began: Moment, facts: &mut Vec<(EventId, At, HostFact)>) {
-    let Some((flow, asked)) = attempt.flow.one().zip(attempt.upstream.as_ref().and_then(Address::ip)) else { return };
-    let Some(mine) = flow.local else { return };
-    // A table of connections forgets one that was reset. What was seen of its other end was seen where all of them are led.
-    let other_end_seen =
-        || flow.sockets(Side::Upstream).next().is_some() || flow.resets_sent_by_upstream().next().is_some();
-    let told = correlator.translations.of(mine, asked);
-    let Some((id, at, mut fact)) =
-        told.or_else(|| correlator.translations.of_any(asked).filter(|_| other_end_seen())).cloned()
-    else {
-        return;
-    };
-    let HostFact::Translated { local, to, netns, .. } = &mut fact else { return };
-    *local = mine;
-    let (to, netns) = (*to, *netns);
-    facts.push((id, at, fact));
-    // What was found there later says nothing about what would have been seen there.
-    let first = Some(flow).filter(|flow| flow.seen_from_start).and_then(|flow| flow.events.front());
-    let since = correlator.translations.watched_since(to);
-    if first.zip(since).is_none_or(|(first, since)| since > first.at.earliest) {
-        return;
-    }
-    facts.retain(|(.., fact)| !matches!(fact, HostFact::Listeners { upstream, .. } if *upstream == asked));
-    let question = Question::listeners(to, netns);
-    let there = correlator.host.about(&BTreeSet::from([question]), began);
-    facts.extend(there.into_iter().map(|(id, at, mut fact)| {
-        if let HostFact::Listeners { upstream, .. } | HostFact::Served { upstream, .. } = &mut fact {
-            *upstream = asked;
-        }
-        (id, at, fact)
-    }));
+    correlator.host.about(&questions, began)
 }
 
 fn coverage(correlator: &Correlator, span: At, cut_short: bool) -> CaseCoverage {

@@ -12,6 +12,7 @@ mod failures;
 pub mod flows;
 mod folding;
 mod host;
+mod led;
 pub mod limits;
 pub mod lines;
 pub mod memory;
@@ -195,12 +196,15 @@ impl Correlator {
             self.wires.packet(event, packet);
             return;
         }
-        let canonical = self.translations.canonical(event, &mut self.flows);
-        let event = canonical.as_ref();
-        self.flows.handle(event);
-        self.notable.handle(event);
-        self.unix.handle(event);
+        // Who serves an address, and who cannot, is known by the address where it is served.
         self.host.handle(event);
+        self.notable.handle(event);
+        let (canonical, seen_at) = self.translations.canonical(event, &mut self.flows);
+        let event = canonical.as_ref();
+        if let (Some(id), Some(to)) = (self.flows.handle(event), seen_at) {
+            self.flows.led(id, event.id, to);
+        }
+        self.unix.handle(event);
         self.wonder(event);
         match &event.body {
             Body::Nginx(nginx) => self.nginx(event, nginx),

@@ -57,7 +57,9 @@ impl Correlator {
     /// Who is found where a connection was led is who the upstream is.
     pub(super) fn learn_translation(&mut self, event: &Event, fact: &HostFact) {
         self.translations.learn(event, fact);
-        if let HostFact::Translated { to, netns, .. } = fact {
+        if let HostFact::Translated { upstream, to, netns, .. } = fact {
+            // nginx connects there; of those that went well nothing need have been heard.
+            self.flows.add_upstream(*upstream);
             self.host.ask(Question::listeners(*to, *netns), self.now);
         }
     }

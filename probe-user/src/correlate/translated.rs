@@ -7,7 +7,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
@@ -18,10 +18,12 @@ use super::{
 use crate::model::{
     event::{Body, Event, EventId},
     host::HostFact,
-    packet::{PacketBody, TcpHeader},
-    socket::{SocketChange, Syscall},
+    socket::Syscall,
     time::{At, Moment},
 };
+
+/// Servers behind one address that are told of a connection of which it is not known where it was led.
+const SEVERAL: usize = 4;
 
 /// What is known of an address that connections were led to.
 #[derive(Debug)]
@@ -81,21 +83,24 @@ impl Translations {
         self.destinations.values().map(|known| known.told).chain(self.connections.iter().map(|(id, ..)| *id))
     }
 
-    /// Where this connection was led, as told last.
-    pub(super) fn of(&self, local: SocketAddr, upstream: SocketAddr) -> Option<&(EventId, At, HostFact)> {
-        self.connections.iter().rev().find(|(.., fact)| {
-            matches!(fact, HostFact::Translated { local: l, upstream: u, .. } if (*l, *u) == (local, upstream))
+    /// Where this connection was led, as told last; not what was told before it `began`, of another one with its addresses.
+    pub(super) fn of(
+        &self,
+        (local, upstream): (SocketAddr, SocketAddr),
+        began: Moment,
+    ) -> Option<&(EventId, At, HostFact)> {
+        self.connections.iter().rev().find(|(_, at, fact)| {
+            let same =
+                matches!(fact, HostFact::Translated { local: l, upstream: u, .. } if (*l, *u) == (local, upstream));
+            same && at.latest >= began
         })
     }
 
-    /// What was told of another connection to this upstream, if all of them are led to the same address.
-    pub(super) fn of_any(&self, upstream: SocketAddr) -> Option<&(EventId, At, HostFact)> {
-        let mut led = self.connections.iter().rev().filter_map(|told| match told.2 {
-            HostFact::Translated { upstream: of, to, .. } if of == upstream => Some((to, told)),
-            _ => None,
-        });
-        let (to, told) = led.next()?;
-        led.all(|(other, _)| other == to).then_some(told)
+    /// What was told of other connections to this upstream: of each server behind it the newest, newest first.
+    pub(super) fn of_others(&self, upstream: SocketAddr) -> Vec<&(EventId, At, HostFact)> {
+        let mut servers = BTreeSet::new();
+        let newest = |told: &&(EventId, At, HostFact)| matches!(told.2, HostFact::Translated { upstream: of, to, .. } if of == upstream && servers.insert(to));
+        self.connections.iter().rev().filter(newest).take(SEVERAL).collect()
     }
 
     /// Since when both sides of connections that lead here are watched.
@@ -103,10 +108,10 @@ impl Translations {
         self.destinations.get(&destination).filter(|known| known.upstream.is_some()).map(|known| known.since)
     }
 
-    /// The event as nginx would have it.
-    pub(super) fn canonical<'a>(&self, event: &'a Event, flows: &mut Flows) -> Cow<'a, Event> {
+    /// The event as nginx would have it, and the address in whose place it has nginx's.
+    pub(super) fn canonical<'a>(&self, event: &'a Event, flows: &mut Flows) -> (Cow<'a, Event>, Option<SocketAddr>) {
         if self.destinations.is_empty() {
-            return Cow::Borrowed(event);
+            return (Cow::Borrowed(event), None);
         }
         let mut upstream = |address: SocketAddr, other: Option<SocketAddr>| {
             let known = self.destinations.get(&address)?;
@@ -114,17 +119,13 @@ impl Translations {
             let older = other.is_some_and(|local| flows.is_older(local, upstream, known.since));
             (!older).then_some(upstream)
         };
-        let Some((one, other)) = ends_of(event) else { return Cow::Borrowed(event) };
+        let Some((one, other)) = ends_of(event) else { return (Cow::Borrowed(event), None) };
         let mut led = |from: SocketAddr, other| Some((from, upstream(from, other)?));
         let found = other.and_then(|other| led(other, Some(one))).or_else(|| led(one, other));
-        let Some((from, to)) = found else { return Cow::Borrowed(event) };
+        let Some((from, to)) = found else { return (Cow::Borrowed(event), None) };
         let mut event = event.clone();
-        each_address(&mut event, |address| {
-            if *address == from {
-                *address = to;
-            }
-        });
-        Cow::Owned(event)
+        event.readdress(from, to);
+        (Cow::Owned(event), Some(from))
     }
 }
 
@@ -139,30 +140,4 @@ fn ends_of(event: &Event) -> Option<(SocketAddr, Option<SocketAddr>)> {
         _ => None,
     };
     ends(event).map(|(one, other)| (one, Some(other))).or_else(|| Some((listener()?, None)))
-}
-
-fn each_address(event: &mut Event, mut change: impl FnMut(&mut SocketAddr)) {
-    let mut of_header = |header: &mut TcpHeader| {
-        change(&mut header.source);
-        change(&mut header.destination);
-    };
-    match &mut event.body {
-        Body::Socket(e) => {
-            if let SocketChange::ResetSent { answered: Some(answered), .. } = &mut e.change {
-                of_header(answered);
-            }
-            [&mut e.socket.local, &mut e.socket.remote].into_iter().flatten().for_each(change);
-        }
-        Body::Drop(drop) => of_header(&mut drop.packet),
-        Body::Syscall(call) => {
-            if let Syscall::Accept { socket: Some(socket), .. } = &mut call.call {
-                [&mut socket.local, &mut socket.remote].into_iter().flatten().for_each(change);
-            }
-        }
-        Body::Packet(packet) => match &mut packet.body {
-            PacketBody::Tcp(tcp) => of_header(&mut tcp.header),
-            PacketBody::Icmp(icmp) => [&mut icmp.about.0, &mut icmp.about.1].into_iter().for_each(change),
-        },
-        _ => {}
-    }
 }

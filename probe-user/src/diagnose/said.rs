@@ -11,7 +11,6 @@ use crate::model::{
     event::Source,
     evidence::Weight,
     net::Errno,
-    verdict::Need,
 };
 
 /// nginx itself decides by counters and parsers of its own: its message, seen by the kernel as it is made, is the cause itself; read in
@@ -33,16 +32,7 @@ pub(super) fn nginx_said<'a>(reading: &Reading<'a>, messages: &[Message]) -> Opt
 pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<'_>) {
     if reading.taken_by_application().is_none() {
         finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
-        finding.missing.push(match reading.locality() {
-            Locality::Elsewhere if reading.unix_path().is_none() => Need {
-                sensor: None,
-                what: "whether an application had accepted the connection: the upstream runs on another host"
-                    .to_owned(),
-            },
-            Locality::Here | Locality::Elsewhere | Locality::Unknown => {
-                need(Sensor::Syscalls, "whether an application had accepted the connection")
-            }
-        });
+        finding.missing.push(reading.unseen(Sensor::Syscalls, "whether an application had accepted the connection"));
     }
     if reading.unix_path().is_some() {
         // What is written there has arrived.

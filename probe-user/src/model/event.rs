@@ -1,12 +1,14 @@
 //! The one kind of thing that every source produces and everything downstream consumes.
 
+use std::net::SocketAddr;
+
 use super::{
     coverage::Coverage,
     host::HostFact,
     nginx::{AccessLine, ErrorLine, NginxEvent},
-    packet::PacketEvent,
+    packet::{PacketBody, PacketEvent, TcpHeader},
     process::ProcessEvent,
-    socket::{DropEvent, SocketEvent, SyscallEvent},
+    socket::{DropEvent, SocketChange, SocketEvent, Syscall, SyscallEvent},
     time::At,
     wire::Wire,
 };
@@ -93,5 +95,39 @@ impl From<HostFact> for Body {
 impl From<ErrorLine> for Body {
     fn from(line: ErrorLine) -> Self {
         Self::ErrorLine(Box::new(line))
+    }
+}
+
+impl Event {
+    /// Puts another address in the place of one, at whichever end of a connection it stands.
+    pub fn readdress(&mut self, from: SocketAddr, to: SocketAddr) {
+        let change = |address: &mut SocketAddr| {
+            if *address == from {
+                *address = to;
+            }
+        };
+        let of_header = |header: &mut TcpHeader| {
+            change(&mut header.source);
+            change(&mut header.destination);
+        };
+        match &mut self.body {
+            Body::Socket(e) => {
+                if let SocketChange::ResetSent { answered: Some(answered), .. } = &mut e.change {
+                    of_header(answered);
+                }
+                [&mut e.socket.local, &mut e.socket.remote].into_iter().flatten().for_each(change);
+            }
+            Body::Drop(drop) => of_header(&mut drop.packet),
+            Body::Syscall(call) => {
+                if let Syscall::Accept { socket: Some(socket), .. } = &mut call.call {
+                    [&mut socket.local, &mut socket.remote].into_iter().flatten().for_each(change);
+                }
+            }
+            Body::Packet(packet) => match &mut packet.body {
+                PacketBody::Tcp(tcp) => of_header(&mut tcp.header),
+                PacketBody::Icmp(icmp) => [&mut icmp.about.0, &mut icmp.about.1].into_iter().for_each(change),
+            },
+            _ => {}
+        }
     }
 }

@@ -97,6 +97,13 @@ pub enum Fact {
         /// Where it went.
         to: SocketAddr,
     },
+    /// It led others to the same upstream there; of this one nobody knows.
+    OthersTranslated {
+        /// The upstream, as nginx has it.
+        upstream: SocketAddr,
+        /// Where they went, latest first.
+        to: Vec<SocketAddr>,
+    },
     /// Local ports towards the upstream.
     LocalPorts {
         /// First and last.

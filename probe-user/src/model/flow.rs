@@ -1,9 +1,9 @@
 //! One TCP connection of nginx to an upstream, one incarnation: 4-tuples repeat, flows do not.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{borrow::Cow, collections::VecDeque, net::SocketAddr};
 
 use super::{
-    event::{Body, Event},
+    event::{Body, Event, EventId},
     packet::{PacketBody, TcpPacket},
     process::Pid,
     socket::{Socket, SocketChange, SocketEvent, TcpState},
@@ -32,6 +32,17 @@ pub struct Flow {
     pub events: VecDeque<Event>,
     /// Older events that had to be forgotten.
     pub forgotten: u64,
+    /// Where this host's address translation led it, if what happened there was watched.
+    pub led: Option<Led>,
+}
+
+/// The other end of a connection whose address is translated on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Led {
+    /// The server's address.
+    pub to: SocketAddr,
+    /// What was seen under that address. The events have the upstream's in its place, as nginx has it.
+    pub there: Vec<EventId>,
 }
 
 /// Whose socket a socket event is about.
@@ -44,6 +55,17 @@ pub enum Side {
 }
 
 impl Flow {
+    /// An event of it with the addresses under which it was seen.
+    #[must_use]
+    pub fn as_seen<'a>(&self, event: &'a Event) -> Cow<'a, Event> {
+        let Some(led) = self.led.as_ref().filter(|led| led.there.contains(&event.id)) else {
+            return Cow::Borrowed(event);
+        };
+        let mut seen = event.clone();
+        seen.readdress(self.upstream, led.to);
+        Cow::Owned(seen)
+    }
+
     /// Whose socket this is, by its addresses.
     #[must_use]
     pub fn side_of(&self, socket: &Socket) -> Option<Side> {

@@ -19,7 +19,8 @@ use crate::model::{
 /// A request line, a message: no more of it than this in a word or two, characters.
 const BRIEF: usize = 48;
 
-/// Where something happened. What is not known is `None`.
+/// Where something happened. What is not known is `None`. The upstream's end has the address that nginx has for it, also where this host
+/// translates it: the attempts are named by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Place {
@@ -42,7 +43,7 @@ impl Place {
     #[must_use]
     pub fn of(event: &Event, case: &Case) -> Option<Self> {
         match &event.body {
-            Body::Socket(socket) => Some(of_socket(socket, event, case)),
+            Body::Socket(socket) => Some(of_socket(socket, wording::side_of(event, wording::flow_of(event, case)))),
             Body::Drop(drop) => Some(of_drop(drop)),
             Body::Syscall(syscall) => Some(of_syscall(syscall)),
             Body::Process(process) => Some(of_process(process)),
@@ -112,8 +113,7 @@ fn ends(socket: &Socket) -> (Option<String>, Option<String>) {
     (show(socket.local), show(socket.remote))
 }
 
-fn of_socket(event: &SocketEvent, of: &Event, case: &Case) -> Place {
-    let side = wording::flow_of(of, case).and_then(|flow| flow.side_of(&event.socket));
+fn of_socket(event: &SocketEvent, side: Option<Side>) -> Place {
     let (from, to) = ends(&event.socket);
     let brief = match &event.change {
         SocketChange::State { from } => {
@@ -265,7 +265,7 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
                 pid: listener.and_then(|listener| listener.pid).map(|pid| pid.0),
                 process: listener.and_then(|listener| listener.command.as_deref()).map(redact::text),
                 brief: match (local, listeners.len()) {
-                    (false, _) => "on another host".to_owned(),
+                    (false, _) => "not of this host".to_owned(),
                     (true, 0) => "nobody listens".to_owned(),
                     (true, 1) => "listens".to_owned(),
                     (true, several) => format!("{several} listen"),

@@ -20,8 +20,11 @@ use crate::model::{
 
 /// The contract's word for where an event was seen, and the event in words; `None`: nothing to tell.
 pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)> {
-    Some(match &event.body {
-        Body::Socket(socket) => ("kernel", socket_event(socket, flow_of(event, case))),
+    let flow = flow_of(event, case);
+    let side = side_of(event, flow);
+    let seen = flow.map(|flow| flow.as_seen(event));
+    Some(match &seen.as_deref().unwrap_or(event).body {
+        Body::Socket(socket) => ("kernel", socket_event(socket, side)),
         Body::Drop(drop) => ("kernel", drop_event(drop)),
         Body::Syscall(syscall) => ("syscall", syscall_event(syscall)),
         Body::Process(process) => ("process", process_event(process)),
@@ -53,8 +56,16 @@ pub(super) fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
     flows.find(|flow| flow.events.iter().any(|e| e.id == event.id))
 }
 
-fn socket_event(event: &SocketEvent, flow: Option<&Flow>) -> String {
-    let whose = match flow.and_then(|flow| flow.side_of(&event.socket)) {
+/// Whose socket an event of this connection is about.
+pub(super) fn side_of(event: &Event, flow: Option<&Flow>) -> Option<Side> {
+    match &event.body {
+        Body::Socket(socket) => flow?.side_of(&socket.socket),
+        _ => None,
+    }
+}
+
+fn socket_event(event: &SocketEvent, side: Option<Side>) -> String {
+    let whose = match side {
         Some(Side::Nginx) => "nginx's socket",
         Some(Side::Upstream) => "upstream's socket",
         None => "socket",

@@ -6,6 +6,7 @@ mod ends;
 mod forget;
 mod incarnations;
 mod known;
+mod led;
 mod memory;
 
 use std::{
@@ -459,6 +460,7 @@ impl Flows {
             seen_from_start,
             events: VecDeque::new(),
             forgotten: 0,
+            led: None,
         };
         let state = State {
             flow,

@@ -135,6 +135,7 @@ impl Wires {
             seen_from_start: attempt.seen_from_start,
             events: events.into(),
             forgotten: 0,
+            led: None,
         };
         let wait = match (attempt.made_for.is_empty(), self.with_log) {
             (false, _) => REQUEST_WAIT_NS,

@@ -58,7 +58,7 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let upstream = reading.upstream()?;
+    let upstream = reading.server()?;
     if reading.locality() != Locality::Here
         || reading.taken_by_application() == Some(true)
         || reading.syn_reset().is_some()

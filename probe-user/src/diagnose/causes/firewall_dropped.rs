@@ -63,7 +63,7 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let upstream = reading.upstream()?;
+    let upstream = reading.server()?;
     if reading.connected() == Some(true) || reading.syn_reset().is_some() {
         return None;
     }

@@ -104,7 +104,7 @@ pub(super) fn took_and_answered<'a>(reading: &Reading<'a>) -> Option<(&'a Event,
 }
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let upstream = reading.upstream()?;
+    let upstream = reading.server()?;
     if reading.connected() != Some(false) || reading.no_socket_for_syn().is_some() {
         return None;
     }

@@ -58,7 +58,7 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let upstream = reading.upstream()?;
+    let upstream = reading.server()?;
     let unreachable = |errno: Errno| matches!(errno, Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EHOSTDOWN);
     let on_the_wire = reading.outcome() == Outcome::Unreachable && reading.icmp().next().is_some();
     if !(reading.errno().is_some_and(unreachable) || on_the_wire)

@@ -159,7 +159,7 @@ pub(crate) mod tests {
 
     const TEXT: &str = "upstream prematurely closed connection";
 
-    fn closed(upstream: &str) -> World {
+    pub(crate) fn closed(upstream: &str) -> World {
         let mut world = World::at(upstream, 502);
         world.connect(-90);
         let tcp = counters(START + LENGTH, START + LENGTH);

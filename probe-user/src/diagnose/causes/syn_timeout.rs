@@ -154,8 +154,8 @@ fn exclude(finding: &mut Finding, reading: &Reading<'_>) {
                 finding.not_excluded(&["accept-queue-overflow"]);
             }
         },
-        Locality::Unknown => {
-            finding.missing.push(need(Sensor::Host, "whether the upstream is on this host, and its accept queue"));
+        Locality::Unwatched | Locality::Unknown => {
+            finding.missing.push(reading.unseen(Sensor::Host, "whether its accept queue was full"));
             finding.not_excluded(&["accept-queue-overflow"]);
         }
     }
@@ -180,7 +180,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, by_kernel: bool, retra
     finding.fix.push(format!(
         "Find out whether the SYN reaches {upstream}: is the host up, is the address right, does a firewall on the way drop it? \
          `tcpdump -ni any tcp port {}` there shows it.",
-        reading.upstream().map_or(0, |address| address.port())
+        reading.server().map_or(0, |address| address.port())
     ));
     if by_kernel {
         finding.fix.push(format!("net.ipv4.tcp_syn_retries is what ended it; nginx's {directive} is longer."));

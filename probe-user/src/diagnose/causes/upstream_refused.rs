@@ -11,7 +11,6 @@ use crate::model::{
     coverage::Sensor,
     evidence::Fact,
     net::Errno,
-    verdict::Need,
 };
 
 /// The row.
@@ -65,7 +64,7 @@ pub(crate) const CAUSE: Cause = Cause {
 };
 
 fn rule(reading: &Reading<'_>) -> Option<Finding> {
-    let upstream = reading.upstream()?;
+    reading.upstream()?;
     let logged = reading.complains_of(&[Message::ConnectFailed, Message::ConnectFailedAtOnce])
         && reading.phase() == Some(Phase::Connecting)
         && reading.errno() == Some(Errno::ECONNREFUSED);
@@ -116,15 +115,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
                 finding.missing.push(need(Sensor::Host, "whether a process of this host listens on the address"));
                 finding.not_excluded(&["firewall-rejected"]);
             }
-            Locality::Elsewhere => {
-                finding.missing.push(Need {
-                    sensor: None,
-                    what: format!("who sent the RST: {upstream} is on another host, and a firewall can answer for it"),
-                });
-                finding.not_excluded(&["firewall-rejected"]);
-            }
-            Locality::Unknown => {
-                finding.missing.push(need(Sensor::Host, "whether the upstream is on this host, and who listens there"));
+            Locality::Elsewhere | Locality::Unwatched | Locality::Unknown => {
+                finding
+                    .missing
+                    .push(reading.unseen(Sensor::Host, "who sent the RST, the server's kernel or a firewall"));
                 finding.not_excluded(&["firewall-rejected"]);
             }
         }

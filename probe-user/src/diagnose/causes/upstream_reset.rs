@@ -14,7 +14,6 @@ use crate::model::{
     flow::Side,
     net::Errno,
     socket::TcpState,
-    verdict::Need,
 };
 
 /// The row.
@@ -123,13 +122,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         }
         finding.not_excluded(&["network-reset"]);
         finding.missing.push(match reading.locality() {
-            Locality::Elsewhere => {
-                Need { sensor: None, what: "who sent the RST: the upstream's kernel is not ours".to_owned() }
-            }
             Locality::Here => {
                 need(Sensor::ResetsSent, "the kernel's record of sending that RST from the upstream's end")
             }
-            Locality::Unknown => need(Sensor::Host, "whether the upstream is on this host, and so who sent the RST"),
+            Locality::Elsewhere | Locality::Unwatched | Locality::Unknown => {
+                reading.unseen(Sensor::ResetsSent, "who sent the RST")
+            }
         });
     }
     if reused != Some(false) && crossed.is_none() {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Reading, evidence};
+use super::{Reading, evidence, led::Way, need};
 use crate::model::{
     coverage::Sensor,
     event::Body,
@@ -12,6 +12,7 @@ use crate::model::{
     host::{HostFact, Listener},
     net::Address,
     process::{Pid, ProcessEvent},
+    verdict::Need,
 };
 
 /// Where the upstream is.
@@ -19,9 +20,11 @@ use crate::model::{
 pub(crate) enum Locality {
     /// On this host: its kernel is ours.
     Here,
-    /// On another host.
+    /// Its address is none of this host's.
     Elsewhere,
-    /// Nobody looked.
+    /// On this host, which led the connection there, and nothing of what happened there is known to be this connection's.
+    Unwatched,
+    /// Nobody looked, or nobody knows where the connection was led.
     Unknown,
 }
 
@@ -38,9 +41,18 @@ pub(crate) struct LookUp<'a> {
 }
 
 impl<'a> Reading<'a> {
-    /// Every look-up of the upstream's address, in order.
-    fn look_ups(&self) -> impl DoubleEndedIterator<Item = LookUp<'a>> {
-        let wanted = self.upstream();
+    /// Every look-up of the server's address, in order.
+    fn look_ups(&self) -> impl DoubleEndedIterator<Item = LookUp<'a>> + use<'a> {
+        // Who is found where it was led says nothing of this connection where nobody watched it there.
+        let wanted = match self.way() {
+            Way::Straight => self.upstream(),
+            Way::Watched(to) => Some(to),
+            Way::Unwatched(_) | Way::Unclear => None,
+        };
+        self.look_ups_of(wanted)
+    }
+
+    fn look_ups_of(&self, wanted: Option<SocketAddr>) -> impl DoubleEndedIterator<Item = LookUp<'a>> + use<'a> {
         self.case.host.iter().filter_map(move |(event, _, fact)| match fact {
             HostFact::Listeners { upstream, local, listeners, nearby, .. } if Some(*upstream) == wanted => {
                 Some(LookUp { event: *event, local: *local, listeners, nearby })
@@ -52,21 +64,6 @@ impl<'a> Reading<'a> {
     /// The last look-up of the upstream's address.
     pub(crate) fn look_up(&self) -> Option<LookUp<'a>> {
         self.look_ups().next_back()
-    }
-
-    /// Where this host's address translation led the attempt's connection, and a sentence that says so: whoever looks for the upstream's
-    /// log must know which of those behind the address it was.
-    pub(crate) fn translation(&self) -> Option<(Evidence, String)> {
-        let (wanted, from) = (self.upstream()?, self.flow()?.local?);
-        self.case.host.iter().rev().find_map(|(event, _, fact)| {
-            let HostFact::Translated { upstream, local, to, .. } = fact else { return None };
-            if (*upstream, *local) != (wanted, from) {
-                return None;
-            }
-            let fact = Fact::Translated { upstream: wanted, to: *to };
-            let sentence = format!(" This host led the connection to {to} (address translation).");
-            Some((evidence(fact, &[*event], Weight::Fits), sentence))
-        })
     }
 
     /// Where the upstream is.
@@ -85,14 +82,40 @@ impl<'a> Reading<'a> {
                 // Only the listener's own kernel can say so.
                 || self.drops().any(|(_, reason)| reason == Some("TCP_LISTEN_OVERFLOW"))
         });
-        if upstreams_end_seen || self.upstream().is_some_and(|address| address.ip().is_loopback()) {
+        if upstreams_end_seen {
             return Locality::Here;
         }
-        match self.look_up() {
-            Some(look_up) if look_up.local => Locality::Here,
+        let (server, here) = match self.way() {
+            Way::Straight => (self.upstream(), Locality::Here),
+            Way::Watched(to) => (Some(to), Locality::Here),
+            Way::Unwatched(to) => (Some(to), Locality::Unwatched),
+            // What nginx connected to is the address of nobody.
+            Way::Unclear => return Locality::Unknown,
+        };
+        if server.is_some_and(|address| address.ip().is_loopback()) {
+            return here;
+        }
+        match self.look_ups_of(server).next_back() {
+            Some(look_up) if look_up.local => here,
             Some(_) => Locality::Elsewhere,
             None => Locality::Unknown,
         }
+    }
+
+    /// Why something of the upstream's side is not known that this sensor would have shown.
+    pub(crate) fn unseen(&self, sensor: Sensor, what: &str) -> Need {
+        let why = match self.locality() {
+            Locality::Here => return need(sensor, what),
+            Locality::Unknown => return need(Sensor::Host, &format!("{what}: it is not known where the server is")),
+            Locality::Elsewhere if self.case.coverage.left_out(Sensor::UpstreamSide) => {
+                "the upstream's side is left out".to_owned()
+            }
+            Locality::Elsewhere => format!("{} is not an address of this host", self.upstream_name()),
+            Locality::Unwatched => {
+                format!("{} is on this host, and was not watched yet when this connection began", self.upstream_name())
+            }
+        };
+        Need { sensor: None, what: format!("{what}: {why}") }
     }
 
     /// The upstream's address was known before the attempt, so that nothing about it was passed over.
@@ -106,7 +129,7 @@ impl<'a> Reading<'a> {
 
     /// Nobody listens there, by look-up.
     pub(crate) fn nobody_listens(&self) -> Option<Evidence> {
-        let (upstream, look_up) = (self.upstream()?, self.look_up()?);
+        let (upstream, look_up) = (self.server()?, self.look_up()?);
         (look_up.local && look_up.listeners.is_empty())
             .then(|| evidence(Fact::NoListener { upstream }, &[look_up.event], Weight::Symptom))
     }

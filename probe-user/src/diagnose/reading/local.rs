@@ -103,7 +103,7 @@ impl<'a> Reading<'a> {
 
     /// Who used to listen on the upstream's address.
     pub(crate) fn served_before(&self) -> Option<Evidence> {
-        let wanted = self.upstream()?;
+        let wanted = self.server()?;
         let asked = self.started().unwrap_or_else(|| self.failed_at());
         let (id, fact) = self.newest(|fact| match fact {
             HostFact::Served { upstream, pid, command, closed, ended, signal, .. } if *upstream == wanted => {

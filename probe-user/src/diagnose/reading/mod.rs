@@ -4,6 +4,7 @@ mod ending;
 mod foreign;
 mod handshake;
 mod host;
+mod led;
 mod local;
 mod place;
 mod process;
@@ -114,8 +115,11 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The upstream as a sentence names it.
+    /// The upstream as a sentence names it: the server that the connection was led to, where it was.
     pub(super) fn upstream_name(&self) -> String {
+        if let Some(server) = self.server().filter(|server| Some(*server) != self.upstream()) {
+            return server.to_string();
+        }
         match self.attempt.and_then(|attempt| attempt.upstream.as_ref()) {
             Some(address) => address.to_string(),
             None => self

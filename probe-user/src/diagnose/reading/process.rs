@@ -186,11 +186,9 @@ impl<'a> Reading<'a> {
                 Locality::Here => {
                     Survival::NotKnown(need(Sensor::Syscalls, "which process of this host held the connection"))
                 }
-                Locality::Elsewhere => Survival::NotKnown(Need {
-                    sensor: None,
-                    what: "what the upstream's process did: it runs on another host".to_owned(),
-                }),
-                Locality::Unknown => Survival::NotKnown(need(Sensor::Host, "whether the upstream runs on this host")),
+                Locality::Elsewhere | Locality::Unwatched | Locality::Unknown => {
+                    Survival::NotKnown(self.unseen(Sensor::Syscalls, "what the upstream's process did"))
+                }
             };
         };
         let handed = self.handed_to();
@@ -425,10 +423,7 @@ impl<'a> Reading<'a> {
                 Syscall::Accept { result: Err(errno), socket, command, .. } => {
                     let address = socket.as_ref().and_then(|socket| socket.local);
                     let same = match (address, upstream) {
-                        (Some(address), Some(upstream)) => {
-                            address.port() == upstream.port()
-                                && (address.ip().is_unspecified() || address.ip() == upstream.ip())
-                        }
+                        (Some(address), Some(_)) => self.is_upstreams(address),
                         _ => listening.contains(&syscall.pid),
                     };
                     // The same address may be served in every network namespace, each time by somebody else.

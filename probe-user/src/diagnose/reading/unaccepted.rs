@@ -56,8 +56,7 @@ impl<'a> Reading<'a> {
 
     /// Whether this is the end of the listener through which the connection came.
     fn is_its_listener(&self, closed: &SocketEvent, end: &SocketEvent) -> bool {
-        let (Some(upstream), Some(local)) = (self.upstream(), closed.socket.local) else { return false };
-        let same = local.port() == upstream.port() && (local.ip().is_unspecified() || local.ip() == upstream.ip());
+        let same = closed.socket.local.is_some_and(|local| self.is_upstreams(local));
         // The same address may be served in every network namespace, each time by somebody else.
         let home = closed.socket.netns.zip(end.socket.netns).is_none_or(|(one, other)| one == other);
         matches!(closed.change, SocketChange::State { from: TcpState::Listen }) && same && home

@@ -69,6 +69,7 @@ impl World {
             seen_from_start: true,
             events: VecDeque::new(),
             forgotten: 0,
+            led: None,
         };
         let attempt = Attempt {
             upstream: Some(Address::Ip(upstream)),

@@ -41,7 +41,7 @@ pub(super) fn host_fact(fact: &HostFact) -> Option<String> {
 
 fn translated(upstream: SocketAddr, local: SocketAddr, to: SocketAddr, seen_as: Option<SocketAddr>) -> String {
     let seen_as = seen_as.map(|other| format!(", which sees it come from {other}")).unwrap_or_default();
-    format!("address translation (conntrack): {local} > {upstream} goes to {to}{seen_as}")
+    format!("address translation (conntrack): {local} > {upstream} went to {to}{seen_as}")
 }
 
 /// A fact a verdict rests on, where it is one of these.
@@ -58,7 +58,11 @@ pub(super) fn fact(of: &Fact) -> Option<String> {
             };
             format!("{}, which listened on {upstream},{how}{by}{ago}", who(*pid, command))
         }
-        Fact::Translated { upstream, to, .. } => format!("the server behind {upstream} was {to}"),
+        Fact::Translated { upstream, to } => format!("the server behind {upstream} was {to}"),
+        Fact::OthersTranslated { upstream, to } => {
+            let to: Vec<String> = to.iter().map(ToString::to_string).collect();
+            format!("where connections to {upstream} were led before: {}", to.join(", "))
+        }
         Fact::ListenOverflows { count } => {
             format!("{count} handshakes refused meanwhile for a full accept queue (TcpExtListenOverflows)")
         }

@@ -18,7 +18,7 @@ use crate::{
     correlate::tuple::Tuple,
     model::{
         event::{Event, EventId},
-        flow::{Flow, FlowId},
+        flow::{Flow, FlowId, Led},
         process::Pid,
         socket::Socket,
         time::{At, Moment},
@@ -68,6 +68,7 @@ record!(
         accepted_by: Option<(Pid, String)>,
         seen_from_start: bool,
         forgotten: u64,
+        led: Option<InFull>,
         events: u64,
     }
 );
@@ -76,8 +77,10 @@ record!(
 const ENDS: usize = shared::ONCE;
 const TIMES: usize = ENDS + width::<InFull>();
 const KNOWN: usize = TIMES + width::<Times>();
+/// Whether an event was seen where the connection was led ([`Led::there`]).
+const THERE: usize = KNOWN + width::<Known>();
 const EVENTS: usize = shared::SIDED + Socket::WIDTH;
-const _: () = assert!(KNOWN + width::<Known>() <= shared::SIDED, "more columns than there is room for");
+const _: () = assert!(THERE + width::<bool>() <= shared::SIDED, "more columns than there is room for");
 const _: () = assert!(Socket::WIDTH + width::<Event>() <= row::WIDTH, "more columns than there is room for");
 
 impl Asleep {
@@ -99,7 +102,7 @@ impl Asleep {
         else {
             return None;
         };
-        let Flow { id: _, local, upstream, worker, accepted_by, seen_from_start, events, forgotten } = flow;
+        let Flow { id: _, local, upstream, worker, accepted_by, seen_from_start, events, forgotten, led } = flow;
         if (*local, *upstream) != (Some(tuple.local), tuple.upstream) {
             return None;
         }
@@ -120,10 +123,14 @@ impl Asleep {
             accepted_by: accepted_by.clone(),
             seen_from_start: *seen_from_start,
             forgotten: *forgotten,
+            led: led.as_ref().map(|led| led.to),
             events: u64::try_from(events.len()).ok()?,
         };
         write::<Known>(&known, KNOWN, &mut row)?;
         for event in events {
+            if let Some(led) = led {
+                write::<bool>(&led.there.contains(&event.id), THERE, &mut row)?;
+            }
             write::<Event>(event, EVENTS, &mut row)?;
         }
         Some(Self(row.finish()))
@@ -143,7 +150,14 @@ impl Asleep {
     pub(super) fn wake(&self, id: FlowId) -> Option<State> {
         let (head, _, mut row) = self.begin()?;
         let known = read::<Known>(KNOWN, &mut row)?;
-        let events: Option<VecDeque<Event>> = (0..known.events).map(|_| read::<Event>(EVENTS, &mut row)).collect();
+        let mut led = known.led.map(|to| Led { to, there: Vec::new() });
+        let mut events = VecDeque::new();
+        for _ in 0..known.events {
+            let there = led.is_some() && read::<bool>(THERE, &mut row)?;
+            let event = read::<Event>(EVENTS, &mut row)?;
+            led.iter_mut().filter(|_| there).for_each(|led| led.there.push(event.id));
+            events.push_back(event);
+        }
         let Head { tuple, begun, older, told_in } = head;
         let flow = Flow {
             id,
@@ -152,8 +166,9 @@ impl Asleep {
             worker: known.worker,
             accepted_by: known.accepted_by,
             seen_from_start: known.seen_from_start,
-            events: events?,
+            events,
             forgotten: known.forgotten,
+            led,
         };
         Some(State {
             flow,

@@ -236,6 +236,10 @@ impl Dice {
     }
 
     fn idle(&mut self, tuple: Tuple, events: VecDeque<Event>) -> State {
+        let led = self.maybe(|dice| {
+            let of_two = |event: &Event| (event.id.0 % 2 == 0).then_some(event.id);
+            Led { to: dice.address(), there: events.iter().filter_map(of_two).collect() }
+        });
         let flow = Flow {
             id: FlowId(7),
             local: Some(tuple.local),
@@ -245,6 +249,7 @@ impl Dice {
             seen_from_start: self.of(2) == 0,
             events,
             forgotten: self.small().into(),
+            led,
         };
         State {
             flow,
