@@ -80,11 +80,13 @@ impl Lookup {
 
     /// A process in this network namespace; without one, any process of the first that is known: where all is one.
     fn resident(&mut self, netns: Option<u32>) -> Option<u32> {
-        self.look_around();
-        match netns {
-            Some(netns) => self.namespaces.get(&netns).copied(),
-            None => Some(std::process::id()),
+        let Some(netns) = netns else { return Some(std::process::id()) };
+        // One that is still there is as good as any: to look at all processes takes a thousand times as long.
+        if let Some(pid) = self.namespaces.get(&netns).filter(|pid| namespaces::inode(**pid, "net") == Some(netns)) {
+            return Some(*pid);
         }
+        self.look_around();
+        self.namespaces.get(&netns).copied()
     }
 
     fn route(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Option<HostFact> {

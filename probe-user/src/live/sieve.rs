@@ -8,6 +8,7 @@
 
 mod fates;
 mod led;
+mod strangers;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
@@ -16,18 +17,23 @@ use std::net::SocketAddr;
 use probe_abi::{
     Header, Kind,
     nginx::{Connection, Log},
-    socket::{Drop, SocketEvent, StateChange},
+    socket::{Drop, Socket, SocketEvent, StateChange, state},
     syscall::{Accept, Connect},
 };
 use rustc_hash::FxHasher;
 use zerocopy::FromBytes;
 
 use self::{
-    fates::{Fate, Fates, Key, Place},
+    fates::{Fate, Fates, Key, Place, words},
     led::Led,
+    strangers::Strangers,
 };
 use super::capture::batch::Batch;
-use crate::{decode::packet::glance::glance, model::time::Moment};
+use crate::{
+    decode::{kernel::address, packet::glance::glance},
+    model::time::Moment,
+    pipeline::Question,
+};
 
 /// `-EINPROGRESS`: how a connection normally begins in nginx.
 const IN_PROGRESS: i32 = -115;
@@ -108,6 +114,9 @@ pub(super) struct Sieve {
     open: bool,
     /// Where connections to a translated address arrive, and that address: both ends of such a connection are one's.
     led: Led,
+    /// Upstreams that were not asked about yet, and what is to be asked.
+    strangers: Strangers,
+    questions: Vec<Question>,
 }
 
 impl Sieve {
@@ -170,6 +179,9 @@ impl Sieve {
                 let key = Key::of(&change.socket.local, &change.socket.remote)?.led(&self.led);
                 let place = self.fates.of(key);
                 self.fates.at(place).change(change);
+                if change.socket.old_state == state::SYN_SENT {
+                    self.greet(place, &change.socket, header.time_ns);
+                }
                 Some(place)
             }
             Kind::Connect => {
@@ -183,6 +195,7 @@ impl Sieve {
                 let fate = self.fates.at(place);
                 fate.spoken_of |= was_spoken_of(&self.spoke, fate) || (call.result != 0 && call.result != IN_PROGRESS);
                 (fate.worker, fate.connected) = (header.tgid, self.taken);
+                self.greet(place, &call.socket, header.time_ns);
                 Some(place)
             }
             Kind::Accept => {
@@ -249,6 +262,23 @@ impl Sieve {
             held.place = Some(place);
             self.fates.at(place).held += 1;
         }
+    }
+
+    /// Where an upstream leads that nginx has not connected to before is asked of its first connection that comes about, of which this is
+    /// nginx's end.
+    fn greet(&mut self, place: Place, socket: &Socket, now_ns: u64) {
+        if self.fates.at(place).came_about()
+            && self.strangers.meet(socket.netns, words(&socket.remote), now_ns)
+            && let Some((local, upstream)) = address(&socket.local).zip(address(&socket.remote))
+        {
+            let netns = Some(socket.netns).filter(|netns| *netns != 0);
+            self.questions.push(Question::Translation { local, upstream, netns });
+        }
+    }
+
+    /// What is to be looked up.
+    pub(super) fn take_questions(&mut self) -> Vec<Question> {
+        std::mem::take(&mut self.questions)
     }
 
     fn speak_of(&mut self, key: Option<Key>) {

@@ -258,3 +258,33 @@ fn both_ends_of_a_translated_connection_go_together() {
     assert_eq!(run(&[]), 2);
     assert_eq!(run(&[service, other]), 2);
 }
+
+/// nginx connects, on loopback or over the wire.
+fn connects(life: &[Vec<u8>], place: usize, result: i32) -> Vec<Vec<u8>> {
+    let (nginx, server) = ends();
+    let mut connect: Connect = zerocopy::FromZeros::new_zeroed();
+    connect.header = Header { time_ns: 2, kind: Kind::Connect as u16, tgid: 7, ..Header::default() };
+    connect.result = result;
+    connect.socket = Socket { local: nginx, remote: server, ..Socket::default() };
+    let (before, after) = life.split_at(place);
+    [before, &[connect.as_bytes().to_vec()], after].concat()
+}
+
+#[test]
+fn where_an_upstream_leads_is_asked_of_its_first_connection_that_comes_about() {
+    let (local, upstream) = ("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+    let asked = vec![Question::Translation { local, upstream, netns: None }];
+    // The answer may come before connect() returns.
+    for place in [1, 2] {
+        let mut sieve = fed(&connects(&life(1), place, IN_PROGRESS));
+        assert_eq!(sieve.take_questions(), asked);
+        assert_eq!(went_on(&mut sieve, 100), 0, "who is healthy goes all the same");
+        for record in connects(&life(200), place, IN_PROGRESS) {
+            take(&mut sieve, &record);
+        }
+        assert_eq!(sieve.take_questions(), []);
+    }
+    // A connection of somebody else's, and one that was refused: the kernel's table has forgotten it.
+    assert_eq!(fed(&life(1)).take_questions(), []);
+    assert_eq!(fed(&connects(&[], 0, -111)).take_questions(), []);
+}

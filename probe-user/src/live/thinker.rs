@@ -315,6 +315,9 @@ impl Thinker {
             Delivery::Records(records) => {
                 self.names = records.names;
                 self.sieve.records(records.bytes, &records.lengths);
+                for question in self.sieve.take_questions() {
+                    let _ = self.said.send(Said::Question(question));
+                }
             }
             Delivery::Line(both) => {
                 let (arrival, raw) = *both;

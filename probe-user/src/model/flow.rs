@@ -78,6 +78,15 @@ impl Flow {
         }
     }
 
+    /// Whose socket an event of it is about.
+    #[must_use]
+    pub fn side(&self, event: &Event) -> Option<Side> {
+        match &event.body {
+            Body::Socket(socket) => self.side_of(&socket.socket),
+            _ => None,
+        }
+    }
+
     /// Socket events of one side, in order.
     pub fn sockets(&self, side: Side) -> impl Iterator<Item = (&Event, &SocketEvent)> {
         self.events.iter().filter_map(move |event| match &event.body {

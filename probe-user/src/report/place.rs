@@ -43,7 +43,9 @@ impl Place {
     #[must_use]
     pub fn of(event: &Event, case: &Case) -> Option<Self> {
         match &event.body {
-            Body::Socket(socket) => Some(of_socket(socket, wording::side_of(event, wording::flow_of(event, case)))),
+            Body::Socket(socket) => {
+                Some(of_socket(socket, wording::flow_of(event, case).and_then(|flow| flow.side(event))))
+            }
             Body::Drop(drop) => Some(of_drop(drop)),
             Body::Syscall(syscall) => Some(of_syscall(syscall)),
             Body::Process(process) => Some(of_process(process)),

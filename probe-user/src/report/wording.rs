@@ -21,10 +21,9 @@ use crate::model::{
 /// The contract's word for where an event was seen, and the event in words; `None`: nothing to tell.
 pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)> {
     let flow = flow_of(event, case);
-    let side = side_of(event, flow);
     let seen = flow.map(|flow| flow.as_seen(event));
     Some(match &seen.as_deref().unwrap_or(event).body {
-        Body::Socket(socket) => ("kernel", socket_event(socket, side)),
+        Body::Socket(socket) => ("kernel", socket_event(socket, flow.and_then(|flow| flow.side(event)))),
         Body::Drop(drop) => ("kernel", drop_event(drop)),
         Body::Syscall(syscall) => ("syscall", syscall_event(syscall)),
         Body::Process(process) => ("process", process_event(process)),
@@ -54,14 +53,6 @@ pub(super) fn event(event: &Event, case: &Case) -> Option<(&'static str, String)
 pub(super) fn flow_of<'a>(event: &Event, case: &'a Case) -> Option<&'a Flow> {
     let mut flows = case.attempts.iter().filter_map(|attempt| attempt.flow.one());
     flows.find(|flow| flow.events.iter().any(|e| e.id == event.id))
-}
-
-/// Whose socket an event of this connection is about.
-pub(super) fn side_of(event: &Event, flow: Option<&Flow>) -> Option<Side> {
-    match &event.body {
-        Body::Socket(socket) => flow?.side_of(&socket.socket),
-        _ => None,
-    }
 }
 
 fn socket_event(event: &SocketEvent, side: Option<Side>) -> String {

@@ -101,7 +101,7 @@ impl Reading<'_> {
         }));
         events.sort_unstable();
         (!events.is_empty()).then_some(Evidence {
-            fact: Fact::NoListener { upstream: flow.upstream },
+            fact: Fact::NoListener { upstream: self.server().unwrap_or(flow.upstream) },
             events,
             weight: Weight::Direct,
         })

@@ -1,10 +1,13 @@
 //! Upstreams whose address is translated on the way: what is behind it is watched as well, as soon as it is known.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use probe_abi::process::{Watched, role};
 
-use super::{Followers, endpoint, watch_living};
+use super::{Followed, Followers, endpoint, watch_living};
 use crate::{
     live::clock,
     model::{event::Body, host::HostFact, time::Moment},
@@ -32,6 +35,11 @@ impl Translated {
     pub(super) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
         self.led.iter().map(|(_, to)| *to)
     }
+
+    /// Upstreams that lead elsewhere.
+    fn upstreams(&self) -> impl Iterator<Item = SocketAddr> {
+        self.led.iter().map(|(upstream, _)| *upstream)
+    }
 }
 
 impl Followers {
@@ -48,12 +56,13 @@ impl Followers {
         if began < self.translated.due {
             return;
         }
-        let towards: Vec<(BTreeSet<SocketAddr>, Option<u32>)> = self
-            .followed
-            .values()
-            .map(|followed| (followed.captures.towards.clone(), followed.found.instance.netns))
-            .collect();
-        for (upstreams, netns) in towards {
+        // Several nginx of a network namespace have one table; a Service gets new servers.
+        let mut towards: BTreeMap<Option<u32>, BTreeSet<SocketAddr>> = BTreeMap::new();
+        for Followed { captures, found, .. } in self.followed.values() {
+            let upstreams = captures.towards.iter().copied().chain(self.translated.upstreams());
+            towards.entry(found.instance.netns).or_default().extend(upstreams);
+        }
+        for (netns, upstreams) in towards {
             let mut found = self.lookup.translations(&upstreams, netns);
             let mut new = Vec::new();
             found.retain(|fact| self.take_translation(fact).inspect(|led| new.push(*led)).is_some());
@@ -76,6 +85,9 @@ impl Followers {
             let addresses: BTreeSet<SocketAddr> = new.iter().map(|(to, _)| *to).collect();
             tracing::info!("translated upstreams lead to {addresses:?}");
             self.watch_addresses(&addresses, *netns);
+            // Where each of them is must be known as soon as it is told that connections lead there.
+            let there: Vec<Body> = addresses.iter().map(|to| Body::Host(self.lookup.listeners(*to, *netns))).collect();
+            self.tell(there);
             self.intake.redactor().learn([], addresses.iter().copied());
             self.capture_also(&addresses, *netns);
         }

@@ -166,6 +166,11 @@ impl Fate {
         }
     }
 
+    /// nginx made it, and it was answered.
+    pub(super) const fn came_about(&self) -> bool {
+        self.worker != 0 && self.opened.connecting != 0
+    }
+
     /// The connecting side is nginx's: without it nothing is known to be whole.
     pub(super) fn is_over_and_well(&self) -> bool {
         !self.spoken_of && !self.went_on && self.opened.connecting != 0 && self.opened == self.closed

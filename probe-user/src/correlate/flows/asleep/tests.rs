@@ -237,7 +237,7 @@ impl Dice {
 
     fn idle(&mut self, tuple: Tuple, events: VecDeque<Event>) -> State {
         let led = self.maybe(|dice| {
-            let of_two = |event: &Event| (event.id.0 % 2 == 0).then_some(event.id);
+            let of_two = |event: &Event| event.id.0.is_multiple_of(2).then_some(event.id);
             Led { to: dice.address(), there: events.iter().filter_map(of_two).collect() }
         });
         let flow = Flow {
