@@ -12,7 +12,7 @@ use probe_abi::{Header, Kind};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-pub(crate) use self::socket::address;
+pub use self::socket::address;
 use crate::model::{event::Body, time::Moment};
 
 /// What the running kernel calls its numbers. Read from its BTF and configuration by the live side, stored with a recording.

@@ -138,7 +138,7 @@ fn result(raw: i32) -> Result<i32, Errno> {
 }
 
 /// The address, where it is one. Port 0 is a socket that has no address yet, or a listener's missing peer.
-pub(crate) fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
+pub fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
     let a = endpoint.address;
     let ip = match endpoint.family {
         FAMILY_INET => IpAddr::V4(Ipv4Addr::new(a[0], a[1], a[2], a[3])),

@@ -95,6 +95,11 @@ impl<'a> Reading<'a> {
         if server.is_some_and(|address| address.ip().is_loopback()) {
             return here;
         }
+        // A container's address may be gone with its last process, and before the look.
+        let served = |fact: &HostFact| matches!(fact, HostFact::Served { upstream, .. } if Some(*upstream) == server);
+        if here == Locality::Unwatched && self.case.host.iter().any(|(.., fact)| served(fact)) {
+            return here;
+        }
         match self.look_ups_of(server).next_back() {
             Some(look_up) if look_up.local => here,
             Some(_) => Locality::Elsewhere,
@@ -110,7 +115,7 @@ impl<'a> Reading<'a> {
             Locality::Elsewhere if self.case.coverage.left_out(Sensor::UpstreamSide) => {
                 "the upstream's side is left out".to_owned()
             }
-            Locality::Elsewhere => format!("{} is not an address of this host", self.upstream_name()),
+            Locality::Elsewhere => format!("{} was not found among this host's addresses", self.upstream_name()),
             Locality::Unwatched => {
                 format!("{} is on this host, and was not watched yet when this connection began", self.upstream_name())
             }

@@ -71,6 +71,27 @@ fn a_server_of_this_host_that_was_not_watched_yet_is_not_on_another() {
     assert!(explanation.fix[0].contains(&format!("the server at {SERVER}")), "{:?}", explanation.fix);
 }
 
+/// A container's network namespace, and with it the address, goes with its last process.
+#[test]
+fn a_server_that_was_found_here_before_it_ended_is_not_on_another() {
+    let mut world = closed_at_a_service();
+    world.told(100, OWN, SERVER);
+    let served = HostFact::Served {
+        upstream: SERVER.parse().unwrap(),
+        netns: Some(7),
+        pid: crate::diagnose::testing::SERVER,
+        command: None,
+        seen: moment(-50_000),
+        closed: None,
+        ended: Some((moment(-60), crate::model::process::Ending::Exit(1))),
+        signal: None,
+    };
+    world.host(-50, served);
+    world.look_for(SERVER, false);
+    let blind = blind(&world.expect("premature-close", Confidence::Likely));
+    assert!(blind.contains("was not watched yet"), "{blind}");
+}
+
 #[test]
 fn a_server_of_another_host_is_said_to_be_one() {
     let mut world = closed_at_a_service();
@@ -78,7 +99,7 @@ fn a_server_of_another_host_is_said_to_be_one() {
     world.look_for(SERVER, false);
     let explanation = world.expect("premature-close", Confidence::Likely);
     let blind = blind(&explanation);
-    assert!(blind.contains(&format!("{SERVER} is not an address of this host")), "{blind}");
+    assert!(blind.contains(&format!("{SERVER} was not found among this host")), "{blind}");
 }
 
 #[test]
