@@ -47,7 +47,7 @@ fn crash(site: &Site<'_>) -> Result<Vec<Witness>> {
         SERVICE.port()
     ))?;
     // What nobody has connected to yet leads nowhere: a connection that goes well shows where, and leaves nothing at nginx.
-    let healthy = site.connect()?.get("/upstream-crashed-translated/")?;
+    let healthy = site.connect()?.get("/upstream-crashed-translated/ok")?;
     ensure!(healthy.status == Some(200), "the Service does not work: {healthy:?}");
     sleep(LEARNT);
     let mut witnesses = Vec::new();

@@ -9,7 +9,7 @@ use probe_abi::process::{Watched, role};
 
 use super::{Followed, Followers, endpoint, watch_living};
 use crate::{
-    live::clock,
+    live::{clock, scope::Depth},
     model::{event::Body, host::HostFact, time::Moment},
     pipeline::Question,
 };
@@ -53,7 +53,10 @@ impl Followers {
     /// Looks where the connections lead that are open by now, before one of them fails.
     pub(super) fn look_for_translations(&mut self) {
         let began = clock::now();
-        if began < self.translated.due {
+        // While all rest there is no new connection, unless healthy ones are not told of.
+        let is_first = self.translated.due == Moment(0);
+        let hears = self.kernel.is_some() && self.scope.depth != Depth::Light;
+        if began < self.translated.due || (!is_first && hears && self.intake.rest().is_on()) {
             return;
         }
         // Several nginx of a network namespace have one table; a Service gets new servers.
