@@ -31,7 +31,7 @@ use crate::{
         delivery::Delivery,
         ebpf::{self, Kernel, LoadOptions, cost},
         follow::Followers,
-        host::answer_questions,
+        host::{answer_aside, answer_questions},
         memory, nginx,
         privilege::Account,
         scope::{self, Scope},
@@ -197,6 +197,7 @@ async fn watch(
     session.begin(account)?;
     memory::give_back();
     let lookups = plan.follows.then(|| answer_questions(intake.clone()));
+    let (strangers, mut led) = answer_aside();
 
     let learnt = session.followers.learnt();
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
@@ -209,10 +210,11 @@ async fn watch(
             _ = asked_for_cost.recv() => session.tell_own_cost(started),
             saying = sayings.recv() => {
                 let Some(saying) = saying else { break End::Broken };
-                if let Some(end) = heed(&mut session, saying, lookups.as_ref()) {
+                if let Some(end) = heed(&mut session, saying, lookups.as_ref(), &strangers) {
                     break end;
                 }
             }
+            Some(found) = led.recv() => session.followers.take_translations(found),
             () = processes.notified(), if plan.follows => {
                 tokio::time::sleep(SETTLE).await;
                 session.look_closely()?;
@@ -266,13 +268,22 @@ async fn watch(
 }
 
 /// Does what the thinking thread's word asks for; whether that is the end.
-fn heed(session: &mut Session<'_>, saying: Said, lookups: Option<&std::sync::mpsc::Sender<Question>>) -> Option<End> {
+fn heed(
+    session: &mut Session<'_>,
+    saying: Said,
+    lookups: Option<&std::sync::mpsc::Sender<Question>>,
+    strangers: &std::sync::mpsc::Sender<Question>,
+) -> Option<End> {
     match saying {
         // What is found there is watched before it is told.
         Said::Question(question @ Question::Translation { .. }) => session.followers.translate(&question),
         Said::Question(question) => {
             // The lookup thread ends only with the program.
             let _ = lookups.map(|lookups| lookups.send(question));
+        }
+        Said::Stranger(question) => {
+            // As does this one.
+            let _ = strangers.send(question);
         }
         Said::Case(CaseKind::Incident) if session.is_enough() => return Some(End::Ordered),
         Said::Case(_) => session.report_trouble(),

@@ -25,7 +25,10 @@ use procfs::{
 };
 
 use self::diag::Listening;
-pub use self::{answers::answer_questions, route::way};
+pub use self::{
+    answers::{answer_aside, answer_questions},
+    route::way,
+};
 use super::{capture, clock, namespaces, nginx::plain};
 use crate::{
     model::{

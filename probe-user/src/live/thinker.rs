@@ -78,6 +78,8 @@ const PACKET_BYTES: usize = 8 << 20;
 pub enum Said {
     /// Somebody should look this up.
     Question(Question),
+    /// The same, but nobody waits for the answer: nothing has failed yet.
+    Stranger(Question),
     /// A case was printed.
     Case(CaseKind),
     /// A greater depth would have told more of that case.
@@ -316,7 +318,7 @@ impl Thinker {
                 self.names = records.names;
                 self.sieve.records(records.bytes, &records.lengths);
                 for question in self.sieve.take_questions() {
-                    let _ = self.said.send(Said::Question(question));
+                    let _ = self.said.send(Said::Stranger(question));
                 }
             }
             Delivery::Line(both) => {

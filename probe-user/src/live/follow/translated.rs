@@ -46,6 +46,11 @@ impl Followers {
     /// Answers where a connection of nginx was led.
     pub fn translate(&mut self, question: &Question) {
         let found = self.lookup.answer(question);
+        self.take_translations(found);
+    }
+
+    /// Takes what somebody else has found.
+    pub fn take_translations(&mut self, found: Vec<HostFact>) {
         let new: Vec<_> = found.iter().filter_map(|fact| self.take_translation(fact)).collect();
         self.watch_and_tell(&new, found);
     }

@@ -9,6 +9,8 @@ use std::{
     thread,
 };
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
 use super::Lookup;
 use crate::{
     live::{clock, delivery::Delivery, thinker::Intake},
@@ -43,6 +45,27 @@ pub fn answer_questions(intake: Intake) -> Sender<Question> {
         tracing::warn!("nothing can be looked up on this host: {error}");
     }
     sender
+}
+
+/// Starts a thread for questions of which nobody waits for the answer: they may come many at once, and must not be in the way of those that a
+/// failure asks. Answers that say something come back.
+#[must_use]
+pub fn answer_aside() -> (Sender<Question>, UnboundedReceiver<Vec<HostFact>>) {
+    let (sender, receiver) = channel::<Question>();
+    let (answer, answers) = unbounded_channel();
+    let started = thread::Builder::new().name("strangers".into()).spawn(move || {
+        let mut lookup = Lookup::default();
+        while let Ok(question) = receiver.recv() {
+            let found = lookup.answer(&question);
+            if !found.is_empty() && answer.send(found).is_err() {
+                break;
+            }
+        }
+    });
+    if let Err(error) = started {
+        tracing::warn!("where upstreams lead is asked only when they fail: {error}");
+    }
+    (sender, answers)
 }
 
 /// A name server may be part of the outage: nobody waits for it.
