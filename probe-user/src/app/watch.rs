@@ -31,7 +31,7 @@ use crate::{
         delivery::Delivery,
         ebpf::{self, Kernel, LoadOptions, cost},
         follow::Followers,
-        host::{answer_aside, answer_questions},
+        host::Desks,
         memory, nginx,
         privilege::Account,
         scope::{self, Scope},
@@ -39,7 +39,7 @@ use crate::{
         thinker::{self, Intake, Said},
     },
     model::{case::CaseKind, time::WallClock},
-    pipeline::{Limits, Question, Settings},
+    pipeline::{Limits, Settings},
     redact::{Level, Redactor},
     report::json,
 };
@@ -196,8 +196,7 @@ async fn watch(
     let mut session = Session::new(plan, form, followers, intake.clone(), counts, tally, record.is_some());
     session.begin(account)?;
     memory::give_back();
-    let lookups = plan.follows.then(|| answer_questions(intake.clone()));
-    let (strangers, mut led) = answer_aside();
+    let (desks, mut led) = Desks::open(&intake, plan.follows);
 
     let learnt = session.followers.learnt();
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);
@@ -210,7 +209,7 @@ async fn watch(
             _ = asked_for_cost.recv() => session.tell_own_cost(started),
             saying = sayings.recv() => {
                 let Some(saying) = saying else { break End::Broken };
-                if let Some(end) = heed(&mut session, saying, lookups.as_ref(), &strangers) {
+                if let Some(end) = heed(&mut session, saying, &desks) {
                     break end;
                 }
             }
@@ -268,23 +267,10 @@ async fn watch(
 }
 
 /// Does what the thinking thread's word asks for; whether that is the end.
-fn heed(
-    session: &mut Session<'_>,
-    saying: Said,
-    lookups: Option<&std::sync::mpsc::Sender<Question>>,
-    strangers: &std::sync::mpsc::Sender<Question>,
-) -> Option<End> {
+fn heed(session: &mut Session<'_>, saying: Said, desks: &Desks) -> Option<End> {
     match saying {
-        // What is found there is watched before it is told.
-        Said::Question(question @ Question::Translation { .. }) => session.followers.translate(&question),
-        Said::Question(question) => {
-            // The lookup thread ends only with the program.
-            let _ = lookups.map(|lookups| lookups.send(question));
-        }
-        Said::Stranger(question) => {
-            // As does this one.
-            let _ = strangers.send(question);
-        }
+        Said::Question(question) => desks.ask(question),
+        Said::Stranger(question) => desks.wonder(question),
         Said::Case(CaseKind::Incident) if session.is_enough() => return Some(End::Ordered),
         Said::Case(_) => session.report_trouble(),
         Said::TooShallow => session.deepen(),

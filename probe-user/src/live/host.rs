@@ -25,10 +25,7 @@ use procfs::{
 };
 
 use self::diag::Listening;
-pub use self::{
-    answers::{answer_aside, answer_questions},
-    route::way,
-};
+pub use self::{answers::Desks, route::way};
 use super::{capture, clock, namespaces, nginx::plain};
 use crate::{
     model::{

@@ -11,7 +11,6 @@ use super::{Followed, Followers, endpoint, watch_living};
 use crate::{
     live::{clock, scope::Depth},
     model::{event::Body, host::HostFact, time::Moment},
-    pipeline::Question,
 };
 
 /// Addresses behind translated ones that are watched at most.
@@ -43,13 +42,7 @@ impl Translated {
 }
 
 impl Followers {
-    /// Answers where a connection of nginx was led.
-    pub fn translate(&mut self, question: &Question) {
-        let found = self.lookup.answer(question);
-        self.take_translations(found);
-    }
-
-    /// Takes what somebody else has found.
+    /// Takes where connections of nginx were led.
     pub fn take_translations(&mut self, found: Vec<HostFact>) {
         let new: Vec<_> = found.iter().filter_map(|fact| self.take_translation(fact)).collect();
         self.watch_and_tell(&new, found);

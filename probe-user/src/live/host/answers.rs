@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::Lookup;
 use crate::{
@@ -26,8 +26,7 @@ use crate::{
 const RESOLVING: usize = 8;
 
 /// Starts it; questions go in by the sender, answers go to the thinker.
-#[must_use]
-pub fn answer_questions(intake: Intake) -> Sender<Question> {
+fn answer_questions(intake: Intake) -> Sender<Question> {
     let (sender, receiver) = channel::<Question>();
     let started = thread::Builder::new().name("lookup".into()).spawn(move || {
         let mut lookup = Lookup::default();
@@ -47,13 +46,47 @@ pub fn answer_questions(intake: Intake) -> Sender<Question> {
     sender
 }
 
-/// Starts a thread for questions of which nobody waits for the answer: they may come many at once, and must not be in the way of those that a
-/// failure asks. Answers that say something come back.
-#[must_use]
-pub fn answer_aside() -> (Sender<Question>, UnboundedReceiver<Vec<HostFact>>) {
+/// Where questions go. One that waits for its answer waits for none that is slower, or that nobody waits for.
+#[derive(Debug)]
+pub struct Desks {
+    /// `None`: nothing is looked up any more.
+    host: Option<Sender<Question>>,
+    translations: Sender<Question>,
+    strangers: Sender<Question>,
+}
+
+impl Desks {
+    /// Starts their threads. Where connections are led comes back, for what is found there must be watched before it is told.
+    #[must_use]
+    pub fn open(intake: &Intake, looks_up: bool) -> (Self, UnboundedReceiver<Vec<HostFact>>) {
+        let (answer, answers) = unbounded_channel();
+        let desks = Self {
+            host: looks_up.then(|| answer_questions(intake.clone())),
+            translations: answer_aside("translations", answer.clone()),
+            strangers: answer_aside("strangers", answer),
+        };
+        (desks, answers)
+    }
+
+    /// A failure asks.
+    pub fn ask(&self, question: Question) {
+        // The threads end only with the program.
+        let _ = match question {
+            Question::Translation { .. } => self.translations.send(question),
+            _ => self.host.as_ref().map_or(Ok(()), |host| host.send(question)),
+        };
+    }
+
+    /// Nothing has failed, and nobody waits.
+    pub fn wonder(&self, question: Question) {
+        let _ = self.strangers.send(question);
+    }
+}
+
+/// Starts a thread whose answers come back, those that say something.
+fn answer_aside(name: &str, answer: UnboundedSender<Vec<HostFact>>) -> Sender<Question> {
     let (sender, receiver) = channel::<Question>();
-    let (answer, answers) = unbounded_channel();
-    let started = thread::Builder::new().name("strangers".into()).spawn(move || {
+    let started = thread::Builder::new().name(name.into()).spawn(move || {
         let mut lookup = Lookup::default();
         while let Ok(question) = receiver.recv() {
             let found = lookup.answer(&question);
@@ -63,9 +96,9 @@ pub fn answer_aside() -> (Sender<Question>, UnboundedReceiver<Vec<HostFact>>) {
         }
     });
     if let Err(error) = started {
-        tracing::warn!("where upstreams lead is asked only when they fail: {error}");
+        tracing::warn!("where upstreams lead is not asked: {error}");
     }
-    (sender, answers)
+    sender
 }
 
 /// A name server may be part of the outage: nobody waits for it.
