@@ -138,6 +138,7 @@ fn result(raw: i32) -> Result<i32, Errno> {
 }
 
 /// The address, where it is one. Port 0 is a socket that has no address yet, or a listener's missing peer.
+#[must_use]
 pub fn address(endpoint: &Endpoint) -> Option<SocketAddr> {
     let a = endpoint.address;
     let ip = match endpoint.family {
