@@ -87,7 +87,7 @@ impl Followers {
             tracing::info!("translated upstreams lead to {addresses:?}");
             self.watch_addresses(&addresses, *netns);
             // Where each of them is must be known as soon as it is told that connections lead there.
-            let there: Vec<Body> = addresses.iter().map(|to| Body::Host(self.lookup.listeners(*to, *netns))).collect();
+            let there: Vec<Body> = addresses.iter().map(|to| Body::from(self.lookup.listeners(*to, *netns))).collect();
             self.tell(there);
             self.intake.redactor().learn([], addresses.iter().copied());
             self.capture_also(&addresses, *netns);
