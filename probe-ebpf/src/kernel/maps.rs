@@ -81,11 +81,14 @@ pub(crate) struct RequestIdentity {
 /// Requests whose answer is worth a record whatever its status. Entries of requests that never answer
 /// (the client left) stay until the map needs their place.
 #[btf_map]
-pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, 4096> = LruHashMap::new();
+pub(crate) static ARMED: LruHashMap<RequestKey, RequestIdentity, UNDER_WAY> = LruHashMap::new();
+
+/// Requests that failed somewhere and are still under way: a thousand a second that wait half a minute for the next server.
+const UNDER_WAY: usize = 32_768;
 
 /// Requests in `ARMED` whose answer is awaited where it is sent, by the client's socket (`struct sock *`).
 #[btf_map]
-pub(crate) static AWAITED: LruHashMap<u64, RequestKey, 4096> = LruHashMap::new();
+pub(crate) static AWAITED: LruHashMap<u64, RequestKey, UNDER_WAY> = LruHashMap::new();
 
 /// Until when something may be awaited, jiffies: one load tells every other sender of the host that nothing is.
 #[btf_map]
