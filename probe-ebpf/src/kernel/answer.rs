@@ -93,7 +93,7 @@ fn look(sock: u64, tgid: u32, layout: &Layout, address: u64) -> Option<()> {
     let (Some(request), Some(identity)) = (request, remembered) else {
         return give_up(sock);
     };
-    if identity != request.identity(layout) {
+    if identity != request.identity(layout) || is_freed(layout, &request) {
         // It is over, and was never answered.
         return give_up(sock);
     }
@@ -108,6 +108,14 @@ fn look(sock: u64, tgid: u32, layout: &Layout, address: u64) -> Option<()> {
     disarm(tgid, address);
     tell(Kind::NginxSendHeader, layout, &request, status);
     give_up(sock)
+}
+
+/// A TLS client is told of the end (close_notify) when its request's memory is free already, and may still look like a request: nginx takes it
+/// out of the log's context before.
+#[inline(always)]
+fn is_freed(layout: &Layout, request: &Request) -> bool {
+    let context: u64 = read::user_member(request.log, layout.log_data).unwrap_or(0);
+    context != 0 && read::user_member::<u64>(context, layout.context_request) == Some(0)
 }
 
 #[inline(always)]
