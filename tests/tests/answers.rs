@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use probe_tests::expect::Witness;
+use probe_tests::expect::{Report, Witness};
 use probe_tests::fault::Fault;
 use probe_tests::lab::Lab;
 use probe_tests::nginx::Nginx;
@@ -71,6 +71,41 @@ fn a_reload_changes_which_answers_are_looked_at() -> Result<()> {
     let summary_of = probe.stop()?;
     let summary = summary_of.summary()?;
     ensure!(summary.events_lost == 0, "{summary:?}");
+    Ok(())
+}
+
+/// A file that the workers have read is gone from a directory that is included: what they were told is not known any more.
+#[test]
+fn a_file_that_is_gone_is_missed() -> Result<()> {
+    let lab = Lab::new()?;
+    let faults = faults()?;
+    let site = Site::start(&lab, &faults)?;
+    let directory = site.nginx().directory().join("more.d");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("ssi.conf"), "ssi on;")?;
+    configure(site.nginx(), &format!("include {}/*.conf;", directory.display()))?;
+    site.nginx().reload()?;
+    fs::remove_file(directory.join("ssi.conf"))?;
+    is(site.nginx(), EVERY)?;
+    site.nginx().reload()?;
+    is(site.nginx(), TROUBLED)
+}
+
+/// nginx passes a 502 on, keeps its header back because there is not yet enough to send, and gives up: nothing is ever sent.
+#[test]
+fn an_answer_that_was_kept_back_is_told() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::start_with(&lab, "kept-back", &[], |plan| {
+        let pass = format!("proxy_pass http://{}/bad-502/;", plan.app(9001));
+        plan.config.location("/kept-back/", &[&pass, "proxy_http_version 1.1;"]);
+    })?;
+    is(site.nginx(), TROUBLED)?;
+    let probe = Probe::watch_nginx(site.nginx().master(), &[])?;
+    let nothing = site.connect()?.get("/kept-back/1");
+    ensure!(nothing.as_ref().map_or(true, |exchange| exchange.status.is_none()), "{nothing:?}");
+    let (_, incident, _) = probe.wait_incident(WITHIN, |report, _| report == Report::Incident)?;
+    ensure!(incident.status == Some(502) && incident.verdict.cause == "upstream-sent-502", "{incident:#?}");
+    probe.stop()?;
     Ok(())
 }
 

@@ -28,9 +28,7 @@ pub(crate) fn wait_for(tgid: u32, layout: &Layout, request: u64) {
     if read::user_member::<u64>(request, layout.request_status) != Some(0) {
         return;
     }
-    let Some(connection) = read::user_member::<u64>(request, layout.request_connection) else { return };
-    let number = read::user_member::<i32>(connection, layout.connection_fd).unwrap_or(-1);
-    let Some(sock) = descriptor::socket(number) else { return };
+    let Some(sock) = client(layout, request) else { return };
     // The map makes room by itself.
     let _done = AWAITED.insert(sock, RequestKey { request, tgid, reserved: 0 }, 0);
     if let Some(until) = AWAITED_UNTIL.get_ptr_mut(0) {
@@ -38,6 +36,37 @@ pub(crate) fn wait_for(tgid: u32, layout: &Layout, request: u64) {
         // SAFETY: a slot of an array map.
         unsafe { *until = jiffies() + PATIENCE };
     }
+}
+
+/// The socket of a request's client.
+#[inline(always)]
+fn client(layout: &Layout, request: u64) -> Option<u64> {
+    let connection: u64 = read::user_member(request, layout.request_connection)?;
+    descriptor::socket(read::user_member(connection, layout.connection_fd)?)
+}
+
+/// The answer to this request was heard in another way.
+#[inline(always)]
+pub(crate) fn heard(layout: &Layout, request: u64) {
+    if let Some(sock) = client(layout, request) {
+        let _gone = AWAITED.remove(sock);
+    }
+}
+
+/// nginx is about to complain of this request (the main one). If it has decided on its answer and keeps that back, waiting for more of it
+/// to come (`postpone_output`, filters), it may never send it: the answer is told now, before what befell it.
+#[inline(always)]
+pub(crate) fn kept_back(tgid: u32, layout: &Layout, request: u64) -> Option<()> {
+    if read::user_member::<u64>(request, layout.request_status)? == 0 {
+        return None;
+    }
+    let sock = client(layout, request)?;
+    // SAFETY: as in `sent`.
+    let awaited = unsafe { AWAITED.get(sock) }.copied()?;
+    if awaited.tgid != tgid || awaited.request != request {
+        return None;
+    }
+    look(sock, tgid, layout, request)
 }
 
 /// `sock_send_length(sk, result, flags)`: something was sent, or was to be. Nearly always nothing is awaited.
@@ -53,27 +82,40 @@ pub(crate) fn sent(context: &RawTracePointContext) -> Option<()> {
         return Some(());
     }
     let (tgid, layout) = here()?;
-    let address = awaited.request;
+    look(sock, tgid, layout, awaited.request)
+}
+
+/// Tells the answer to the request that is awaited on this socket, if there is one by now.
+#[inline(always)]
+fn look(sock: u64, tgid: u32, layout: &Layout, address: u64) -> Option<()> {
     let request = Request::at(layout, address);
     let remembered = armed(tgid, address);
     let (Some(request), Some(identity)) = (request, remembered) else {
         return give_up(sock);
     };
-    if identity != request.identity(layout) {
+    if identity != request.identity(layout) || is_freed(layout, &request) {
         // It is over, and was never answered.
         return give_up(sock);
     }
     let status = read::user_member::<u64>(address, layout.request_status).unwrap_or(0) as u32;
     // What is no HTTP is relayed without a status, after nginx has written one down for the server; what else is sent before there is an
-    // answer ("100 Continue") is none.
+    // answer ("100 Continue", "103 Early Hints") is none.
     let is_answer = status != 0
-        || States::of(layout, &request).and_then(|states| states.last_status(layout)).is_some_and(|said| said != 0);
+        || States::of(layout, &request).and_then(|states| states.last_status(layout)).is_some_and(|said| said >= 200);
     if !is_answer {
         return Some(());
     }
     disarm(tgid, address);
     tell(Kind::NginxSendHeader, layout, &request, status);
     give_up(sock)
+}
+
+/// A TLS client is told of the end (close_notify) when its request's memory is free already, and may still look like a request: nginx takes it
+/// out of the log's context before.
+#[inline(always)]
+fn is_freed(layout: &Layout, request: &Request) -> bool {
+    let context: u64 = read::user_member(request.log, layout.log_data).unwrap_or(0);
+    context != 0 && read::user_member::<u64>(context, layout.context_request) == Some(0)
 }
 
 #[inline(always)]
@@ -106,8 +148,9 @@ pub(crate) fn relayed(context: &ProbeContext) -> Option<()> {
         return None;
     };
     let status = States::of(layout, &request).and_then(|states| states.last_status(layout));
-    // 502 is passed on to the next server by `proxy_next_upstream http_502`, whatever is asked about.
-    if status.is_none_or(|status| is_wanted(status) || status == 502) {
+    // From 500 on it is passed on to the next server by `proxy_next_upstream`, whatever is asked about. After "103 Early Hints" nginx keeps
+    // that status, not the one that follows.
+    if status.is_none_or(|status| is_wanted(status) || status >= 500 || status < 200) {
         arm(tgid, layout, request.address, request.main(layout), request.identity(layout));
     }
     Some(())

@@ -8,7 +8,7 @@ use probe_abi::{
 };
 
 use super::{
-    emit,
+    answer, emit,
     globals::{offset, setting},
     read,
     request::{Client, Request, Text, Upstream, arm, armed, disarm, here},
@@ -36,6 +36,12 @@ pub(crate) fn log(context: &ProbeContext) -> Option<()> {
         return Some(());
     }
     let (errno, format): (u32, u64) = (context.arg(2)?, context.arg(3)?);
+    if level <= ERROR
+        && let Some(request) = &request
+    {
+        let main = request.main(layout);
+        let _told = answer::kept_back(tgid, layout, if main == 0 { request.address } else { main });
+    }
     emit::record(Kind::NginxLog, |record: &mut Log| {
         record.number = number;
         record.level = level;
@@ -139,6 +145,9 @@ pub(crate) fn send_header(context: &ProbeContext) -> Option<()> {
     let is_main = main == 0 || main == address;
     if is_main {
         disarm(tgid, address);
+        if remembered.is_some() {
+            answer::heard(layout, address);
+        }
     }
     // A subrequest that was tried twice is its main request's business.
     if wanted || (again && is_main) || remembered.is_some_and(|identity| identity == request.identity(layout)) {

@@ -37,6 +37,8 @@ pub struct Decoded {
     pub missing_includes: Vec<String>,
     /// `include` patterns with wildcards that no file in the text matches, likewise. Usual: directories may be empty.
     pub empty_includes: Vec<String>,
+    /// All `include` patterns with wildcards, likewise: what they match depends on what their directories hold.
+    pub wild_includes: Vec<String>,
     /// What can make an answer a failure without a word about its request before: the directive, and where it stands.
     pub unannounced: Option<String>,
     /// No `error_log` stands at the top level, so nginx also uses the path it was built with.
@@ -71,8 +73,12 @@ pub fn files(text: &str) -> impl Iterator<Item = &str> {
 /// Reads a dump or a plain file.
 pub fn decode(text: &str) -> Result<Decoded, ConfigError> {
     let tree = tree::parse(text)?;
-    let mut decoded =
-        Decoded { missing_includes: tree.missing_includes, empty_includes: tree.empty_includes, ..Decoded::default() };
+    let mut decoded = Decoded {
+        missing_includes: tree.missing_includes,
+        empty_includes: tree.empty_includes,
+        wild_includes: tree.wild_includes,
+        ..Decoded::default()
+    };
     let main = &tree.directives;
     let configuration = &mut decoded.configuration;
     configuration.worker_rlimit_nofile = number(main, "worker_rlimit_nofile");

@@ -114,6 +114,9 @@ impl Behaviour {
             "cut-chunk" => Action::AnswerAndClose(
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nthe firs\r\n20\r\nthe sec".to_vec(),
             ),
+            "bad-502" => Action::AnswerAndClose(
+                b"HTTP/1.1 502 Not So Good\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n".to_vec(),
+            ),
             "status" => {
                 let status = number.and_then(|code| u16::try_from(code).ok()).unwrap_or(500);
                 Action::Answer(response(status, "the upstream's own words\n"))

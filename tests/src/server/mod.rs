@@ -12,6 +12,7 @@
 //! | `/status/CODE` | answers that status |
 //! | `/half-hang`, `/half-reset` | half a header, then silence or a reset |
 //! | `/cut`, `/cut-reset`, `/cut-hang`, `/cut-chunk` | part of a body, then a close, a reset or silence |
+//! | `/bad-502` | the header of a 502, and a body that is none |
 //! | `/shutdown` | reads the request, then ends its sending side only |
 //! | `/crash/SIGNAL`, `/exit/STATUS` | the process ends so |
 //! | `/crash-in-child/SIGNAL` | forks a child that gets the connection, and ends so a little later |

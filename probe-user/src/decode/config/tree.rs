@@ -33,6 +33,7 @@ pub(super) struct Tree {
     pub(super) directives: Vec<Directive>,
     pub(super) missing_includes: Vec<String>,
     pub(super) empty_includes: Vec<String>,
+    pub(super) wild_includes: Vec<String>,
 }
 
 /// Reads a dump or a plain file.
@@ -45,6 +46,7 @@ pub(super) fn parse(text: &str) -> Result<Tree, ConfigError> {
         files: files.iter().copied().collect(),
         missing_includes: BTreeSet::new(),
         empty_includes: BTreeSet::new(),
+        wild_includes: BTreeSet::new(),
         count: 0,
     };
     let directives = parser.file(main, 0)?;
@@ -52,6 +54,7 @@ pub(super) fn parse(text: &str) -> Result<Tree, ConfigError> {
         directives,
         missing_includes: parser.missing_includes.into_iter().collect(),
         empty_includes: parser.empty_includes.into_iter().collect(),
+        wild_includes: parser.wild_includes.into_iter().collect(),
     })
 }
 
@@ -80,6 +83,7 @@ struct Parser<'a> {
     files: BTreeMap<&'a str, &'a str>,
     missing_includes: BTreeSet<String>,
     empty_includes: BTreeSet<String>,
+    wild_includes: BTreeSet<String>,
     count: usize,
 }
 
@@ -147,9 +151,12 @@ impl<'a> Parser<'a> {
         let path = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{}/{pattern}", self.directory) };
         let found: Vec<(&'a str, &'a str)> =
             self.files.iter().filter(|(name, _)| matches(&path, name)).map(|(name, text)| (*name, *text)).collect();
+        let wild = path.contains(['*', '?', '[']);
+        if wild {
+            self.wild_includes.insert(path.clone());
+        }
         // A pattern may match nothing; a plain name may not.
         if found.is_empty() {
-            let wild = path.contains(['*', '?', '[']);
             let into = if wild { &mut self.empty_includes } else { &mut self.missing_includes };
             into.insert(path);
         }

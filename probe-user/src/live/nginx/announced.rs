@@ -22,7 +22,10 @@ pub(super) fn unannounced(
     read: Option<(&str, &Decoded)>,
 ) -> Option<String> {
     // Modules of others may answer as they like.
-    if !build.is_some_and(|build| build.contains("version: nginx/") && !build.contains("--add-module=")) {
+    let own = |build: &str| {
+        build.contains("version: nginx/") && !build.contains("(nginx-plus") && !build.contains("--add-module=")
+    };
+    if !build.is_some_and(own) {
         return Some("it is not built of nginx's own modules alone".to_owned());
     }
     let (Some((text, decoded)), Some(root)) = (read, root) else {
@@ -42,8 +45,17 @@ pub(super) fn unannounced(
     }
     // What stands in the files is what the workers were told only if nobody has changed them since.
     let Some(since) = oldest_start(master) else { return Some("the age of its workers is not known".to_owned()) };
-    let changed = config::files(text).find(|file| changed_at(root, Path::new(file)).is_none_or(|at| at > since));
+    // A file that is gone shows where it was.
+    let directories = decoded.wild_includes.iter().map(|pattern| directory(pattern));
+    let mut known = config::files(text).chain(directories);
+    let changed = known.find(|file| changed_at(root, Path::new(file)).is_none_or(|at| at > since));
     changed.map(|file| format!("{file} is newer than its workers"))
+}
+
+/// Where the files lie that a pattern matches, as far as it names that without wildcards.
+fn directory(pattern: &str) -> &str {
+    let known = pattern.find(['*', '?', '[']).map_or(pattern, |at| &pattern[..at]);
+    known.rsplit_once('/').map_or("/", |(directory, _)| if directory.is_empty() { "/" } else { directory })
 }
 
 /// When the oldest worker began, in nanoseconds by the wall clock; the kernel keeps hundredths of a second, rounded down.
@@ -65,4 +77,16 @@ fn changed_at(root: &Root, file: &Path) -> Option<i64> {
         metadata.ctime().checked_mul(1_000_000_000)?.checked_add(metadata.ctime_nsec())
     };
     Some(of(OFlag::empty())?.max(of(OFlag::O_NOFOLLOW)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::directory;
+
+    #[test]
+    fn a_pattern_says_where_to_look() {
+        assert_eq!(directory("/etc/nginx/conf.d/*.conf"), "/etc/nginx/conf.d");
+        assert_eq!(directory("/etc/nginx/*/site.conf"), "/etc/nginx");
+        assert_eq!(directory("/*.conf"), "/");
+    }
 }
