@@ -57,7 +57,7 @@ pub(crate) struct FailedAccept {
 pub(crate) static FAILED_ACCEPT: PerCpuArray<FailedAccept, 1> = PerCpuArray::new();
 
 /// A request of a worker.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct RequestKey {
     /// `ngx_http_request_t *`.

@@ -8,7 +8,7 @@ use crate::{
     live::{
         capture::interfaces,
         ebpf::{Attachment, Depth, Kernel, LoadOptions, State, Tier},
-        nginx,
+        nginx::{self, Found, Master},
         privilege::{self, Account, Fence},
     },
     report::redact,
@@ -28,10 +28,15 @@ struct Finding {
 
 /// Looks at everything `watch` needs, one after another, and detaches again.
 pub fn run(hide_btf: bool, output: Output) -> Result<(), AppError> {
+    let examine = |master: Master| {
+        let found = nginx::examine(&master);
+        (master, found)
+    };
+    let masters: Vec<(Master, Found)> = nginx::masters().into_iter().map(examine).collect();
     let mut findings = vec![root()];
-    findings.extend(kernel(hide_btf));
+    findings.extend(kernel(hide_btf, &masters));
     findings.push(packets());
-    findings.extend(nginx_here());
+    findings.extend(nginx_here(&masters));
     findings.extend(fences());
     let text = if output.json { as_json(&findings) } else { as_text(&findings) };
     // A reader that goes away early has read enough.
@@ -56,7 +61,7 @@ fn root() -> Finding {
     }
 }
 
-fn kernel(hide_btf: bool) -> Vec<Finding> {
+fn kernel(hide_btf: bool, masters: &[(Master, Found)]) -> Vec<Finding> {
     let options = LoadOptions { depth: Depth::Standard, hide_btf, ..LoadOptions::default() };
     let mut kernel = match Kernel::load(&options) {
         Ok(kernel) => kernel,
@@ -105,12 +110,11 @@ fn kernel(hide_btf: bool) -> Vec<Finding> {
         },
     });
     findings.extend(kernel.attachments().iter().map(from_attachment));
-    let masters = nginx::masters();
     if masters.is_empty() {
         findings.push(uprobes());
     }
-    for master in masters {
-        let answers = kernel.answers_of(nginx::examine(&master).unannounced.as_deref());
+    for (master, found) in masters {
+        let answers = kernel.answers_of(found.unannounced.as_deref());
         match kernel.attach_nginx(master.pid, answers) {
             Ok(attachments) => {
                 let every = kernel.every_answer_of(master.pid);
@@ -247,8 +251,7 @@ fn fences() -> Vec<Finding> {
     findings
 }
 
-fn nginx_here() -> Vec<Finding> {
-    let masters = nginx::masters();
+fn nginx_here(masters: &[(Master, Found)]) -> Vec<Finding> {
     if masters.is_empty() {
         return vec![Finding {
             name: "nginx".into(),
@@ -260,8 +263,7 @@ fn nginx_here() -> Vec<Finding> {
     }
     masters
         .iter()
-        .map(|master| {
-            let found = nginx::examine(master);
+        .map(|(master, found)| {
             let version = found.instance.version.as_deref().unwrap_or("of unknown version").to_owned();
             Finding {
                 name: format!("nginx {}", master.pid),

@@ -178,7 +178,7 @@ impl<'a> Entry<'a> {
             }
             Self::ErrorLine { at, line } => {
                 let decoded = error_log::decode(line).map_err(|_| unreadable("error-log line"))?;
-                (*at, Source::ErrorLog, Body::ErrorLine(Box::new(decoded.line)))
+                (*at, Source::ErrorLog, Body::from(decoded.line))
             }
             Self::AccessLine { at, format, line } => {
                 let decoded = access_log::decode(&Pattern::compile(format), line);

@@ -137,8 +137,7 @@ fn described(case: &Case, id: EventId, event: Option<&Event>) -> Option<Told> {
         return told(event);
     }
     if let Some((_, at, fact)) = case.host.iter().find(|(host, ..)| *host == id) {
-        let event =
-            Event { id, at: *at, source: crate::model::event::Source::Probe, body: Body::Host(Box::new(fact.clone())) };
+        let event = Event { id, at: *at, source: crate::model::event::Source::Probe, body: Body::from(fact.clone()) };
         return told(&event);
     }
     let status = case.status.map_or_else(|| "the failure".to_owned(), |status| status.to_string());

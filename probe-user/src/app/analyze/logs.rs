@@ -130,7 +130,7 @@ impl Log {
             Kind::Error => {
                 let decoded = error_log::decode(line).ok()?;
                 let at = interval(local_unix_ns(decoded.local)?, SECOND_NS);
-                Some(Arrival { at, source: Source::ErrorLog, body: Body::ErrorLine(Box::new(decoded.line)) })
+                Some(Arrival { at, source: Source::ErrorLog, body: Body::from(decoded.line) })
             }
             Kind::Access(pattern) => {
                 let decoded = access_log::decode(pattern, line).ok()?;

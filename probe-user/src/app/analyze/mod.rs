@@ -96,13 +96,13 @@ fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configur
         .map(|sensor| Body::Coverage(Coverage::Sensor { sensor, sight: Sight::On, why: None }))
         .chain([Body::Wire(Wire::Begins)]);
     let instance = configuration.map(|configuration| {
-        Body::Host(Box::new(HostFact::Nginx(NginxInstance {
+        Body::from(HostFact::Nginx(NginxInstance {
             master: Pid(0),
             workers: Vec::new(),
             version: None,
             netns: None,
             configuration: Some(configuration),
-        })))
+        }))
     });
     for body in sensors.chain(instance) {
         pipeline.push(Arrival { at, source: Source::Probe, body });

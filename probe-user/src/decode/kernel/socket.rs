@@ -27,12 +27,12 @@ pub(super) fn decode(kind: Kind, record: &[u8], names: &Names) -> Result<Body, R
     match kind {
         Kind::StateChange => {
             let change: abi::StateChange = read(record, "a state change")?;
-            Ok(Body::Socket(Box::new(SocketEvent {
+            Ok(Body::from(SocketEvent {
                 change: SocketChange::State { from: state(change.socket.old_state) },
                 socket: socket(&change.socket, change.jiffies, names.hz),
                 // In softirq the current task is whoever was interrupted.
                 by: (change.in_task == 1).then_some(Pid(change.header.tgid)),
-            })))
+            }))
         }
         Kind::Drop => {
             let drop: abi::Drop = read(record, "a drop")?;
@@ -44,9 +44,9 @@ pub(super) fn decode(kind: Kind, record: &[u8], names: &Names) -> Result<Body, R
             }))
         }
         Kind::Connect | Kind::Accept | Kind::SocketCall | Kind::OpenCall => {
-            syscall(kind, record, names.hz).map(|call| Body::Syscall(Box::new(call)))
+            syscall(kind, record, names.hz).map(Body::from)
         }
-        _ => socket_event(kind, record, names).map(|event| Body::Socket(Box::new(event))),
+        _ => socket_event(kind, record, names).map(Body::from),
     }
 }
 

@@ -127,14 +127,17 @@ impl Kernel {
     /// How the functions of the program of this nginx are attached.
     #[must_use]
     pub fn functions_of(&self, master: u32) -> Option<&[Attachment]> {
-        let known = self.binaries.values().find(|binary| binary.masters.contains_key(&master))?;
-        Some(&known.attachments)
+        Some(&self.binary_of(master)?.attachments)
     }
 
     /// Why every answer of this nginx is looked at; `None` if they are not.
     #[must_use]
     pub fn every_answer_of(&self, master: u32) -> Option<&str> {
-        self.binaries.values().find(|binary| binary.masters.contains_key(&master))?.every_answer()
+        self.binary_of(master)?.every_answer()
+    }
+
+    fn binary_of(&self, master: u32) -> Option<&AttachedBinary> {
+        self.binaries.values().find(|binary| binary.masters.contains_key(&master))
     }
 
     /// Attaches the functions that the depth wants by now, and lets go of those that it does not want any more.

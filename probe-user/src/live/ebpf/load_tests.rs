@@ -228,7 +228,7 @@ fn idle_nginx(folder: &std::path::Path) -> std::process::Child {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root and nginx"]
 fn only_answers_in_trouble_are_looked_at_where_that_is_enough() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = idle_nginx(folder.path());
@@ -258,7 +258,7 @@ fn only_answers_in_trouble_are_looked_at_where_that_is_enough() {
 }
 
 #[test]
-#[ignore = "needs root"]
+#[ignore = "needs root and nginx"]
 fn an_nginx_is_attached_to_once_and_let_go() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = idle_nginx(folder.path());

@@ -100,8 +100,8 @@ impl Column for Body {
 
     fn read(column: usize, row: &mut Reader<'_>) -> Option<Self> {
         match row.number(column)? {
-            0 => read::<SocketEvent>(column + 1, row).map(|event| Self::Socket(Box::new(event))),
-            1 => read::<SyscallEvent>(column + 1, row).map(|call| Self::Syscall(Box::new(call))),
+            0 => read::<SocketEvent>(column + 1, row).map(Self::from),
+            1 => read::<SyscallEvent>(column + 1, row).map(Self::from),
             2 => read::<DropEvent>(column + 1, row).map(Self::Drop),
             3 => read::<PacketEvent>(column + 1, row).map(Self::Packet),
             _ => None,
