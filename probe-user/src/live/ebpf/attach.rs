@@ -80,6 +80,8 @@ pub(super) enum Needs {
     Sockets,
     /// The members of processes.
     Tasks,
+    /// The way from a process' descriptor to its socket.
+    Descriptors,
     /// A drop reason.
     DropReason,
     /// The description of a classic tracepoint's record.
@@ -128,6 +130,15 @@ impl Needs {
                 (offsets.task_tgid, "task_struct.tgid"),
                 (offsets.task_signal, "task_struct.signal"),
                 (offsets.task_exit_code, "task_struct.exit_code"),
+            ]),
+            Self::Descriptors => absent(&[
+                (offsets.task_files, "task_struct.files"),
+                (offsets.files_fdt, "files_struct.fdt"),
+                (offsets.fdtable_fd, "fdtable.fd"),
+                (offsets.fdtable_max_fds, "fdtable.max_fds"),
+                (offsets.file_private_data, "file.private_data"),
+                (offsets.socket_sk, "socket.sk"),
+                (offsets.socket_file, "socket.file"),
             ]),
             Self::DropReason => {
                 absent(&[(offsets.skb_head, "sk_buff.head"), (offsets.skb_network_header, "sk_buff.network_header")])
@@ -383,7 +394,7 @@ pub(super) const FUNCTIONS: &[Hook] = &[
             Alternative {
                 program: "ngx_http_upstream_test_next",
                 way: Way::Answers("sock_send_length"),
-                needs: Needs::Nothing,
+                needs: Needs::Descriptors,
                 lacks: "",
             },
             Alternative { lacks: "each response of nginx costs about 1 µs", ..function("ngx_http_send_header") },
@@ -441,6 +452,11 @@ mod tests {
             let runs = unmet.iter().any(Option::is_none);
             let calls = hook.name.starts_with("sys_exit") || hook.name == "sched_process_exec";
             assert_eq!(runs, calls, "{}: {unmet:?}", hook.name);
+        }
+        for hook in FUNCTIONS {
+            let best = hook.alternatives.iter().find(|alternative| alternative.needs.unmet(&facts).is_none());
+            // A client's socket is not found without them.
+            assert!(matches!(best.map(|best| best.way), Some(Way::Function(_))), "{}: {best:?}", hook.name);
         }
     }
 }

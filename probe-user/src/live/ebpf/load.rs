@@ -253,7 +253,9 @@ impl Kernel {
         let wanted: Vec<&Hook> = FUNCTIONS.iter().filter(|hook| self.left_out(hook, self.reach).is_none()).collect();
         for hook in wanted {
             for alternative in hook.alternatives {
-                let mut loaded = program::<UProbe>(&mut self.ebpf, alternative.program)
+                let unmet = alternative.needs.unmet(&self.facts).map_or(Ok(()), Err);
+                let mut loaded = unmet
+                    .and_then(|()| program::<UProbe>(&mut self.ebpf, alternative.program))
                     .and_then(|program| program.load().map_err(|error| describe(&error)));
                 if let (Ok(()), Way::Answers(sent)) = (&loaded, alternative.way) {
                     loaded = program::<RawTracePoint>(&mut self.ebpf, sent)
