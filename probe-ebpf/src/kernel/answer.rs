@@ -110,7 +110,7 @@ fn look(sock: u64, tgid: u32, layout: &Layout, address: u64) -> Option<()> {
     give_up(sock)
 }
 
-/// A TLS client is told of the end (close_notify) when its request's memory is free already, and may still look like a request: nginx takes it
+/// A TLS client is told of the end (`close_notify`) when its request's memory is free already, and may still look like a request: nginx takes it
 /// out of the log's context before.
 #[inline(always)]
 fn is_freed(layout: &Layout, request: &Request) -> bool {
@@ -150,7 +150,7 @@ pub(crate) fn relayed(context: &ProbeContext) -> Option<()> {
     let status = States::of(layout, &request).and_then(|states| states.last_status(layout));
     // From 500 on it is passed on to the next server by `proxy_next_upstream`, whatever is asked about. After "103 Early Hints" nginx keeps
     // that status, not the one that follows.
-    if status.is_none_or(|status| is_wanted(status) || status >= 500 || status < 200) {
+    if status.is_none_or(|status| is_wanted(status) || !(200..500).contains(&status)) {
         arm(tgid, layout, request.address, request.main(layout), request.identity(layout));
     }
     Some(())
