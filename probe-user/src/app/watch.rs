@@ -74,6 +74,10 @@ pub fn run(plan: &Watch, record: Option<&Record>) -> Result<(), AppError> {
         )));
     }
     live::privilege::reduce().context("cannot give up the rights that are not needed").map_err(AppError::host)?;
+    if plan.depth != Depth::Deep {
+        // There, two threads allocate for each packet, and would wait for one another.
+        memory::share_a_heap();
+    }
     let account = account(plan)?;
     let owner = account.map_or_else(folder::owner_by_sudo, |account| Some(account.numbers()));
     let folder = plan.out.as_deref().map(|path| Folder::open(path, owner)).transpose().map_err(AppError::host)?;

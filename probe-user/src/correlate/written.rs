@@ -32,9 +32,10 @@ impl Written {
     pub(super) fn of(&self, event: &Event, log: &NginxLog, complaint: &Complaint) -> Option<&ErrorLine> {
         let said = (event.at, log, complaint.message);
         let fits = |(at, line, _): &&(At, ErrorLine, EventId)| became(said, (*at, line));
-        let mut lines = self.0.of(log.number?).rev().filter(fits).map(|(_, line, _)| line);
-        let newest = lines.next()?;
-        lines.all(|line| line.message == newest.message).then_some(newest)
+        let mut lines = self.0.of(log.number?).rev();
+        let (_, newest, _) = lines.find(fits)?;
+        // In a storm a connection has hundreds of lines that say the same: which of them fit makes no difference then.
+        lines.filter(|(_, line, _)| line.message != newest.message).all(|other| !fits(&other)).then_some(newest)
     }
 
     /// Lines written in one of these times.

@@ -25,6 +25,14 @@ pub fn give_back() {
     }
 }
 
+/// Has all threads share one heap, for those that allocate little: what one thread leaves free another uses. To be called before there are
+/// threads.
+pub fn share_a_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it has no preconditions; it sets a number of the allocator's.
+    let _done = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Where this program's code is.
 static CODE: OnceLock<Vec<(usize, usize)>> = OnceLock::new();
 
@@ -35,11 +43,16 @@ fn all_code() -> Vec<(usize, usize)> {
     program.map(|program| maps.lines().filter_map(|line| code(line, program)).collect()).unwrap_or_default()
 }
 
-/// Where code of this program is mapped: `55d0c0a00000-55d0c1200000 r-xp 00a00000 08:01 1234  /usr/bin/probe502`.
+/// Where code of this program is mapped, or what never changes: `55d0c0a00000-55d0c1200000 r-xp 00a00000 08:01 1234  /usr/bin/probe502`.
+/// Of what can only be read the beginning of the file is so; what follows the code was written to when the program was linked as it started.
 fn code(line: &str, program: &str) -> Option<(usize, usize)> {
     let mut words = line.split_whitespace();
     let (first, behind) = words.next()?.split_once('-')?;
-    let is_code = words.next()? == "r-xp" && line.ends_with(program);
+    let is_code = match (words.next()?, words.next()?) {
+        ("r-xp", _) => true,
+        ("r--p", offset) => offset.bytes().all(|digit| digit == b'0'),
+        _ => false,
+    } && line.ends_with(program);
     let number = |text| usize::from_str_radix(text, 16).ok();
     let (first, behind) = (number(first)?, number(behind)?);
     (is_code && first < behind).then_some((first, behind))
@@ -56,6 +69,8 @@ mod tests {
             |rights: &str, file: &str| format!("55d0c0a00000-55d0c0a02000 {rights} 00a00000 08:01 1234      {file}");
         assert_eq!(code(&line("r-xp", program), program), Some((0x55d0_c0a0_0000, 0x55d0_c0a0_2000)));
         assert_eq!(code(&line("r--p", program), program), None);
+        let first = line("r--p", program).replace("00a00000 08", "00000000 08");
+        assert_eq!(code(&first, program), Some((0x55d0_c0a0_0000, 0x55d0_c0a0_2000)));
         assert_eq!(code(&line("rw-p", program), program), None);
         assert_eq!(code(&line("r-xp", "/usr/lib/libpcap.so.1"), program), None);
         assert_eq!(code("7ffd0-7ffd1 r-xp 00000000 00:00 0 [vdso]", program), None);

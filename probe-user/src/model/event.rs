@@ -1,6 +1,6 @@
 //! The one kind of thing that every source produces and everything downstream consumes.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{
     coverage::Coverage,
@@ -47,15 +47,16 @@ pub struct Event {
 
 /// What happened. Closed on purpose: a new kind shows every place that has to think about it.
 ///
-/// What is large and not told of every packet lies elsewhere: at depth deep nearly all events are packets, and each is copied.
+/// What is large and not told of every packet lies elsewhere: at depth deep nearly all events are packets, and each is copied. Where several
+/// remember it, they share it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// A TCP socket of this host.
-    Socket(Box<SocketEvent>),
+    Socket(Arc<SocketEvent>),
     /// The kernel of this host dropped a packet.
     Drop(DropEvent),
     /// A system call of a watched process.
-    Syscall(Box<SyscallEvent>),
+    Syscall(Arc<SyscallEvent>),
     /// A watched process.
     Process(ProcessEvent),
     /// Inside nginx.
@@ -76,13 +77,13 @@ pub enum Body {
 
 impl From<SocketEvent> for Body {
     fn from(event: SocketEvent) -> Self {
-        Self::Socket(Box::new(event))
+        Self::Socket(Arc::new(event))
     }
 }
 
 impl From<SyscallEvent> for Body {
     fn from(event: SyscallEvent) -> Self {
-        Self::Syscall(Box::new(event))
+        Self::Syscall(Arc::new(event))
     }
 }
 
@@ -112,6 +113,7 @@ impl Event {
         };
         match &mut self.body {
             Body::Socket(e) => {
+                let e = Arc::make_mut(e);
                 if let SocketChange::ResetSent { answered: Some(answered), .. } = &mut e.change {
                     of_header(answered);
                 }
@@ -119,7 +121,7 @@ impl Event {
             }
             Body::Drop(drop) => of_header(&mut drop.packet),
             Body::Syscall(call) => {
-                if let Syscall::Accept { socket: Some(socket), .. } = &mut call.call {
+                if let Syscall::Accept { socket: Some(socket), .. } = &mut Arc::make_mut(call).call {
                     [&mut socket.local, &mut socket.remote].into_iter().flatten().for_each(change);
                 }
             }

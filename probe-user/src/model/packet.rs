@@ -1,6 +1,9 @@
 //! Packets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -156,14 +159,14 @@ pub enum Content {
         /// The code.
         code: u16,
         /// The status line, without the line end; cut where the capture cut it.
-        line: String,
+        line: Arc<str>,
     },
     /// `GET /cart HTTP/1.1`.
     HttpRequest {
         /// The request line; cut where the capture cut it.
-        line: String,
+        line: Arc<str>,
         /// The Host header, where it was captured.
-        host: Option<String>,
+        host: Option<Arc<str>>,
     },
     /// A TLS record of this content type (20 … 24).
     Tls {

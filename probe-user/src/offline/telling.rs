@@ -235,7 +235,7 @@ impl Analysis {
     /// A packet of an attempt; its name.
     pub(super) fn packet(&mut self, mark: &Mark, pair: &Pair, exchange: &Exchange) -> PacketRef {
         let reference = reference(mark.file, mark.number);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into();
         let here = (mark.file, mark.number);
         let content = match (mark.length, mark.captured) {
             (0, _) => Content::Empty,

@@ -169,6 +169,8 @@ fn is_syn(flags: TcpFlags) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::{
         event::{EventId, Source},
@@ -268,7 +270,8 @@ mod tests {
         let Body::Drop(DropEvent { packet, .. }) = dropped(NGINX, "10.1.0.1:40000", "10.1.0.1:9099") else { panic!() };
         let Body::Socket(mut reset) = socket(NGINX, "10.1.0.1:9099", "10.1.0.1:40000") else { panic!() };
         let reason = Some("NO_SOCKET".to_owned());
-        reset.change = SocketChange::ResetSent { reason: reason.clone(), answered: Some(packet.clone()) };
+        Arc::make_mut(&mut reset).change =
+            SocketChange::ResetSent { reason: reason.clone(), answered: Some(packet.clone()) };
         assert!(confined(true).admit(event(Body::Socket(reset))).is_none());
         let unheard = Body::Drop(DropEvent { reason, netns: Some(NGINX), packet });
         assert!(confined(true).admit(event(unheard)).is_none());

@@ -206,7 +206,7 @@ fn payload(bytes: &mut [u8], key: &Key) {
 }
 
 fn http(bytes: &mut [u8], key: &Key) {
-    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let end = memchr::memchr(b'\n', bytes);
     let mut length = end.unwrap_or(bytes.len());
     let line = &bytes[..length];
     let status = line.starts_with(b"HTTP/") && line.get(5).is_some_and(u8::is_ascii_digit);
@@ -238,7 +238,7 @@ fn is_request(line: &[u8], whole: bool) -> bool {
 /// Header names stay; values go unless they are the protocol's; what follows the headers goes.
 fn headers(mut rest: &mut [u8]) {
     while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1);
+        let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
         let (line, after) = rest.split_at_mut(end);
         rest = after;
         let text = line.len() - line.iter().rev().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -247,7 +247,7 @@ fn headers(mut rest: &mut [u8]) {
             rest.fill(BLANK);
             return;
         }
-        let colon = line[..text].iter().position(|byte| *byte == b':');
+        let colon = memchr::memchr(b':', &line[..text]);
         let token =
             |byte: &u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'(' | b')' | b',' | b'/' | b'=' | b'@');
         let name = colon.filter(|colon| *colon > 0 && line[..*colon].iter().all(token));

@@ -287,7 +287,7 @@ impl Inner {
             let line = format!("HTTP/1.1 {status} -");
             let sequence = tape.dice.sequence();
             let packet = header(self.listen, self.client, sequence, 1, PSH_ACK, 64);
-            tape.packet(now, packet, 300, Content::HttpStatus { code: status, line });
+            tape.packet(now, packet, 300, Content::HttpStatus { code: status, line: line.into() });
         }
         now + 1_000
     }

@@ -48,6 +48,7 @@ impl Flows {
 
     /// Makes what very many connections take as small as it goes.
     pub fn fill(&mut self) {
+        self.known.tidy();
         if self.known.len().abs_diff(self.filled) > FILLED_EVERY {
             self.filled = self.known.len();
             self.known.fill();

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     State,
-    asleep::{Asleep, Head},
+    asleep::{Asleep, Head, Place, Shelf},
 };
 use crate::model::{
     event::Event,
@@ -24,7 +24,7 @@ const RESTLESS_NS: u64 = 20_000_000;
 #[derive(Debug)]
 enum Kept {
     Awake(Box<State>),
-    Asleep(Asleep),
+    Asleep(Place),
 }
 
 /// The connections. Which of them sleep makes no difference to what is found.
@@ -33,6 +33,8 @@ pub(super) struct Known {
     kept: BTreeMap<FlowId, Kept>,
     /// Those that may fall asleep, each with when it was last looked at.
     awake: VecDeque<(Moment, FlowId)>,
+    /// The rows of those that sleep.
+    shelf: Shelf,
     now: Moment,
 }
 
@@ -47,15 +49,20 @@ impl Known {
     pub(super) fn remove(&mut self, id: FlowId) -> Option<State> {
         match self.kept.remove(&id)? {
             Kept::Awake(state) => Some(*state),
-            Kept::Asleep(asleep) => asleep.wake(id),
+            Kept::Asleep(place) => {
+                let state = Asleep(self.shelf.row(place)?).wake(id);
+                self.shelf.take_away(place);
+                state
+            }
         }
     }
 
     /// One, awake.
     pub(super) fn wake(&mut self, id: FlowId) -> Option<&mut State> {
         let kept = self.kept.get_mut(&id)?;
-        if let Kept::Asleep(asleep) = kept {
-            *kept = Kept::Awake(Box::new(asleep.wake(id)?));
+        if let Kept::Asleep(place) = *kept {
+            *kept = Kept::Awake(Box::new(Asleep(self.shelf.row(place)?).wake(id)?));
+            self.shelf.take_away(place);
             self.awake.push_back((self.now, id));
         }
         match kept {
@@ -66,12 +73,12 @@ impl Known {
 
     /// What there is to know of one at first sight.
     pub(super) fn head(&self, id: FlowId) -> Option<Head> {
-        self.kept.get(&id)?.head()
+        self.kept.get(&id)?.head(&self.shelf)
     }
 
     /// The history of one.
     pub(super) fn flow(&self, id: FlowId) -> Option<Cow<'_, Flow>> {
-        self.kept.get(&id)?.flow(id)
+        self.kept.get(&id)?.flow(id, &self.shelf)
     }
 
     /// The histories of those towards this upstream, or all, oldest first; without some of those of which nothing was seen in this time.
@@ -79,7 +86,8 @@ impl Known {
         let asked_for = move |flow: SocketAddr| upstream.is_none_or(|upstream| upstream == flow);
         self.kept.iter().filter_map(move |(id, kept)| match kept {
             Kept::Awake(state) => asked_for(state.flow.upstream).then_some(Cow::Borrowed(&state.flow)),
-            Kept::Asleep(asleep) => {
+            Kept::Asleep(place) => {
+                let asleep = Asleep(self.shelf.row(*place)?);
                 let (head, seen) = asleep.seen()?;
                 let meant = asked_for(head.tuple.upstream) && seen.overlaps(&window);
                 if meant { asleep.wake(*id).map(|state| Cow::Owned(state.flow)) } else { None }
@@ -90,13 +98,13 @@ impl Known {
     /// Every event of every connection.
     pub(super) fn for_each_event(&self, mut each: impl FnMut(&Event)) {
         for (id, kept) in &self.kept {
-            kept.flow(*id).iter().flat_map(|flow| &flow.events).for_each(&mut each);
+            kept.flow(*id, &self.shelf).iter().flat_map(|flow| &flow.events).for_each(&mut each);
         }
     }
 
     /// All of them at first sight, oldest first.
     pub(super) fn heads(&self) -> impl Iterator<Item = Head> {
-        self.kept.values().filter_map(Kept::head)
+        self.kept.values().filter_map(|kept| kept.head(&self.shelf))
     }
 
     /// How many there are.
@@ -112,6 +120,16 @@ impl Known {
     /// Fills the tree's nodes, which stay half empty where it grows at its end.
     pub(super) fn fill(&mut self) {
         self.kept = std::mem::take(&mut self.kept).into_iter().collect();
+    }
+
+    /// Gives back what is left of rows that are gone.
+    pub(super) fn tidy(&mut self) {
+        let Self { kept, shelf, .. } = self;
+        shelf.tidy(|id, place| {
+            if let Some(Kept::Asleep(known)) = kept.get_mut(&id) {
+                *known = place;
+            }
+        });
     }
 
     /// Lets those fall asleep on which nothing has happened for a while.
@@ -132,25 +150,25 @@ impl Known {
             let rest = RESTLESS_NS.saturating_mul(u64::try_from(events.len()).unwrap_or(u64::MAX));
             if events.back().is_some_and(|last| self.now.since_ns(last.at.latest) < rest) {
                 self.awake.push_back((self.now, id));
-            } else if let Some(asleep) = Asleep::of(state) {
-                *kept = Kept::Asleep(asleep);
+            } else if let Some(place) = state.row().and_then(|row| self.shelf.lay(id, &row)) {
+                *kept = Kept::Asleep(place);
             }
         }
     }
 }
 
 impl Kept {
-    fn head(&self) -> Option<Head> {
+    fn head(&self, shelf: &Shelf) -> Option<Head> {
         match self {
             Self::Awake(state) => Some(state.head()),
-            Self::Asleep(asleep) => asleep.head(),
+            Self::Asleep(place) => Asleep(shelf.row(*place)?).head(),
         }
     }
 
-    fn flow(&self, id: FlowId) -> Option<Cow<'_, Flow>> {
+    fn flow(&self, id: FlowId, shelf: &Shelf) -> Option<Cow<'_, Flow>> {
         match self {
             Self::Awake(state) => Some(Cow::Borrowed(&state.flow)),
-            Self::Asleep(asleep) => asleep.wake(id).map(|state| Cow::Owned(state.flow)),
+            Self::Asleep(place) => Asleep(shelf.row(*place)?).wake(id).map(|state| Cow::Owned(state.flow)),
         }
     }
 }

@@ -42,7 +42,7 @@ fn answer_packet(client: &str, code: u16) -> Body {
         flags: TcpFlags(24),
         ttl: 64,
     };
-    let content = Content::HttpStatus { code, line: format!("HTTP/1.1 {code} Bad Gateway") };
+    let content = Content::HttpStatus { code, line: format!("HTTP/1.1 {code} Bad Gateway").into() };
     let packet = TcpPacket { header, payload_length: 300, window: 1, ip_id: Some(1), content, promised: None };
     Body::Packet(PacketEvent { reference: PacketRef(1), netns: Some(7), body: PacketBody::Tcp(packet) })
 }

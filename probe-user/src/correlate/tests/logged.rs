@@ -46,7 +46,7 @@ fn packet(world: &mut World, from: &str, to: &str, content: Content) {
 
 /// The upstream answers on the wire.
 fn answers(world: &mut World, upstream: &str, local: &str, code: u16) {
-    packet(world, upstream, local, Content::HttpStatus { code, line: format!("HTTP/1.1 {code} X") });
+    packet(world, upstream, local, Content::HttpStatus { code, line: format!("HTTP/1.1 {code} X").into() });
 }
 
 fn refused_line(number: u64) -> Body {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -93,7 +95,7 @@ fn what_was_not_read_is_not_claimed() {
     };
     let Body::Socket(event) = decode(record.as_bytes(), &names()).unwrap().body else { panic!() };
     assert_eq!(event.change, SocketChange::ErrorReported);
-    let socket = event.socket;
+    let socket = &event.socket;
     assert_eq!((socket.local, socket.remote, socket.netns, socket.error), (None, None, None, None));
     assert!(socket.tcp.is_none() && socket.accept_queue.is_none());
 }
@@ -119,6 +121,7 @@ fn reset_without_a_socket_goes_back_the_way_the_packet_came() {
     };
     let reset = |record: &abi::SocketEvent| {
         let Body::Socket(event) = decode(record.as_bytes(), &names()).unwrap().body else { panic!() };
+        let event = Arc::unwrap_or_clone(event);
         let SocketChange::ResetSent { reason, answered } = event.change else { panic!() };
         (reason, answered, event.socket)
     };
@@ -181,7 +184,7 @@ fn system_calls() {
     let call = |bytes: &[u8]| {
         let Body::Syscall(event) = decode(bytes, &names()).unwrap().body else { panic!() };
         assert_eq!((event.pid, event.tid), (Pid(812), Pid(813)));
-        event.call
+        event.call.clone()
     };
     let unix = |path: &str| Some(Address::Unix(path.to_owned()));
     let connected = |address| Syscall::Connect { fd: 13, address, result: Err(Errno::ENOENT), socket: None };

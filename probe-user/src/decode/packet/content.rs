@@ -1,6 +1,8 @@
 //! What a payload begins with. Judged from the first bytes of one segment, so a segment in the middle of a body can look like
 //! anything; the reader of [`Content`] knows where in the stream it stands.
 
+use std::sync::Arc;
+
 use crate::model::packet::{Content, METHODS, Promised};
 
 /// Longest line kept, bytes.
@@ -21,11 +23,9 @@ pub(super) fn classify(payload: &[u8]) -> Content {
 pub(super) fn promised(payload: &[u8]) -> Option<Promised> {
     payload.strip_prefix(b"HTTP/1.")?;
     let end = memchr::memchr_iter(b'\r', payload).find(|at| payload[*at..].starts_with(b"\r\n\r\n"))?;
-    let mut lengths = payload.get(..end)?.split(|&byte| byte == b'\n').skip(1).filter_map(|line| {
-        let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
-        name.eq_ignore_ascii_case(b"content-length").then(|| value[1..].trim_ascii())
-    });
-    let body = str::from_utf8(lengths.next()?).ok()?.parse().ok()?;
+    let header = payload.get(..end)?;
+    let length = memchr::memchr_iter(b'\n', header).find_map(|at| field(&header[at + 1..], b"content-length:"))?;
+    let body = str::from_utf8(first_line(length).0.trim_ascii()).ok()?.parse().ok()?;
     Some(Promised { header: u32::try_from(end + 4).ok()?, body })
 }
 
@@ -61,28 +61,36 @@ fn http_request(payload: &[u8]) -> Option<Content> {
 }
 
 /// The first line without its end, and whether its end was there.
-fn line(payload: &[u8]) -> (String, bool) {
-    let window = &payload[..payload.len().min(LINE)];
-    let end = memchr::memchr(b'\n', window);
-    let mut line = &window[..end.unwrap_or(window.len())];
-    if let [rest @ .., b'\r'] = line {
-        line = rest;
-    }
-    (String::from_utf8_lossy(line).into_owned(), end.is_some())
+fn line(payload: &[u8]) -> (Arc<str>, bool) {
+    let (line, end) = first_line(&payload[..payload.len().min(LINE)]);
+    (String::from_utf8_lossy(line).into(), end.is_some())
+}
+
+/// The same, and where the next line begins.
+fn first_line(bytes: &[u8]) -> (&[u8], Option<usize>) {
+    let end = memchr::memchr(b'\n', bytes);
+    let line = &bytes[..end.unwrap_or(bytes.len())];
+    (line.strip_suffix(b"\r").unwrap_or(line), end.map(|end| end + 1))
+}
+
+/// What follows this name and its colon (in lower case), if a line begins with it.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (begin, rest) = line.split_at_checked(name.len())?;
+    begin.eq_ignore_ascii_case(name).then_some(rest)
 }
 
 /// The Host header, where the whole of it was captured.
-fn host(payload: &[u8]) -> Option<String> {
-    let window = &payload[..payload.len().min(HEADERS)];
-    let mut lines = window.split_inclusive(|&byte| byte == b'\n').skip(1);
-    lines
-        .by_ref()
-        .map_while(|line| line.strip_suffix(b"\n"))
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-        .take_while(|line| !line.is_empty())
-        .find_map(|line| {
-            let (name, value) = line.split_at(line.iter().position(|&byte| byte == b':')?);
-            name.eq_ignore_ascii_case(b"host").then(|| String::from_utf8_lossy(value[1..].trim_ascii()).into_owned())
-        })
-        .filter(|host| !host.is_empty())
+fn host(payload: &[u8]) -> Option<Arc<str>> {
+    let mut rest = &payload[..payload.len().min(HEADERS)];
+    loop {
+        rest = &rest[first_line(rest).1?..];
+        let (line, end) = first_line(rest);
+        if line.is_empty() || end.is_none() {
+            return None;
+        }
+        if let Some(value) = field(line, b"host:") {
+            let value = value.trim_ascii();
+            return (!value.is_empty()).then(|| String::from_utf8_lossy(value).into());
+        }
+    }
 }

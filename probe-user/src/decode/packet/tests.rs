@@ -193,10 +193,8 @@ fn content(payload: &[u8]) -> Content {
 
 #[test]
 fn contents() {
-    let request = |line: &str, host: Option<&str>| Content::HttpRequest {
-        line: line.to_owned(),
-        host: host.map(ToOwned::to_owned),
-    };
+    let request =
+        |line: &str, host: Option<&str>| Content::HttpRequest { line: line.into(), host: host.map(Into::into) };
     let tls = |content_type, alert| Content::Tls { content_type, alert };
     assert_eq!(content(b"HTTP/1.0 504\n"), Content::HttpStatus { code: 504, line: "HTTP/1.0 504".into() });
     assert_eq!(content(b"HTTP/2 200"), Content::HttpStatus { code: 200, line: "HTTP/2 200".into() });

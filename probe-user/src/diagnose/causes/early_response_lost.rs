@@ -68,7 +68,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         Content::HttpStatus { code, line }
             if event.at.earliest <= until && reading.answers_this_request(packet.header.acknowledgement) =>
         {
-            Some((event.id, *code, line.clone()))
+            Some((event.id, *code, line.to_string()))
         }
         _ => None,
     });
@@ -135,7 +135,7 @@ pub(crate) mod tests {
         world.accepted();
         world.connect(-99);
         let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
-        let line = "HTTP/1.1 413 Payload Too Large".to_owned();
+        let line = "HTTP/1.1 413 Payload Too Large".into();
         world.packet(-70, ends, 0x18, (0, START + 100), (120, Content::HttpStatus { code: 413, line }));
         world.state_with(-62, Side::Upstream, TcpState::Established, TcpState::Closed, unread(200));
         world.reset_received(-60, TcpState::Established);

@@ -230,6 +230,8 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, last: &FailedAccept<'_
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use crate::{
         diagnose::testing::{LENGTH, SERVER, START, World, closed_by, counters, moment},
         model::{
@@ -373,7 +375,7 @@ pub(crate) mod tests {
         let in_namespace = |netns| {
             let mut call = call.clone();
             let Body::Syscall(syscall) = &mut call.body else { panic!("{call:?}") };
-            let Syscall::Accept { socket: Some(socket), .. } = &mut syscall.call else { panic!("{syscall:?}") };
+            let Syscall::Accept { socket: Some(socket), .. } = &mut Arc::make_mut(syscall).call else { panic!() };
             socket.netns = Some(netns);
             call
         };
@@ -385,7 +387,7 @@ pub(crate) mod tests {
         world.case.host.clear();
         world.expect("fd-exhausted-upstream", Confidence::Likely);
         let end = world.flow().events.iter_mut().rev().find_map(|event| match &mut event.body {
-            Body::Socket(e) if e.socket.state == TcpState::CloseWait => Some(&mut e.socket),
+            Body::Socket(e) if e.socket.state == TcpState::CloseWait => Some(&mut Arc::make_mut(e).socket),
             _ => None,
         });
         end.unwrap().netns = Some(7);

@@ -237,6 +237,8 @@ fn sleeps(channel: Option<&String>, call: Option<&String>) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use crate::{
         diagnose::testing::{LENGTH, SERVER, START, World, moment},
         model::{
@@ -337,7 +339,7 @@ pub(crate) mod tests {
         );
         // What was sent as nginx gave up may still have been on its way.
         let Some(Body::Socket(e)) = world.flow().events.back_mut().map(|event| &mut event.body) else { panic!() };
-        e.socket.tcp.as_mut().unwrap().since_sent_us = Some(2_000);
+        Arc::make_mut(e).socket.tcp.as_mut().unwrap().since_sent_us = Some(2_000);
         world.expect("read-timeout", Confidence::Likely);
     }
 

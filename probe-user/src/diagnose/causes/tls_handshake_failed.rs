@@ -192,7 +192,7 @@ fn advice(reading: &Reading<'_>, alert: Option<u8>, no_tls: bool, slow: bool) ->
 fn plain_answer(reading: &Reading<'_>) -> Option<(EventId, u16, String)> {
     reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
         Content::HttpStatus { code, line } if event.at.earliest <= reading.failed_at() => {
-            Some((event.id, *code, line.clone()))
+            Some((event.id, *code, line.to_string()))
         }
         _ => None,
     })

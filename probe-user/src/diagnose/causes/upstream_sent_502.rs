@@ -227,7 +227,7 @@ fn status_line(reading: &Reading<'_>, status: u16) -> Option<Evidence> {
     };
     reading.flow()?.packets_from_upstream().find_map(|(event, packet)| match &packet.content {
         Content::HttpStatus { code, line } if *code == status && event.at.latest >= since => {
-            Some(evidence(Fact::UpstreamStatus { status, line: Some(line.clone()) }, &[event.id], Weight::Direct))
+            Some(evidence(Fact::UpstreamStatus { status, line: Some(line.to_string()) }, &[event.id], Weight::Direct))
         }
         _ => None,
     })
@@ -251,7 +251,7 @@ pub(crate) mod tests {
         world.case.origin = Origin::Upstream;
         world.connect(-90);
         let ends = ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:41822".parse().unwrap());
-        let line = "HTTP/1.1 502 Bad Gateway".to_owned();
+        let line = "HTTP/1.1 502 Bad Gateway".into();
         world.packet(-50, ends, 0x18, (0, 0), (180, Content::HttpStatus { code: 502, line }));
         world.attempt().outcome = Outcome::Ok;
         world

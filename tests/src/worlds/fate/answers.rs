@@ -55,7 +55,7 @@ impl Scene<'_, '_> {
         self.connection.upstream.read_all();
         let at = ready + self.latency(20, 30_000);
         let bytes = if too_big { 4_096 } else { 120 };
-        let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".to_owned() };
+        let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".into() };
         let known = self.connection.response(&mut self.stage.tape, at, bytes, content);
         self.connection.nginx.read(bytes);
         self.state.received = u64::from(bytes);
@@ -85,7 +85,7 @@ impl Scene<'_, '_> {
     /// An early answer, and the reset that destroys it before nginx, still sending, has read it.
     pub(super) fn early_lost(mut self, ready: u64) -> Outcome {
         self.connection.upstream.read(self.bytes / 2);
-        let content = Content::HttpStatus { code: 413, line: "HTTP/1.1 413 Request Entity Too Large".to_owned() };
+        let content = Content::HttpStatus { code: 413, line: "HTTP/1.1 413 Request Entity Too Large".into() };
         let at = ready + self.latency(10, 900);
         let known = self.connection.response(&mut self.stage.tape, at, 180, content);
         let known = self.connection.upstream_abort(&mut self.stage.tape, known + 3 * STEP, "TCP_ABORT_ON_CLOSE");

@@ -92,7 +92,7 @@ impl Scene<'_, '_> {
         let content = if header < 12 {
             Content::Other
         } else {
-            Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".to_owned() }
+            Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".into() }
         };
         let known = self.connection.response(&mut self.stage.tape, t, bytes, content);
         self.connection.nginx.read(bytes);
@@ -133,7 +133,7 @@ impl Scene<'_, '_> {
         self.connection.upstream.read_all();
         let at = ready + self.latency(20, 30_000);
         let bytes = u32::try_from(self.stage.tape.dice.between(60, 900)).unwrap_or(60);
-        let content = Content::HttpStatus { code: status, line: format!("HTTP/1.1 {status} -") };
+        let content = Content::HttpStatus { code: status, line: format!("HTTP/1.1 {status} -").into() };
         let mut known = self.connection.response(&mut self.stage.tape, at, bytes, content);
         let kept = !fresh || self.stage.tape.dice.chance(200);
         if !kept {
@@ -162,7 +162,7 @@ impl Scene<'_, '_> {
 
     pub(super) fn truncated(mut self, ready: u64, reset: bool) -> Outcome {
         self.connection.upstream.read_all();
-        let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".to_owned() };
+        let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".into() };
         let known = self.connection.response(&mut self.stage.tape, ready + 100 * US, 1_000, content);
         let at = self.stage.turn(self.worker, known);
         self.connection.nginx.read_all();

@@ -42,7 +42,7 @@ impl Play<'_> {
         let over = match end {
             ForeignEnd::Served => {
                 connection.upstream.read_all();
-                let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".to_owned() };
+                let content = Content::HttpStatus { code: 200, line: "HTTP/1.1 200 OK".into() };
                 let known = connection.response(&mut self.stage.tape, at, 300, content);
                 connection.upstream_close(&mut self.stage.tape, known)
             }

@@ -387,7 +387,7 @@ impl Connection {
 
     /// nginx writes so many bytes of a request. Returns when they were with the upstream's kernel, and when that was acknowledged.
     pub fn request(&mut self, tape: &mut Tape, t: u64, bytes: u32, line: &str, host: &str) -> (u64, u64) {
-        let content = Content::HttpRequest { line: line.to_owned(), host: Some(host.to_owned()) };
+        let content = Content::HttpRequest { line: line.into(), host: Some(host.into()) };
         self.bytes(tape, t, bytes, content)
     }
 
@@ -413,7 +413,7 @@ impl Connection {
     pub fn request_lost(&mut self, tape: &mut Tape, t: u64, bytes: u32, line: &str, host: &str) -> u64 {
         let sequence = self.nginx.write_seq;
         self.nginx.write(bytes, t);
-        let content = Content::HttpRequest { line: line.to_owned(), host: Some(host.to_owned()) };
+        let content = Content::HttpRequest { line: line.into(), host: Some(host.into()) };
         self.to_upstream(tape, t + STEP, sequence, self.nginx.rcv_nxt, PSH_ACK, (bytes, content));
         t + STEP + self.one_way
     }
@@ -421,7 +421,7 @@ impl Connection {
     /// What nginx last sent is sent again.
     pub fn repeat_request(&mut self, tape: &mut Tape, t: u64, bytes: u32, line: &str, host: &str) -> TcpHeader {
         let sequence = self.nginx.write_seq.wrapping_sub(bytes);
-        let content = Content::HttpRequest { line: line.to_owned(), host: Some(host.to_owned()) };
+        let content = Content::HttpRequest { line: line.into(), host: Some(host.into()) };
         self.nginx.retransmits = self.nginx.retransmits.saturating_add(1);
         self.nginx.total_retransmits += 1;
         self.to_upstream(tape, t, sequence, self.nginx.rcv_nxt, PSH_ACK, (bytes, content));

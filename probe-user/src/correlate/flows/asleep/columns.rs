@@ -1,6 +1,9 @@
 //! How values become numbers in columns, and these become the same values again.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    sync::Arc,
+};
 
 use super::row::{Reader, Writer, shared};
 use crate::model::{
@@ -233,6 +236,19 @@ impl Column for String {
 
     fn read(column: usize, row: &mut Reader<'_>) -> Option<Self> {
         row.text(column)
+    }
+}
+
+impl Column for Arc<str> {
+    type Value = Self;
+    const WIDTH: usize = 1;
+
+    fn write(value: &Self, column: usize, row: &mut Writer) -> Option<()> {
+        row.text(column, value)
+    }
+
+    fn read(column: usize, row: &mut Reader<'_>) -> Option<Self> {
+        row.text(column).map(Self::from)
     }
 }
 

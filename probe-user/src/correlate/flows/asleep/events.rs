@@ -1,7 +1,10 @@
 //! What events of a connection consist of. Each kind is described once, for writing and for reading: a field that it gets must be named here
 //! too, or it does not compile.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{
     columns::{Column, Far, Near, Netns, Next, choice, kinds, read, record, widest, width, write},
@@ -232,8 +235,8 @@ record!(Promised { header: u32, body: u64 });
 
 choice!(Content {
     0 = Empty {},
-    1 = HttpStatus { code code: u16, line line: String },
-    2 = HttpRequest { line line: String, host host: Option<String> },
+    1 = HttpStatus { code code: u16, line line: Arc<str> },
+    2 = HttpRequest { line line: Arc<str>, host host: Option<Arc<str>> },
     3 = Tls { content_type content_type: u8, alert alert: Option<(u8, u8)> },
     4 = Foreign { 0 foreign: Foreign },
     5 = Other {},

@@ -1,14 +1,16 @@
-//! A connection at rest: of tens of thousands that stay open, each has some five events of 368 bytes, and nobody asks for them unless it
+//! A connection at rest: of tens of thousands that stay open, each has some five events of 500 bytes, and nobody asks for them unless it
 //! fails. Until something happens on it, or somebody asks, it is kept as a row of less than two hundred bytes.
 
 mod columns;
 mod events;
 mod row;
+mod shelf;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::VecDeque, net::SocketAddr};
 
+pub(super) use self::shelf::{Place, Shelf};
 use self::{
     columns::{Column, InFull, Near, Netns, Next, read, record, width, write},
     row::{Reader, Writer, shared},
@@ -25,9 +27,9 @@ use crate::{
     },
 };
 
-/// A connection of which everything is known, in few bytes.
-#[derive(Debug)]
-pub(super) struct Asleep(Box<[u8]>);
+/// The row of a connection: everything that is known of it, in few bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asleep<'a>(pub(super) &'a [u8]);
 
 /// What can be told of a connection without waking it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,10 +85,10 @@ const EVENTS: usize = shared::SIDED + Socket::WIDTH;
 const _: () = assert!(THERE + width::<bool>() <= shared::SIDED, "more columns than there is room for");
 const _: () = assert!(Socket::WIDTH + width::<Event>() <= row::WIDTH, "more columns than there is room for");
 
-impl Asleep {
-    /// What it becomes; `None`: it must stay awake, for it is over, or has something that only what is over has.
-    pub(super) fn of(state: &State) -> Option<Self> {
-        let State {
+impl State {
+    /// Its row; `None`: it must stay awake, for it is over, or has something that only what is over has.
+    pub(super) fn row(&self) -> Option<Vec<u8>> {
+        let Self {
             flow,
             tuple,
             syn,
@@ -98,7 +100,7 @@ impl Asleep {
             begun,
             older,
             told_in,
-        } = state
+        } = self
         else {
             return None;
         };
@@ -133,9 +135,11 @@ impl Asleep {
             }
             write::<Event>(event, EVENTS, &mut row)?;
         }
-        Some(Self(row.finish()))
+        Some(row.finish())
     }
+}
 
+impl Asleep<'_> {
     /// What can be told without waking it.
     pub(super) fn head(&self) -> Option<Head> {
         self.begin().map(|(head, ..)| head)
@@ -187,7 +191,7 @@ impl Asleep {
 
     fn begin(&self) -> Option<(Head, At, Reader<'_>)> {
         let nobody = SocketAddr::from(([0; 4], 0));
-        let mut row = Reader::new(&self.0, (nobody, nobody));
+        let mut row = Reader::new(self.0, (nobody, nobody));
         let local = read::<InFull>(ENDS, &mut row)?;
         let upstream = read::<InFull>(ENDS, &mut row)?;
         let zone = read::<Netns>(ENDS, &mut row)?;

@@ -105,16 +105,14 @@ impl Writer {
     }
 
     /// The row: for every eight bytes one that says which of them are not zero, and those.
-    pub(super) fn finish(&self) -> Box<[u8]> {
-        // Made as long as it will be: what a shorter one leaves behind is too small for anything else.
-        let length = self.bytes.iter().filter(|byte| **byte != 0).count() + self.bytes.len().div_ceil(8);
-        let mut row = Vec::with_capacity(length);
+    pub(super) fn finish(&self) -> Vec<u8> {
+        let mut row = Vec::with_capacity(self.bytes.len() + self.bytes.len().div_ceil(8));
         for eight in self.bytes.chunks(8) {
             let mask = eight.iter().enumerate().fold(0, |mask, (bit, byte)| mask | (u8::from(*byte != 0) << bit));
             row.push(mask);
             row.extend(eight.iter().filter(|byte| **byte != 0));
         }
-        row.into_boxed_slice()
+        row
     }
 }
 
