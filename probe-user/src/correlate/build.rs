@@ -52,12 +52,12 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     };
     let configuration = instance.and_then(|instance| instance.configuration.clone());
     let attempts_complete = match (&decided.from_lines, &decided.from_wire) {
-        (Some(group), _) => lines::complete(group, &list, configuration.as_ref()),
+        (Some(group), _) => lines::complete(group, &list, configuration.as_deref()),
         (None, Some(_)) => false,
         (None, None) => attempts::complete(&decided.request, &list),
     };
     let complaints = complaints(decided);
-    let earlier = earlier(correlator, decided, &complaints, configuration.as_ref(), &list);
+    let earlier = earlier(correlator, decided, &complaints, configuration.as_deref(), &list);
     let mut host = host(correlator, &list, &processes, worker, begin);
     host.extend(led);
     let link =

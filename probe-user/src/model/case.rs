@@ -1,6 +1,6 @@
 //! Everything that belongs to one failed (or nearly failed) request. What a verdict is made from.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +119,7 @@ pub struct Case {
     /// nginx's version.
     pub nginx_version: Option<String>,
     /// nginx's configuration.
-    pub configuration: Option<Configuration>,
+    pub configuration: Option<Arc<Configuration>>,
     /// The attempts in order. The status is that of the last one.
     pub attempts: Vec<Attempt>,
     /// It is certain that nothing else was tried: the last attempt here made the status. Without nginx's own list another attempt may

@@ -1,6 +1,6 @@
 //! What the host looked like: learnt from `/proc`, `sock_diag` and nginx's configuration.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -306,8 +306,8 @@ pub struct NginxInstance {
     pub version: Option<String>,
     /// Network namespace (inode number).
     pub netns: Option<u32>,
-    /// What its configuration says, where it could be read.
-    pub configuration: Option<Configuration>,
+    /// What its configuration says, where it could be read. Each of its cases has it.
+    pub configuration: Option<Arc<Configuration>>,
 }
 
 /// The part of nginx's configuration that matters for verdicts and fixes.

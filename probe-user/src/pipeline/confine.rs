@@ -198,7 +198,7 @@ mod tests {
             workers: vec![WORKER],
             version: None,
             netns: Some(NGINX),
-            configuration: Some(configuration),
+            configuration: Some(configuration.into()),
         };
         confine.admit(event(Body::from(HostFact::Nginx(instance)))).unwrap();
         let sight = if on { Sight::Off } else { Sight::On };

@@ -231,7 +231,7 @@ impl<'a> Stage<'a> {
             workers: own.map(|(_, worker)| worker.pid).collect(),
             version: Some("1.22.1".to_owned()),
             netns: Some(NGINX_NETNS),
-            configuration: Some(configuration),
+            configuration: Some(configuration.into()),
         }
     }
 

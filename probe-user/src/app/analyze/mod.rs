@@ -101,7 +101,7 @@ fn begin(pipeline: &mut Pipeline, plan: &Analyze, configuration: Option<Configur
             workers: Vec::new(),
             version: None,
             netns: None,
-            configuration: Some(configuration),
+            configuration: Some(configuration.into()),
         }))
     });
     for body in sensors.chain(instance) {

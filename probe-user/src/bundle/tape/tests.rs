@@ -237,7 +237,7 @@ fn locations(count: usize) -> HostFact {
         workers: vec![Pid(8)],
         version: None,
         netns: None,
-        configuration: Some(config::decode(&text).unwrap().configuration),
+        configuration: Some(config::decode(&text).unwrap().configuration.into()),
     })
 }
 

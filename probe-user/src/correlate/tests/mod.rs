@@ -302,7 +302,7 @@ impl World {
             workers: vec![WORKER],
             version: Some("1.22.1".into()),
             netns: Some(7),
-            configuration: Some(configuration),
+            configuration: Some(configuration.into()),
         };
         self.tell(Source::Probe, Body::from(HostFact::Nginx(instance)));
     }

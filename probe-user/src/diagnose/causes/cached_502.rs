@@ -172,8 +172,7 @@ pub(crate) mod tests {
     #[test]
     fn a_log_that_hides_errors_makes_it_likely() {
         let mut world = cached();
-        let configuration = world.case.configuration.as_mut().unwrap();
-        configuration.error_logs = vec![("/var/log/nginx/error.log".to_owned(), "crit".to_owned())];
+        world.configuration().error_logs = vec![("/var/log/nginx/error.log".to_owned(), "crit".to_owned())];
         let explanation = world.expect("cached-502", Confidence::Likely);
         assert_eq!(explanation.rivals, ["dns-failure"]);
     }

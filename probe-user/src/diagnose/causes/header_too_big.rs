@@ -155,8 +155,7 @@ pub(crate) mod tests {
         world.attempt().bytes_received = Some(4_096);
         world.sent(TcpState::Established, START + LENGTH);
         world.attempt().socket_at_failure.as_mut().unwrap().tcp.as_mut().unwrap().bytes_received = 65_631;
-        let configuration = world.case.configuration.as_mut().unwrap();
-        configuration.directives.push(("proxy_buffer_size".to_owned(), "4k".to_owned()));
+        world.configuration().directives.push(("proxy_buffer_size".to_owned(), "4k".to_owned()));
         let explanation = world.expect("header-too-big", Confidence::Confirmed);
         for piece in ["after 4096 bytes", "(proxy_buffer_size 4k)", "65631 bytes of the answer"] {
             assert!(explanation.summary.contains(piece), "{}", explanation.summary);

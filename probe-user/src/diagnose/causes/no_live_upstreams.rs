@@ -326,9 +326,7 @@ pub(crate) mod tests {
     fn a_limit_of_connections_takes_a_server_out_without_a_failure() {
         let mut world = blackout();
         world.case.earlier.clear();
-        if let Some(configuration) = &mut world.case.configuration {
-            configuration.groups[0].servers = vec![UpstreamServer { max_conns: 7, ..server("127.0.0.1:8001") }];
-        }
+        world.configuration().groups[0].servers = vec![UpstreamServer { max_conns: 7, ..server("127.0.0.1:8001") }];
         let explanation = world.expect("no-live-upstreams", Confidence::Likely);
         assert!(explanation.summary.contains("127.0.0.1:8001 has max_conns=7"), "{}", explanation.summary);
     }
@@ -358,7 +356,7 @@ pub(crate) mod tests {
             keepalive: None,
             keepalive_timeout_ms: None,
         };
-        world.case.configuration = Some(Configuration { groups: vec![group], ..Configuration::default() });
+        world.case.configuration = Some(Configuration { groups: vec![group], ..Configuration::default() }.into());
         world.case.earlier = vec![
             earlier("127.0.0.1:8001", -2_000_000, Some("upstream-refused")),
             earlier("127.0.0.1:8002", -1_000_000, Some("upstream-refused")),

@@ -223,7 +223,7 @@ mod tests {
     impl World {
         /// nginx has this configuration.
         pub(crate) fn configured(&mut self, text: &str) {
-            self.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration);
+            self.case.configuration = Some(crate::decode::config::decode(text).unwrap().configuration.into());
         }
     }
 

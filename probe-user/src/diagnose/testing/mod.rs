@@ -4,7 +4,7 @@ mod complaints;
 mod exits;
 
 pub(crate) use exits::{broken_by_exit, closed_by, closed_by_handler, listener_closed, unaccepted};
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc};
 
 use super::judge;
 use crate::model::{
@@ -54,6 +54,11 @@ impl World {
     /// One attempt at 127.0.0.1:8000 that took 100 µs; every sensor on.
     pub(crate) fn new(status: u16) -> Self {
         Self::at("127.0.0.1:8000", status)
+    }
+
+    /// nginx's configuration.
+    pub(crate) fn configuration(&mut self) -> &mut Configuration {
+        Arc::make_mut(self.case.configuration.get_or_insert_default())
     }
 
     /// One attempt at that address.
@@ -111,7 +116,9 @@ impl World {
             request,
             worker: Some(WORKER),
             nginx_version: Some("1.22.1".to_owned()),
-            configuration: Some(Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }),
+            configuration: Some(
+                Configuration { upstreams: vec![Address::Ip(upstream)], ..Configuration::default() }.into(),
+            ),
             attempts_complete: true,
             attempts: vec![attempt],
             by_wire: false,

@@ -131,7 +131,7 @@ pub fn examine_with_text(master: &Master) -> (Found, Dump) {
         if !unresolved.is_empty() {
             found.gaps.push(format!("the addresses of {} (learnt when nginx connects)", unresolved.join(", ")));
         }
-        found.instance.configuration = Some(configuration);
+        found.instance.configuration = Some(configuration.into());
     }
     (found, dump)
 }
