@@ -205,7 +205,12 @@ pub(in crate::correlate) fn with_lines(mut attempts: Vec<Attempt>, group: &lines
     }
     // Where the access log lists the attempts, those are among them.
     if group.logged.is_empty() {
-        attempts.extend(group.well.iter().cloned());
+        for well in &group.well {
+            // One that was passed over (`proxy_next_upstream http_503`) came before those that failed after it.
+            let later = |other: &Attempt| other.started.zip(well.started).is_some_and(|(other, well)| other > well);
+            let place = attempts.iter().position(later).unwrap_or(attempts.len());
+            attempts.insert(place, well.clone());
+        }
     }
     attempts
 }
