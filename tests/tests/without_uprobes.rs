@@ -13,10 +13,11 @@ fn every_fault_that_can_share_a_site() -> Result<()> {
 }
 
 /// What no upstream's connection is to blame for: the access log tells it, with `$upstream_status` and `$upstream_cache_status`. But for
-/// the 502 that a retry hid: no error line goes with it, and access lines of good answers are not looked into.
+/// the 502 that a retry or a page hid: no error line goes with it, and access lines of good answers are not looked into.
 #[test]
 fn answers_of_others() -> Result<()> {
-    let told = Fault::of_origin().into_iter().filter(|fault| fault.name != "masked-502").collect::<Vec<_>>();
+    let hidden = |fault: &Fault| fault.name.starts_with("masked-502");
+    let told = Fault::of_origin().into_iter().filter(|fault| !hidden(fault)).collect::<Vec<_>>();
     Trial::WITHOUT_UPROBES.hold(&Lab::new()?, &told)?;
     Ok(())
 }

@@ -38,7 +38,7 @@ fn of_attempt(correlator: &Correlator, attempt: &mut Attempt, began: Moment, fac
     facts.extend(own.cloned());
     facts.extend(correlator.host.about(&BTreeSet::from([Question::listeners(to, netns)]), began));
     if let Joined::One(flow) = &mut attempt.flow
-        && is_watched(flow, translations.watched_since(to))
+        && is_watched(flow, translations.watched_since(to, &correlator.flows))
     {
         flow.led.get_or_insert_with(|| Led { to, there: Vec::new() });
     }

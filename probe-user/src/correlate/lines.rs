@@ -280,6 +280,7 @@ impl Lines {
         let status = status.or(code);
         let kind = match status {
             Some(status) if !statuses.contains(&status) => CaseKind::NearMiss,
+            None if passes_on(&last.complaint) => CaseKind::NearMiss,
             _ => CaseKind::Incident,
         };
         let (at, decided_by) = match &answer {
@@ -304,6 +305,11 @@ impl Lines {
             seen: Vec::new(),
         }
     }
+}
+
+/// The client has got a status, or what does not begin like HTTP: nginx made no failure of it.
+fn passes_on(complaint: &Complaint) -> bool {
+    complaint.phase.is_after_header() || complaint.text.starts_with("upstream sent no valid")
 }
 
 fn bounded<T>(queue: &mut VecDeque<T>, value: T) {

@@ -169,8 +169,13 @@ pub fn complaint(log: &NginxLog) -> Option<Complaint> {
     Some(Complaint { message, phase, errno: log.errno, text: log.format.clone() })
 }
 
-/// A server failed, or answered 502, and nginx went on to the next.
-fn hides_failure(request: &OpenRequest) -> bool {
+/// A server failed, or answered 502, and nginx went on to the next, or to a page of its own (`proxy_intercept_errors`).
+fn hides_failure(request: &OpenRequest, status: u16) -> bool {
+    let replaced = request.special.as_ref().is_some_and(|(_, special)| special.status == 502);
+    let last = request.last_attempt().filter(|last| last.header_ms.is_some() && last.status == Some(502));
+    if replaced && last.is_some() && status != 502 {
+        return true;
+    }
     let mut before = request.attempts.iter().filter(|attempt| attempt.index + 1 < request.attempts_total);
     // Between two locations nginx's list has an empty entry.
     before.any(|attempt| attempt.peer.is_some() && (attempt.header_ms.is_none() || attempt.status == Some(502)))
@@ -212,7 +217,7 @@ pub fn decide(request: &OpenRequest, status: u16, watched: &[u16]) -> Option<(Ca
     } else {
         Origin::Unknown
     };
-    let near_miss = (complained || hides_failure(request)).then_some((CaseKind::NearMiss, origin));
+    let near_miss = (complained || hides_failure(request, status)).then_some((CaseKind::NearMiss, origin));
     if !watched.contains(&status) {
         // Unless it hides one that was asked about.
         let hides = request.special.as_ref().is_some_and(|(_, special)| watched.contains(&special.status));

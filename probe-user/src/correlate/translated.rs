@@ -103,9 +103,10 @@ impl Translations {
         self.connections.iter().rev().filter(newest).take(SEVERAL).collect()
     }
 
-    /// Since when both sides of connections that lead here are watched.
-    pub(super) fn watched_since(&self, destination: SocketAddr) -> Option<Moment> {
-        self.destinations.get(&destination).filter(|known| known.upstream.is_some()).map(|known| known.since)
+    /// Since when what is seen of connections that lead here is theirs; where nginx connects by itself as well, it never is.
+    pub(super) fn watched_since(&self, destination: SocketAddr, flows: &Flows) -> Option<Moment> {
+        let known = self.destinations.get(&destination).filter(|known| known.upstream.is_some())?;
+        (!flows.is_upstream(destination)).then_some(known.since)
     }
 
     /// The event as nginx would have it, and the address in whose place it has nginx's.

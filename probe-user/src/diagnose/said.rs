@@ -51,9 +51,19 @@ pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<
 pub(super) fn support_not_taken(finding: &mut Finding, reading: &Reading<'_>, bytes: u64) -> Option<()> {
     let last = reading.flow()?.packets_from_upstream().filter(|(_, packet)| packet.payload_length > 0).last();
     let events: Vec<_> = last.iter().map(|(event, _)| event.id).collect();
-    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, Weight::Symptom)));
+    let weight = if head_was_cut(reading) { Weight::Fits } else { Weight::Symptom };
+    finding.support(Some(evidence(Fact::PartialResponse { bytes }, &events, weight)));
     finding.missing.push(need(Sensor::ErrorLog, "nginx's own word about what it could not take"));
+    if head_was_cut(reading) {
+        finding.missing.push(need(Sensor::Packets, "the end of the answer's header, which the capture cut"));
+        finding.not_excluded(&["premature-close", "upstream-reset"]);
+    }
     Some(())
+}
+
+/// The answer's header had begun, and the capture does not show whether it ever was whole (`tcpdump -s 96`).
+pub(super) fn head_was_cut(reading: &Reading<'_>) -> bool {
+    reading.attempt.is_some_and(|attempt| attempt.status.is_some() && attempt.head.is_none())
 }
 
 /// `connect()` itself returned one of these errnos: no packet was needed for it.

@@ -31,6 +31,12 @@ pub(super) const FAULTS: &[Fault] = &[
         ask_masked,
     ),
     Fault::new(
+        "masked-502-page",
+        "the upstream's 502, in whose place an error_page answers with 200",
+        replaced,
+        ask_replaced,
+    ),
+    Fault::new(
         "masked-subrequest",
         "the upstream behind an SSI include closes: the client's page, begun with 200, lacks a piece",
         include,
@@ -148,6 +154,21 @@ fn ask_masked(site: &Site<'_>) -> Result<Vec<Witness>> {
     let exchange = site.connect()?.get("/masked-502/1")?;
     let next = Attempt { upstream: OTHER.to_owned(), ..answered(site) };
     let expected = Expectation::near_miss(200, &["upstream-sent-502"], vec![answered(site), next])
+        .says(&["nginx went on without it"])
+        .never(&["configured-502", "cached-502"]);
+    Ok(vec![Witness::new(exchange, expected)?])
+}
+
+fn replaced(plan: &mut Plan) {
+    let pass = format!("proxy_pass http://{}/status/502/;", plan.app(9001));
+    let lines = [pass.as_str(), "proxy_intercept_errors on;", "error_page 502 =200 /masked-502-page-page;"];
+    plan.config.location("/masked-502-page/", &lines);
+    plan.config.location("= /masked-502-page-page", &["internal;", "return 200 \"sorry\\n\";"]);
+}
+
+fn ask_replaced(site: &Site<'_>) -> Result<Vec<Witness>> {
+    let exchange = site.connect()?.get("/masked-502-page/1")?;
+    let expected = Expectation::near_miss(200, &["upstream-sent-502"], vec![answered(site)])
         .says(&["nginx went on without it"])
         .never(&["configured-502", "cached-502"]);
     Ok(vec![Witness::new(exchange, expected)?])

@@ -193,3 +193,34 @@ fn a_refusal_belongs_to_the_request_that_it_was_made_for() -> Result<()> {
     }
     Ok(())
 }
+
+/// `proxy_next_upstream http_503`: what the first server answered leaves no line in the error log.
+#[test]
+fn an_answer_that_was_passed_over_is_not_the_last_attempt() -> Result<()> {
+    let mut capture = Capture::default();
+    let mut down = Conversation::new(CLIENT.parse()?, NGINX.parse()?);
+    let mut busy = Conversation::new("10.0.0.1:42000".parse()?, "10.0.1.6:8000".parse()?);
+    let mut closing = Conversation::new("10.0.0.1:42001".parse()?, UPSTREAM.parse()?);
+    down.open(&mut capture, BEGIN_NS);
+    down.ask(&mut capture, BEGIN_NS + MS, &asked("/cart"));
+    busy.open(&mut capture, BEGIN_NS + 2 * MS);
+    busy.ask(&mut capture, BEGIN_NS + 2 * MS + 100_000, &asked("/cart"));
+    busy.answer(&mut capture, BEGIN_NS + 3 * MS, b"HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nno");
+    busy.close(&mut capture, BEGIN_NS + 3 * MS + 100_000);
+    closing.open(&mut capture, BEGIN_NS + 4 * MS);
+    closing.ask(&mut capture, BEGIN_NS + 4 * MS + 100_000, &asked("/cart"));
+    closing.closed(&mut capture, BEGIN_NS + 5 * MS);
+    down.answer(&mut capture, BEGIN_NS + 5 * MS + 200_000, BAD);
+    down.close(&mut capture, BEGIN_NS + 7 * MS);
+    let desk = Desk::new()?;
+    desk.put("in.pcap", capture.pcap(FORM, Wrap::Ethernet))?;
+    let closed = "upstream prematurely closed connection while reading response header from upstream";
+    desk.put("error.log", error_line(41, closed, "203.0.113.7", "/cart", UPSTREAM))?;
+    for logs in [&["--error-log", "error.log"][..], &[]] {
+        let incident = desk.analyze(&[&["--json", "in.pcap"][..], logs].concat())?.incident()?;
+        let [first, second] = incident.attempts.as_slice() else { bail!("{incident:#?}") };
+        ensure!(first.outcome == Outcome::Ok && second.outcome == Outcome::Closed, "{incident:#?}");
+        ensure!(incident.verdict.cause == "premature-close", "{incident:#?}");
+    }
+    Ok(())
+}

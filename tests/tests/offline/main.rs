@@ -1,6 +1,7 @@
 //! Old captures: what others made, in whatever form, with the logs of their time; what they say, and what must not leave.
 
 mod answers;
+mod cut;
 mod inputs;
 mod labels;
 mod logs;

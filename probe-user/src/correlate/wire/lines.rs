@@ -123,7 +123,19 @@ impl Wires {
 
 /// Whether what was asked is the request of the line; `None`: one of them is not known.
 fn asked_alike(line: &ErrorLine, answered: &Answered) -> Option<bool> {
-    Some(*line.request.as_ref()? == answered.answer.request.as_ref()?.line)
+    let (logged, asked) = (line.request.as_ref()?, &answered.answer.request.as_ref()?.line);
+    Some(if is_cut(asked) { logged.starts_with(before_query(asked)) } else { logged == asked })
+}
+
+/// The capture has not the whole of this request line (`tcpdump -s 96`).
+fn is_cut(asked: &str) -> bool {
+    let version = asked.rsplit(' ').next().unwrap_or_default();
+    !(version.starts_with("HTTP/") && version.len() == "HTTP/1.1".len())
+}
+
+/// What is redacted in a query depends on where it was cut.
+fn before_query(text: &str) -> &str {
+    text.split('?').next().unwrap_or(text)
 }
 
 /// Whether this answer went to the client of the line.
@@ -167,10 +179,14 @@ fn same_request(line: &ErrorLine, held: &Held) -> bool {
     let (method, uri) = parts(&asked.line);
     // `upstream: "http://10.0.0.1:8000/cart"`: the address, and then what was asked of it.
     let upstream = line.upstream.as_deref().and_then(|url| url.split_once("://")).map(|(_, rest)| rest);
-    if upstream.and_then(|rest| rest.find('/').and_then(|slash| rest.get(slash..))).is_some_and(|told| told == uri) {
+    let told = upstream.and_then(|rest| rest.find('/').and_then(|slash| rest.get(slash..)));
+    let (logged_method, logged_uri) = parts(logged);
+    if is_cut(&asked.line) {
+        return told.map_or(logged_method == method, |told| told.starts_with(before_query(&uri)));
+    }
+    if told.is_some_and(|told| told == uri) {
         return true;
     }
-    let (logged_method, logged_uri) = parts(logged);
     let inner = line.subrequest.as_deref().filter(|uri| !uri.is_empty());
     (inner.is_some() || logged_method == method) && end(inner.unwrap_or(&logged_uri)) == end(&uri)
 }
@@ -189,7 +205,12 @@ pub(in crate::correlate) fn with_lines(mut attempts: Vec<Attempt>, group: &lines
     }
     // Where the access log lists the attempts, those are among them.
     if group.logged.is_empty() {
-        attempts.extend(group.well.iter().cloned());
+        for well in &group.well {
+            // One that was passed over (`proxy_next_upstream http_503`) came before those that failed after it.
+            let later = |other: &Attempt| other.started.zip(well.started).is_some_and(|(other, well)| other > well);
+            let place = attempts.iter().position(later).unwrap_or(attempts.len());
+            attempts.insert(place, well.clone());
+        }
     }
     attempts
 }

@@ -3,7 +3,7 @@
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
     reading::Reading,
-    said::{nginx_said, support_not_taken},
+    said::{head_was_cut, nginx_said, support_not_taken},
 };
 use crate::model::{attempt::Outcome, complaint::Message, wire::WireHead};
 
@@ -117,10 +117,15 @@ fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
     let now =
         reading.directive(&size).map_or_else(|| "4k or 8k by default".to_owned(), |value| format!("here {value}"));
     let answered = match attempt.status {
+        Some(status) if head_was_cut(reading) => format!(
+            "answered {status} ({bytes} bytes; the capture cut the header, and does not show how many are its), and nginx answered 502 \
+             itself"
+        ),
         Some(status) => format!("answered {status} with a header of {bytes} bytes, and nginx answered 502 itself"),
         None => format!("had sent {bytes} bytes of a header, and nginx closed the connection before it was whole"),
     };
-    finding.summary = format!("{upstream} {answered}: it does not fit nginx's buffer ({size}, {now}).");
+    let fits = if head_was_cut(reading) { "a header of that size would" } else { "it does" };
+    finding.summary = format!("{upstream} {answered}: {fits} not fit nginx's buffer ({size}, {now}).");
     finding.fix.push(format!("{size} 16k; with {busy} at least as large; nginx's error log says whether that was it."));
     finding.fix.push(LOOK.to_owned());
     Some(finding)

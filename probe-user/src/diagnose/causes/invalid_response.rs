@@ -113,6 +113,10 @@ fn on_the_wire(reading: &Reading<'_>) -> Option<Finding> {
         finding.not_excluded(&["header-too-big"]);
     }
     finding.summary = match (head, status) {
+        (None, Some(status)) => format!(
+            "{upstream} began to answer {status} ({bytes} bytes), and nginx answered 502 itself: the capture cut the header, and does \
+             not show whether it was ever whole."
+        ),
         (_, Some(status)) => {
             format!(
                 "{upstream} answered {status} ({bytes} bytes), and nginx answered 502 itself: it could not take that."

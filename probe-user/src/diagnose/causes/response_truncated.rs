@@ -109,6 +109,17 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     let upgraded = reading.phase() == Some(Phase::Upgraded);
     finding.summary = if upgraded && slow {
         format!("{upstream} {how} on an upgraded connection (a WebSocket, for instance), and nginx's timer ended it.")
+    } else if slow && may_be_whole(reading) {
+        finding.missing.push(need(Sensor::Packets, "how long the answer was to be, and whether that had come"));
+        finding.fix.push(
+            "See that the server closes the connection when its answer is over: a child process that has inherited it keeps it open \
+             (FD_CLOEXEC)."
+                .to_owned(),
+        );
+        format!(
+            "{upstream} sent no more and did not close the connection, until nginx's timer ended it: if anything of the answer was \
+             missing, the client got a cut-off response; a whole one it got late, as nginx reads such an answer to the connection's end."
+        )
     } else if upgraded {
         format!(
             "{upstream} {how}, which had been upgraded (to a WebSocket, for instance): the client's was cut off too."
@@ -158,6 +169,11 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.fix.insert(0, read_it.to_owned());
     }
     Some(finding)
+}
+
+/// The timer ended what may have been all of the answer.
+fn may_be_whole(reading: &Reading<'_>) -> bool {
+    reading.may_read_to_the_end() && reading.attempt.and_then(Attempt::answer_was_whole) != Some(false)
 }
 
 fn ended(reading: &Reading<'_>) -> bool {
@@ -289,6 +305,24 @@ pub(crate) mod tests {
         world.complain(Message::ReceiveFailed, Phase::Upgraded, Some(Errno::ECONNRESET), "recv() failed");
         let explanation = world.expect("response-truncated", Confidence::Confirmed);
         assert!(explanation.summary.contains("upgraded"), "{}", explanation.summary);
+    }
+
+    /// A child process of the application holds the connection.
+    #[test]
+    fn what_nginx_reads_to_the_end_may_have_been_whole_before_its_timer() {
+        let fell_silent = |pass: &str| {
+            let mut world = cut_off();
+            world.flow().events.clear();
+            world.connect(-99);
+            world.configured(&format!("http {{ server {{ location / {{ {pass}_pass 127.0.0.1:8000; }} }} }}"));
+            world.complain(Message::TimedOut, Phase::ReadingBody, Some(Errno::ETIMEDOUT), "upstream timed out");
+            let tcp = TcpCounters { since_received_us: Some(1_000_000), ..counters(START + LENGTH, START + LENGTH) };
+            world.attempt().socket_at_failure.as_mut().unwrap().tcp = Some(tcp);
+            world
+        };
+        let explanation = fell_silent("uwsgi").expect("response-truncated", Confidence::Likely);
+        assert!(explanation.summary.contains("if anything of the answer was missing"), "{}", explanation.summary);
+        fell_silent("grpc").expect("response-truncated", Confidence::Confirmed);
     }
 
     #[test]

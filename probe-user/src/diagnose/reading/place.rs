@@ -70,6 +70,18 @@ impl<'a> Reading<'a> {
         places.iter().all(|place| place.pass.as_ref().is_some_and(|pass| pass.protocol == first)).then_some(first)
     }
 
+    /// Whether nginx may have read the answer up to the connection's end, however long its header said it was: it does for these protocols
+    /// (`ngx_event_pipe_copy_input_filter()` with a length of -1), unless connections are kept.
+    pub(crate) fn may_read_to_the_end(&self) -> bool {
+        const TO_THE_END: [&str; 3] = ["fastcgi", "uwsgi", "scgi"];
+        let Some(configuration) = &self.case.configuration else { return true };
+        let mut protocols = configuration.places.iter().filter_map(|place| Some(place.pass.as_ref()?.protocol));
+        match self.protocol() {
+            Some(protocol) => TO_THE_END.contains(&protocol),
+            None => protocols.any(|protocol| TO_THE_END.contains(&protocol)),
+        }
+    }
+
     /// The name of a directive for this upstream's protocol: `read_timeout` is `fastcgi_read_timeout` for FastCGI.
     pub(crate) fn directive_name(&self, end: &str) -> String {
         format!("{}_{end}", self.protocol().unwrap_or("proxy"))
