@@ -25,6 +25,15 @@ pub enum Question {
         /// nginx's network namespace, where the address is a loopback address: each namespace has its own.
         netns: Option<u32>,
     },
+    /// Who may accept what comes to this upstream's address, and what are they doing?
+    Acceptors {
+        /// The address.
+        upstream: Address,
+        /// As in [`Question::Listeners`].
+        netns: Option<u32>,
+        /// The worker that asks, for a unix socket: its paths are as its mount namespace has them.
+        worker: Pid,
+    },
     /// How many files has this process open?
     OpenFiles(Pid),
     /// What is this process doing?
@@ -80,11 +89,18 @@ impl Question {
         Self::Listeners { upstream, netns: netns.filter(|_| upstream.ip().is_loopback()) }
     }
 
+    /// Who may accept there, as [`Question::listeners`] asks who listens.
+    pub(super) fn acceptors(upstream: &Address, netns: Option<u32>, worker: Pid) -> Self {
+        let netns = netns.filter(|_| upstream.ip().is_some_and(|address| address.ip().is_loopback()));
+        Self::Acceptors { upstream: upstream.clone(), netns, worker }
+    }
+
     /// The question without who asked: answers are filed under it.
     fn subject(self) -> Self {
         match self {
             Self::Name { name, port, .. } => Self::Name { name, port, master: Pid(0) },
             Self::UnixSocket { path, .. } => Self::UnixSocket { path, worker: Pid(0) },
+            Self::Acceptors { upstream, netns, .. } => Self::Acceptors { upstream, netns, worker: Pid(0) },
             other => other,
         }
     }
@@ -182,6 +198,7 @@ impl Host {
             HostFact::SystemFiles { .. } => Question::SystemFiles,
             HostFact::Name { name, port, .. } => Question::Name { name: name.clone(), port: *port, master: Pid(0) },
             HostFact::UnixSocket(socket) => Question::UnixSocket { path: socket.path.clone(), worker: Pid(0) },
+            HostFact::Acceptors { upstream, netns, .. } => Question::acceptors(upstream, *netns, Pid(0)),
             HostFact::OpenFiles { pid, .. } => Question::OpenFiles(*pid),
             HostFact::ProcessState { pid, .. } => Question::ProcessState(*pid),
         };
