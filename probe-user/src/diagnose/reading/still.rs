@@ -59,6 +59,23 @@ impl Standstill<'_> {
     }
 }
 
+/// What a look at a process found.
+#[derive(Clone, Copy)]
+enum Found<'a> {
+    /// Nobody looked.
+    Nothing,
+    /// It runs.
+    Running,
+    /// It does not.
+    Halted(&'a Halt),
+}
+
+impl<'a> From<Option<&'a Halt>> for Found<'a> {
+    fn from(halt: Option<&'a Halt>) -> Self {
+        halt.map_or(Self::Running, Self::Halted)
+    }
+}
+
 /// Who may accept there, as a look found them.
 struct Looked<'a> {
     event: EventId,
@@ -75,7 +92,7 @@ impl<'a> Reading<'a> {
         let (processes, of, look) = match self.accepted_by() {
             Some(holder) => {
                 let found = self.look_at(holder.0);
-                let still = self.stood_still(holder, found.map(|(_, halt)| halt))?;
+                let still = self.stood_still(holder, found.map_or(Found::Nothing, |(_, halt)| halt.into()))?;
                 (vec![still], None, found.map(|(event, _)| event))
             }
             None => self.acceptors_still()?,
@@ -93,40 +110,35 @@ impl<'a> Reading<'a> {
         let serving: Vec<&Acceptor> = looked.processes.iter().filter(|one| hinders(one)).collect();
         let still: Vec<Still<'a>> = serving
             .iter()
-            .filter_map(|one| self.stood_still((one.pid, &one.command), Some(one.halt.as_ref())))
+            .filter_map(|one| self.stood_still((one.pid, &one.command), one.halt.as_ref().into()))
             .collect();
         let of = if looked.all { serving.len() } else { usize::MAX };
         (!still.is_empty()).then_some((still, Some(of), Some(looked.event)))
     }
 
-    /// Whether this process stood still while nginx waited; `looked`: what a look at it found.
-    fn stood_still(&self, process: (Pid, &'a str), looked: Option<Option<&'a Halt>>) -> Option<Still<'a>> {
+    /// Whether this process stood still while nginx waited.
+    fn stood_still(&self, process: (Pid, &'a str), found: Found<'a>) -> Option<Still<'a>> {
         let until = self.failed_at().plus_ns(SKEW_NS);
         let sent = self.stops_of(process.0);
         let before = |one: &&Sent<'_>| one.event.at.earliest <= until;
         let last = sent.iter().rposition(|one| stops(one.signal) && before(&one));
         let continued = last.and_then(|last| sent[last..].iter().find(|one| one.signal == SIGCONT)).copied();
-        match looked.flatten() {
-            Some(Halt::Stopped) => {
+        match found {
+            Found::Halted(halt @ Halt::Stopped) => {
                 let later = sent.iter().any(|one| stops(one.signal) && !before(&one));
                 // The first since it last went on; what stopped it only after nginx had given up explains nothing.
                 let since = sent.iter().rposition(|one| one.signal == SIGCONT && before(&one)).map_or(0, |at| at + 1);
                 let stopped = sent[since..].iter().find(|one| stops(one.signal) && before(one)).copied();
                 let stopped = stopped.filter(|_| continued.is_none());
-                (stopped.is_some() || !later).then_some(Still {
-                    process,
-                    halt: looked.flatten(),
-                    stopped,
-                    continued: None,
-                })
+                (stopped.is_some() || !later).then_some(Still { process, halt: Some(halt), stopped, continued: None })
             }
-            Some(halt) => Some(Still { process, halt: Some(halt), stopped: None, continued: None }),
-            None => {
+            Found::Halted(halt) => Some(Still { process, halt: Some(halt), stopped: None, continued: None }),
+            Found::Nothing | Found::Running => {
                 let stopped = sent[last?];
                 let waited_meanwhile = match continued {
                     Some(continued) => self.started().is_none_or(|started| continued.event.at.latest >= started),
                     // It runs again, and what let it go on was not seen; or nobody looked.
-                    None => looked.is_none(),
+                    None => matches!(found, Found::Nothing),
                 };
                 // Of the others it may have thought otherwise.
                 (waited_meanwhile && stopped.signal == SIGSTOP).then_some(Still {
