@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{limits::QUESTION_REST_NS, served::Served};
+use super::{
+    limits::{LOOK_NS, QUESTION_REST_NS},
+    served::Served,
+};
 use crate::model::{
     event::{Event, EventId},
     host::{HostFact, NginxInstance},
@@ -127,6 +130,8 @@ pub(super) struct Host {
     new_upstreams: Vec<SocketAddr>,
     questions: VecDeque<Question>,
     asked: BTreeMap<Question, Moment>,
+    /// Looks at who may accept that are not answered, and when they were asked for.
+    looks: BTreeMap<Question, Moment>,
     known_upstreams: BTreeSet<SocketAddr>,
     served: Served,
     overflows: VecDeque<(EventId, At, HostFact)>,
@@ -202,6 +207,7 @@ impl Host {
             HostFact::OpenFiles { pid, .. } => Question::OpenFiles(*pid),
             HostFact::ProcessState { pid, .. } => Question::ProcessState(*pid),
         };
+        self.looks.remove(&question);
         if self.facts.len() >= SUBJECTS && !self.facts.contains_key(&question) {
             let oldest = self.facts.iter().min_by_key(|(_, (id, ..))| *id).map(|(question, _)| question.clone());
             if let Some(oldest) = oldest {
@@ -282,7 +288,16 @@ impl Host {
             self.asked.retain(|_, at| now.since_ns(*at) < QUESTION_REST_NS);
         }
         self.asked.insert(question.clone(), now);
+        if matches!(question, Question::Acceptors { .. }) {
+            self.looks.retain(|_, at| now.since_ns(*at) < LOOK_NS);
+            self.looks.insert(question.clone().subject(), now);
+        }
         self.questions.push_back(question);
+    }
+
+    /// Until when it is worth while to wait for who may accept somewhere.
+    pub(super) fn looks_until(&self) -> Option<Moment> {
+        self.looks.values().max().map(|at| at.plus_ns(LOOK_NS))
     }
 
     pub(super) fn poll(&mut self) -> Option<Question> {

@@ -160,7 +160,12 @@ fn silence_us(reading: &Reading<'_>) -> Option<u64> {
 
 fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>) {
     let upstream = reading.upstream_name();
-    let took = if reading.request_acknowledged().is_some() { "took the whole request" } else { "was sent the request" };
+    let unaccepted = reading.never_accepted().is_some();
+    let took = match reading.request_acknowledged() {
+        Some(_) if unaccepted => "was sent the whole request (its kernel took it)",
+        Some(_) => "took the whole request",
+        None => "was sent the request",
+    };
     let silence = silent_us.map(|us| format!(" for {}", duration(us))).unwrap_or_default();
     let lasted_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
     let after = match (reading.response_bytes(), lasted_us, silent_us) {
@@ -229,7 +234,7 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             );
             finding.fix.extend((!halted).then_some(advice));
         }
-    } else if reading.never_accepted().is_some() {
+    } else if unaccepted {
         let queue = reading.accept_queue().map(|(waiting, limit, _)| format!(" ({waiting} waiting, limit {limit})"));
         finding.say(format_args!(
             " Nobody accepted the connection: it lay in the accept queue{}.",

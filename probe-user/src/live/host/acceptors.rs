@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::time::{ClockId, clock_gettime};
 use procfs::process::{Process, all_processes};
 
 use super::{Lookup, halt, process::limit_of_files, unix};
@@ -19,8 +20,8 @@ use crate::model::{
 /// So many processes of one server are told.
 const ACCEPTORS: usize = 64;
 /// The failure that asked does not wait longer for its answer.
-const PATIENCE: Duration = Duration::from_millis(120);
-/// The next look waits so many times as long as the last one took: every descriptor of the host is looked at.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// The next look waits so many times as long as the last one took of a processor: every descriptor of the host is looked at.
 const REST: u32 = 20;
 
 impl Lookup {
@@ -33,11 +34,13 @@ impl Lookup {
                 self.unix_listener(path, worker, &walked).into_iter().map(|(_, found)| found.inode).collect()
             }
         };
-        let rests = self.walked.is_some_and(|(at, took)| at.elapsed() < took.saturating_mul(REST));
-        if sockets.is_empty() || rests {
+        if sockets.is_empty() {
+            return Some(HostFact::Acceptors { upstream: upstream.clone(), netns, processes: Vec::new(), all: true });
+        }
+        if self.walked.is_some_and(|(at, took)| at.elapsed() < took.saturating_mul(REST)) {
             return None;
         }
-        let began = Instant::now();
+        let (began, used) = (Instant::now(), processor_time());
         let links: BTreeSet<Vec<u8>> = sockets.iter().map(|inode| format!("socket:[{inode}]").into_bytes()).collect();
         let (mut found, mut all) = (Vec::new(), true);
         for process in all_processes().ok()?.flatten() {
@@ -52,10 +55,15 @@ impl Lookup {
                 Err(error) => all &= error.kind() == io::ErrorKind::NotFound,
             }
         }
-        self.walked = Some((began, began.elapsed()));
+        self.walked = Some((began, processor_time().saturating_sub(used)));
         found.sort_by_key(|one| one.pid);
         Some(HostFact::Acceptors { upstream: upstream.clone(), netns, processes: found, all })
     }
+}
+
+/// What this thread has used.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 fn acceptor(process: &Process) -> Option<Acceptor> {
@@ -99,9 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_listens_nobody_is_looked_for() {
+    fn where_nobody_listens_nobody_accepts() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let netns = namespaces::inode(std::process::id(), "net");
-        assert_eq!(Lookup::default().acceptors(&Address::Ip(address), netns, Pid(0)), None);
+        let asked = Lookup::default().acceptors(&Address::Ip(address), netns, Pid(0));
+        assert!(matches!(asked, Some(HostFact::Acceptors { processes, all: true, .. }) if processes.is_empty()));
     }
 }
