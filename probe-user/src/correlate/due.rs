@@ -43,7 +43,9 @@ impl Correlator {
 
     /// Puts off the case that is due where nginx waited in vain, and who may accept there is still looked for.
     fn awaits_a_look(&mut self) -> bool {
-        if self.finished || self.sight(Sensor::Host) == Sight::Off {
+        // What is left out on purpose does not come.
+        let left_out = self.sensors.get(&Sensor::UpstreamSide).is_some_and(|(sight, _)| *sight == Sight::Off);
+        if self.finished || left_out || self.sight(Sensor::Host) == Sight::Off {
             return false;
         }
         let until = self.host.looks_until().filter(|until| *until > self.now);

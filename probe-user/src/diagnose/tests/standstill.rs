@@ -6,12 +6,13 @@ use super::super::{
 };
 use crate::model::{
     coverage::Sensor,
+    event::{Body, Source},
     evidence::Fact,
     flow::Side,
     host::HostFact,
     net::{Address, Errno},
     process::{Acceptor, Halt, Pid, ProcessEvent, Role, Sender},
-    socket::{Socket, Syscall, TcpCounters, TcpState},
+    socket::{Socket, Syscall, SyscallEvent, TcpCounters, TcpState},
     verdict::{Confidence, Explanation},
 };
 
@@ -256,6 +257,26 @@ fn a_full_accept_queue_of_a_stopped_server_says_so() {
     let explanation = world.expect("accept-queue-overflow", Confidence::Likely);
     says(&explanation, "gunicorn (pid 88) stands still: SIGSTOP from bash (pid 99)");
     says(&explanation, "`kill -CONT 88`");
+}
+
+/// It went on as soon as nginx had given up, and found the connection in its queue.
+#[test]
+fn what_was_accepted_too_late_was_not_accepted() {
+    let mut world = queued();
+    acceptors(&mut world, vec![acceptor(SERVER, 1, None)]);
+    world.accepted();
+    let mut known = world.clone();
+    says(&known.explained(), "accepted it");
+    let accept = |world: &mut World, us| {
+        let (socket, command) = (Some(world.socket(Side::Upstream, TcpState::CloseWait, None)), "gunicorn".to_owned());
+        let call = Syscall::Accept { listener: 3, result: Ok(7), socket, peer: None, command };
+        let event = world.event(us, Source::Kernel, Body::from(SyscallEvent { pid: SERVER, tid: SERVER, call }));
+        world.flow().events.push_back(event);
+    };
+    accept(&mut known, -1_000_000);
+    says(&known.explained(), "accepted it");
+    accept(&mut world, 60_000);
+    says(&world.expect("read-timeout", Confidence::Confirmed), "Nobody accepted the connection");
 }
 
 /// The connection found room, and those after it did not: the queue is why nobody connects now, and not why this one was not answered.
