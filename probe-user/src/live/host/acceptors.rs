@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     os::unix::ffi::OsStrExt as _,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -22,7 +23,9 @@ const ACCEPTORS: usize = 64;
 /// The failure that asked does not wait longer for its answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// The next look waits so many times as long as the last one took of a processor: every descriptor of the host is looked at.
-const REST: u32 = 20;
+const REST: u32 = 10;
+/// A failure that asks meanwhile waits so long at most.
+const WAIT: Duration = Duration::from_millis(200);
 
 impl Lookup {
     /// Who has a listening socket that is reached by this address.
@@ -37,9 +40,12 @@ impl Lookup {
         if sockets.is_empty() {
             return Some(HostFact::Acceptors { upstream: upstream.clone(), netns, processes: Vec::new(), all: true });
         }
-        if self.walked.is_some_and(|(at, took)| at.elapsed() < took.saturating_mul(REST)) {
+        let rest =
+            self.walked.map_or(Duration::ZERO, |(at, took)| took.saturating_mul(REST).saturating_sub(at.elapsed()));
+        if rest > WAIT {
             return None;
         }
+        thread::sleep(rest);
         let (began, used) = (Instant::now(), processor_time());
         let links: BTreeSet<Vec<u8>> = sockets.iter().map(|inode| format!("socket:[{inode}]").into_bytes()).collect();
         let (mut found, mut all) = (Vec::new(), true);
