@@ -1,4 +1,4 @@
-//! Control groups that are removed again: a limit of memory for one process, a policy that forbids processes to connect.
+//! Control groups that are removed again: a limit of memory for one process, a policy that forbids processes to connect, a freezer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,6 +113,48 @@ impl Drop for ConnectPolicy {
             let _ = fs::write(self.root.join("cgroup.procs"), pid);
         }
         let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// A control group that is frozen; when it is dropped, it is thawed, whoever is in it goes back to the root, and it is removed.
+#[derive(Debug)]
+pub struct Frozen {
+    directory: PathBuf,
+    root: PathBuf,
+}
+
+impl Frozen {
+    /// Freezes a process, and waits until it is.
+    pub fn hold(pid: u32) -> Result<Self> {
+        let root = second(&read("/proc/self/mounts")?)?;
+        let directory = root.join(format!("{PREFIX}{}-frozen-{pid}", std::process::id()));
+        fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let frozen = Self { directory, root };
+        write(&frozen.directory.join("cgroup.procs"), &pid.to_string())?;
+        write(&frozen.switch(), "1")?;
+        let events = frozen.directory.join("cgroup.events");
+        wait_until("the control group is frozen", Duration::from_secs(5), || {
+            Ok(fs::read_to_string(&events).unwrap_or_default().contains("frozen 1"))
+        })?;
+        Ok(frozen)
+    }
+
+    /// The file that thaws it.
+    #[must_use]
+    pub fn switch(&self) -> PathBuf {
+        self.directory.join("cgroup.freeze")
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = fs::write(self.switch(), "0");
+        for pid in fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(self.root.join("cgroup.procs"), pid);
+        }
+        let _ = wait_until("the control group is empty", Duration::from_secs(2), || {
+            Ok(fs::remove_dir(&self.directory).is_ok())
+        });
     }
 }
 

@@ -23,6 +23,7 @@ pub mod cgroup;
 pub mod client;
 pub mod config;
 pub mod curl;
+pub mod debugger;
 pub mod expect;
 pub mod fault;
 pub mod forger;

@@ -13,10 +13,12 @@ use super::{
     read, target, unix,
 };
 
-/// Signals that say nothing here (bits): 14 ALRM, 17 CHLD, 18 CONT, 23 URG, 26 VTALRM, 27 PROF, 28 WINCH, 29 IO. Go runtimes send
+/// Signals that say nothing here (bits): 14 ALRM, 17 CHLD, 23 URG, 26 VTALRM, 27 PROF, 28 WINCH, 29 IO. Go runtimes send
 /// SIGURG to themselves all the time, `timer_resolution` makes nginx take a SIGALRM per tick, and the death of a child
 /// is told by itself. Real-time signals (32 and up) are the threading library's own.
-const QUIET: u32 = 1 << 14 | 1 << 17 | 1 << 18 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29;
+const QUIET: u32 = 1 << 14 | 1 << 17 | 1 << 23 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29;
+/// What ends a stop.
+const SIGCONT: u32 = 18;
 
 /// `sched_process_fork(parent, child)`, in the parent's context. A thread is not a process.
 #[inline(always)]
@@ -94,8 +96,9 @@ pub(crate) fn signal(context: &RawTracePointContext) -> Option<()> {
     if signal > 31 || QUIET >> signal & 1 != 0 {
         return Some(());
     }
-    // `SIG_IGN`, or the first process of a container without a handler: nothing comes of it.
-    if context.arg::<u32>(4) == IGNORED {
+    // `SIG_IGN`, or the first process of a container without a handler: nothing comes of it. But a stopped process goes on before it is
+    // asked whether SIGCONT is ignored, which it is by default (`prepare_signal()`).
+    if signal != SIGCONT && context.arg::<u32>(4) == IGNORED {
         return Some(());
     }
     let target: u32 = read::member(context.arg(2), offset!(task_tgid))?;

@@ -60,6 +60,8 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
     let earlier = earlier(correlator, decided, &complaints, configuration.as_deref(), &list);
     let mut host = host(correlator, &list, &processes, worker, begin);
     host.extend(led);
+    processes.extend(correlator.stops.of(&serving(&host, &holders), until));
+    processes.sort_by_key(|event| event.id);
     let link =
         list.iter().map(|a| a.link).min().unwrap_or(if decided.from_lines.is_some() || decided.from_wire.is_some() {
             Link::Inferred
@@ -93,6 +95,19 @@ pub(super) fn case(correlator: &Correlator, id: CaseId, decided: &Decided) -> Ca
         attempts: list,
         attempts_complete,
     }
+}
+
+/// Processes that had the connections of the attempts, or may accept where they went.
+fn serving(host: &[(EventId, At, HostFact)], holders: &[Pid]) -> BTreeSet<Pid> {
+    let mut found: BTreeSet<Pid> = holders.iter().copied().collect();
+    for (_, _, fact) in host {
+        match fact {
+            HostFact::Acceptors { processes, .. } => found.extend(processes.iter().map(|process| process.pid)),
+            HostFact::Listeners { listeners, .. } => found.extend(listeners.iter().filter_map(|one| one.pid)),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// A failed `accept()`, or a listener's end, concerns the case only on the port of one of its attempts; everything else does.
@@ -231,10 +246,13 @@ fn host(
             questions.extend(correlator.host.stopped_listening(served_at, worker).map(Question::OtherListeners));
             questions.insert(Question::Route { upstream, netns });
             questions.insert(Question::LocalPorts { upstream, netns });
+            let served_in = netns.filter(|_| led.is_none());
+            questions.insert(Question::acceptors(&Address::Ip(served_at), served_in, Pid(0)));
             questions.extend(worker.into_iter().flat_map(|worker| correlator.host.names(upstream, worker)));
         }
         if let (Some(Address::Unix(path)), Some(worker)) = (&attempt.upstream, worker) {
             questions.insert(Question::UnixSocket { path: path.clone(), worker });
+            questions.insert(Question::acceptors(&Address::Unix(path.clone()), None, Pid(0)));
         }
         questions.extend(attempt.holder().map(|(pid, _)| Question::ProcessState(pid)));
     }

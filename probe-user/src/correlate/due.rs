@@ -1,11 +1,15 @@
-//! When a case is put together: its wait is over, and nobody is about to end.
+//! When a case is put together: its wait is over, nobody is about to end, and no answer is on its way.
 
 use super::{
     Correlator, attempts, identity_of,
     limits::{ASKED_BEFORE_NS, END_DELAY_NS},
     lines,
 };
-use crate::model::case::Case;
+use crate::model::{
+    case::Case,
+    complaint::Message,
+    coverage::{Sensor, Sight},
+};
 
 impl Correlator {
     /// The next case whose wait is over. One at a time, so that its judgement can be told ([`Correlator::judged`]) before a later case
@@ -13,7 +17,7 @@ impl Correlator {
     pub fn poll_case(&mut self) -> Option<Case> {
         loop {
             let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            if !due || self.awaits_an_end() {
+            if !due || self.awaits_an_end() || self.awaits_a_look() {
                 return None;
             }
             let mut decided = self.decided.pop_front()?;
@@ -35,6 +39,22 @@ impl Correlator {
                 return case;
             }
         }
+    }
+
+    /// Puts off the case that is due where nginx waited in vain, and who may accept there is still looked for.
+    fn awaits_a_look(&mut self) -> bool {
+        // What is left out on purpose does not come.
+        let left_out = self.sensors.get(&Sensor::UpstreamSide).is_some_and(|(sight, _)| *sight == Sight::Off);
+        if self.finished || left_out || self.sight(Sensor::Host) == Sight::Off {
+            return false;
+        }
+        let until = self.host.looks_until().filter(|until| *until > self.now);
+        let (Some(until), Some(decided)) = (until, self.decided.front_mut()) else { return false };
+        if decided.request.complaints.iter().all(|(.., complaint)| complaint.message != Message::TimedOut) {
+            return false;
+        }
+        decided.close_at = until;
+        true
     }
 
     /// Puts off the case that is due, once, where a process that held a connection of it was sent a signal to end, and has not ended:

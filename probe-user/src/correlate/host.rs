@@ -5,7 +5,10 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{limits::QUESTION_REST_NS, served::Served};
+use super::{
+    limits::{LOOK_NS, QUESTION_REST_NS},
+    served::Served,
+};
 use crate::model::{
     event::{Event, EventId},
     host::{HostFact, NginxInstance},
@@ -24,6 +27,15 @@ pub enum Question {
         upstream: SocketAddr,
         /// nginx's network namespace, where the address is a loopback address: each namespace has its own.
         netns: Option<u32>,
+    },
+    /// Who may accept what comes to this upstream's address, and what are they doing?
+    Acceptors {
+        /// The address.
+        upstream: Address,
+        /// As in [`Question::Listeners`].
+        netns: Option<u32>,
+        /// The worker that asks, for a unix socket: its paths are as its mount namespace has them.
+        worker: Pid,
     },
     /// How many files has this process open?
     OpenFiles(Pid),
@@ -80,11 +92,18 @@ impl Question {
         Self::Listeners { upstream, netns: netns.filter(|_| upstream.ip().is_loopback()) }
     }
 
+    /// Who may accept there, as [`Question::listeners`] asks who listens.
+    pub(super) fn acceptors(upstream: &Address, netns: Option<u32>, worker: Pid) -> Self {
+        let netns = netns.filter(|_| upstream.ip().is_some_and(|address| address.ip().is_loopback()));
+        Self::Acceptors { upstream: upstream.clone(), netns, worker }
+    }
+
     /// The question without who asked: answers are filed under it.
     fn subject(self) -> Self {
         match self {
             Self::Name { name, port, .. } => Self::Name { name, port, master: Pid(0) },
             Self::UnixSocket { path, .. } => Self::UnixSocket { path, worker: Pid(0) },
+            Self::Acceptors { upstream, netns, .. } => Self::Acceptors { upstream, netns, worker: Pid(0) },
             other => other,
         }
     }
@@ -111,6 +130,8 @@ pub(super) struct Host {
     new_upstreams: Vec<SocketAddr>,
     questions: VecDeque<Question>,
     asked: BTreeMap<Question, Moment>,
+    /// Looks at who may accept that are not answered, and when they were asked for.
+    looks: BTreeMap<Question, Moment>,
     known_upstreams: BTreeSet<SocketAddr>,
     served: Served,
     overflows: VecDeque<(EventId, At, HostFact)>,
@@ -182,9 +203,11 @@ impl Host {
             HostFact::SystemFiles { .. } => Question::SystemFiles,
             HostFact::Name { name, port, .. } => Question::Name { name: name.clone(), port: *port, master: Pid(0) },
             HostFact::UnixSocket(socket) => Question::UnixSocket { path: socket.path.clone(), worker: Pid(0) },
+            HostFact::Acceptors { upstream, netns, .. } => Question::acceptors(upstream, *netns, Pid(0)),
             HostFact::OpenFiles { pid, .. } => Question::OpenFiles(*pid),
             HostFact::ProcessState { pid, .. } => Question::ProcessState(*pid),
         };
+        self.looks.remove(&question);
         if self.facts.len() >= SUBJECTS && !self.facts.contains_key(&question) {
             let oldest = self.facts.iter().min_by_key(|(_, (id, ..))| *id).map(|(question, _)| question.clone());
             if let Some(oldest) = oldest {
@@ -265,7 +288,16 @@ impl Host {
             self.asked.retain(|_, at| now.since_ns(*at) < QUESTION_REST_NS);
         }
         self.asked.insert(question.clone(), now);
+        if matches!(question, Question::Acceptors { .. }) {
+            self.looks.retain(|_, at| now.since_ns(*at) < LOOK_NS);
+            self.looks.insert(question.clone().subject(), now);
+        }
         self.questions.push_back(question);
+    }
+
+    /// Until when it is worth while to wait for who may accept somewhere.
+    pub(super) fn looks_until(&self) -> Option<Moment> {
+        self.looks.values().max().map(|at| at.plus_ns(LOOK_NS))
     }
 
     pub(super) fn poll(&mut self) -> Option<Question> {

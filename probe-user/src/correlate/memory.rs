@@ -99,7 +99,7 @@ impl Correlator {
         events.extend(self.flows.told_by());
         events.extend(self.notable.events().map(|event| event.id));
         events.extend(self.host.events().chain(self.translations.events()));
-        events.extend(self.unix.events());
+        events.extend(self.unix.events().chain(self.stops.events()));
         for (key, made) in self.connections.all() {
             let following =
                 (key.worker, made.fd, made.at)..=(key.worker, made.fd, made.at.plus_ns(CONNECTED_WITHIN_NS));

@@ -23,6 +23,7 @@ pub mod requests;
 mod sensors;
 mod served;
 mod status;
+mod stops;
 mod telling;
 mod translated;
 mod tuple;
@@ -41,6 +42,7 @@ use limits::{CLOSE_DELAY_NS, FAILURE_LINGER_NS, LOG_CLOSE_DELAY_NS, Limits, MILL
 use lines::Lines;
 use notable::Notable;
 use requests::{OpenRequest, Requests};
+use stops::Stops;
 use telling::Telling;
 use translated::Translations;
 use unix::UnixConnections;
@@ -103,6 +105,7 @@ pub struct Correlator {
     lines: Lines,
     wires: Wires,
     notable: Notable,
+    stops: Stops,
     unix: UnixConnections,
     connections: Connections,
     translations: Translations,
@@ -155,6 +158,7 @@ impl Correlator {
             lines: Lines::default(),
             wires: Wires::default(),
             notable: Notable::new(limits),
+            stops: Stops::default(),
             unix: UnixConnections::default(),
             connections: Connections::default(),
             translations: Translations::default(),
@@ -199,6 +203,7 @@ impl Correlator {
         // Who serves an address, and who cannot, is known by the address where it is served.
         self.host.handle(event);
         self.notable.handle(event);
+        self.stops.handle(event);
         let (canonical, seen_at) = self.translations.canonical(event, &mut self.flows);
         let event = canonical.as_ref();
         if let (Some(id), Some(to)) = (self.flows.handle(event), seen_at) {

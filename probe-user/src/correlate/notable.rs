@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::{
     event::{Body, Event},
-    process::{Pid, ProcessEvent, Role},
+    process::{Pid, ProcessEvent, Role, stops_or_continues},
     socket::{SocketChange, Syscall, TcpState},
     time::Moment,
 };
@@ -36,6 +36,10 @@ impl Notable {
 
     /// Keeps the event if it is of that kind.
     pub fn handle(&mut self, event: &Event) {
+        // Remembered for longer by `stops`, and there may be very many.
+        if matches!(&event.body, Body::Process(ProcessEvent::Signalled { signal, .. }) if stops_or_continues(*signal)) {
+            return;
+        }
         if let Body::Process(process) = &event.body {
             self.ends += u64::from(match process {
                 ProcessEvent::Exited { role, .. } | ProcessEvent::Signalled { role, .. } => *role == Role::Upstream,

@@ -15,7 +15,8 @@ use crate::model::{
 
 impl Correlator {
     pub(super) fn ask_about(&mut self, log: &NginxLog, message: Message, phase: Phase) {
-        let upstream = log.peer.as_deref().and_then(Address::parse).and_then(|address| address.ip());
+        let peer = log.peer.as_deref().and_then(Address::parse);
+        let upstream = peer.as_ref().and_then(Address::ip);
         match message {
             Message::SocketFailed | Message::AcceptFailed | Message::WorkerConnections => {
                 self.host.ask(Question::OpenFiles(log.worker), self.now);
@@ -39,6 +40,16 @@ impl Correlator {
         }
         if let (Message::BindFailed, Some(upstream)) = (message, upstream) {
             self.host.ask(Question::LocalPorts { upstream, netns: self.host.netns(log.worker) }, self.now);
+        }
+        if message == Message::TimedOut {
+            let led = socket
+                .and_then(|s| self.flows.current(s.local?, s.remote?, s.netns))
+                .and_then(|id| self.flows.get(id))
+                .and_then(|flow| flow.led.as_ref().map(|led| led.to));
+            if let Some(server) = led.map(Address::Ip).or(peer) {
+                let netns = self.host.netns(log.worker).filter(|_| led.is_none());
+                self.host.ask(Question::acceptors(&server, netns, log.worker), self.now);
+            }
         }
         let timed_out = message == Message::TimedOut && phase != Phase::Connecting;
         if timed_out {
@@ -110,6 +121,9 @@ impl Correlator {
             (_, Errno::EINPROGRESS) => {}
             (Address::Unix(path), _) => {
                 self.host.ask(Question::UnixSocket { path: path.clone(), worker }, self.now);
+                if errno == Errno::EAGAIN {
+                    self.host.ask(Question::acceptors(address, None, worker), self.now);
+                }
             }
             (Address::Ip(upstream), Errno::EADDRNOTAVAIL) => {
                 self.host.ask(Question::LocalPorts { upstream: *upstream, netns: self.host.netns(worker) }, self.now);

@@ -6,6 +6,7 @@ mod confidence;
 mod departure;
 mod reading;
 mod said;
+mod standstill;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -31,8 +31,7 @@ pub(super) fn nginx_said<'a>(reading: &Reading<'a>, messages: &[Message]) -> Opt
 /// Nothing came in time: what the upstream's kernel took need not have reached an application, and an answer may be lost on the way.
 pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<'_>) {
     if reading.taken_by_application().is_none() {
-        finding.not_excluded(&["fd-exhausted-upstream", "accept-queue-overflow"]);
-        finding.missing.push(reading.unseen(Sensor::Syscalls, "whether an application had accepted the connection"));
+        not_taken(finding, reading);
     }
     if reading.unix_path().is_some() {
         // What is written there has arrived.
@@ -44,6 +43,24 @@ pub(super) fn unseen_beyond_the_kernel(finding: &mut Finding, reading: &Reading<
     } else if reading.upstream_when_nginx_left().is_none_or(|(tcp, _)| tcp.unacknowledged() > 0) {
         finding.not_excluded(&["path-stall"]);
         finding.missing.push(need(Sensor::SocketStates, "that the upstream had sent nothing which did not arrive"));
+    }
+}
+
+/// Nobody is known to have accepted the connection: it may have waited in the accept queue, for want of descriptors or of somebody to accept.
+fn not_taken(finding: &mut Finding, reading: &Reading<'_>) {
+    // Only who finds no room in the queue suffers from its being full.
+    let found_room = reading.found_room();
+    if !found_room && reading.unix_path().is_none() {
+        finding.not_excluded(&["accept-queue-overflow"]);
+    }
+    if !finding.support(reading.never_accepted()) {
+        finding.not_excluded(&["fd-exhausted-upstream"]);
+        finding.missing.push(reading.unseen(Sensor::Syscalls, "whether an application had accepted the connection"));
+        return;
+    }
+    if !finding.support(reading.has_descriptors()) {
+        finding.not_excluded(&["fd-exhausted-upstream"]);
+        finding.missing.push(need(Sensor::Host, "whether everybody who may accept there had descriptors left"));
     }
 }
 

@@ -1,12 +1,15 @@
 //! Looking things up on this host: who listens, how many files are open, what a process is doing.
 
+mod acceptors;
 mod answers;
 mod call;
 mod conntrack;
 mod diag;
+mod halt;
 mod names;
 mod netlink;
 mod numbers;
+mod process;
 mod route;
 mod unix;
 
@@ -21,7 +24,7 @@ use std::{
 
 use procfs::{
     net::TcpState,
-    process::{FDTarget, LimitValue, Process, all_processes},
+    process::{FDTarget, Process, all_processes},
 };
 
 use self::diag::Listening;
@@ -52,6 +55,8 @@ pub struct Lookup {
     looked: Option<Instant>,
     /// Socket inode → its process, verified before use.
     owners: BTreeMap<u64, (u32, i32)>,
+    /// When every descriptor of the host was last looked at, and how long that took.
+    walked: Option<(Instant, Duration)>,
 }
 
 impl Lookup {
@@ -64,8 +69,11 @@ impl Lookup {
                 facts.push(fact);
                 facts
             }
-            Question::OpenFiles(pid) => open_files(*pid).into_iter().collect(),
-            Question::ProcessState(pid) => process_state(*pid).into_iter().collect(),
+            Question::Acceptors { upstream, netns, worker } => {
+                self.acceptors(upstream, *netns, *worker).into_iter().collect()
+            }
+            Question::OpenFiles(pid) => process::open_files(*pid).into_iter().collect(),
+            Question::ProcessState(pid) => process::state(*pid).into_iter().collect(),
             Question::OtherListeners(pid) => other_listeners(*pid).into_iter().collect(),
             Question::Route { upstream, netns } => self.route(*upstream, *netns).into_iter().collect(),
             Question::LocalPorts { upstream, netns } => self.local_ports(*upstream, *netns).into_iter().collect(),
@@ -108,45 +116,39 @@ impl Lookup {
     }
 
     fn unix_socket(&mut self, path: &str, worker: Pid) -> Option<HostFact> {
-        let home = namespaces::inode(worker.0, "net")?;
         let walked = unix::walk(path, worker)?;
+        let found = self.unix_listener(path, worker, &walked);
         let mut socket = walked.socket;
-        if socket.missing.is_none() {
-            self.look_around();
-            // A socket belongs to the namespace it was made in, whoever may reach its file.
-            let others = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).filter(|(netns, _)| *netns != home);
-            let all: Vec<(u32, u32)> = [(home, worker.0)].into_iter().chain(others.take(NAMESPACES)).collect();
-            let found = all.into_iter().find_map(|(netns, pid)| {
-                let listeners = within(pid, unix::listening)?.ok()?;
-                let listener = listeners.into_iter().find(|one| one.is(path, walked.file))?;
-                Some((netns, listener))
-            });
-            socket.listener = found.map(|(netns, found)| {
-                let owner = self.owner(netns, found.inode);
-                let command =
-                    owner.and_then(|pid| Process::new(pid).ok()).and_then(|p| p.stat().ok()).map(|stat| stat.comm);
-                UnixListener {
-                    pid: owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid),
-                    command,
-                    queue: found.queue,
-                }
-            });
-        }
+        socket.listener = found.map(|(netns, found)| {
+            let owner = self.owner(netns, found.inode);
+            let command =
+                owner.and_then(|pid| Process::new(pid).ok()).and_then(|p| p.stat().ok()).map(|stat| stat.comm);
+            UnixListener { pid: owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid), command, queue: found.queue }
+        });
         Some(HostFact::UnixSocket(socket))
+    }
+
+    /// The listening socket at the end of a path, and its network namespace.
+    fn unix_listener(&mut self, path: &str, worker: Pid, walked: &unix::Walked) -> Option<(u32, unix::Listening)> {
+        if walked.socket.missing.is_some() {
+            return None;
+        }
+        let home = namespaces::inode(worker.0, "net")?;
+        self.look_around();
+        // A socket belongs to the namespace it was made in, whoever may reach its file.
+        let others = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).filter(|(netns, _)| *netns != home);
+        let all: Vec<(u32, u32)> = [(home, worker.0)].into_iter().chain(others.take(NAMESPACES)).collect();
+        all.into_iter().find_map(|(netns, pid)| {
+            let listeners = within(pid, unix::listening)?.ok()?;
+            let listener = listeners.into_iter().find(|one| one.is(path, walked.file))?;
+            Some((netns, listener))
+        })
     }
 
     /// Who listens on this address. For a loopback address only the given namespace counts.
     pub fn listeners(&mut self, upstream: SocketAddr, netns: Option<u32>) -> HostFact {
-        self.look_around();
         let loopback = upstream.ip().is_loopback();
-        let homes: Vec<(u32, u32)> = self
-            .namespaces
-            .iter()
-            .map(|(netns, pid)| (*netns, *pid))
-            .filter(|(candidate, pid)| {
-                if loopback { netns.is_none_or(|wanted| wanted == *candidate) } else { is_local(*pid, upstream.ip()) }
-            })
-            .collect();
+        let homes = self.homes(upstream, netns);
         let mut listeners = Vec::new();
         let mut nearby = Vec::new();
         for (netns, pid) in &homes {
@@ -163,6 +165,26 @@ impl Lookup {
         HostFact::Listeners { upstream, netns: netns.filter(|_| loopback), local: !homes.is_empty(), listeners, nearby }
     }
 
+    /// Where the address is this host's: network namespaces, each with a process in it.
+    fn homes(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<(u32, u32)> {
+        self.look_around();
+        let loopback = upstream.ip().is_loopback();
+        let is_home = |candidate: u32, pid: u32| {
+            if loopback { netns.is_none_or(|wanted| wanted == candidate) } else { is_local(pid, upstream.ip()) }
+        };
+        let all = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid));
+        all.filter(|(netns, pid)| is_home(*netns, *pid)).collect()
+    }
+
+    /// The listening sockets that a SYN to this address reaches, by their inodes.
+    fn reached_sockets(&mut self, upstream: SocketAddr, netns: Option<u32>) -> BTreeSet<u64> {
+        let of_home = |(_, pid): (u32, u32)| {
+            let all = listening(pid);
+            reached(&all, plain(upstream)).into_iter().map(|one| one.inode).collect::<Vec<_>>()
+        };
+        self.homes(upstream, netns).into_iter().flat_map(of_home).collect()
+    }
+
     /// A process in this network namespace.
     #[must_use]
     pub fn someone_in(&self, netns: u32) -> Option<u32> {
@@ -171,14 +193,8 @@ impl Lookup {
 
     /// Who listens on other ports, where a connection to this address would arrive.
     pub fn other_ports(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<Listener> {
-        let loopback = upstream.ip().is_loopback();
-        self.look_around();
-        let homes: Vec<(u32, u32)> = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).collect();
-        let is_home = |candidate: u32, pid: u32| {
-            if loopback { netns.is_none_or(|wanted| wanted == candidate) } else { is_local(pid, upstream.ip()) }
-        };
         let mut found = Vec::new();
-        for (netns, pid) in homes.into_iter().filter(|(netns, pid)| is_home(*netns, *pid)) {
+        for (netns, pid) in self.homes(upstream, netns) {
             for one in listening(pid).iter().filter(|one| one.address.port() != upstream.port()) {
                 found.push(self.listener(one, netns));
             }
@@ -292,7 +308,7 @@ impl Lookup {
 
 /// Where a process listens.
 fn other_listeners(pid: Pid) -> Option<HostFact> {
-    let process = process(pid)?;
+    let process = process::of(pid)?;
     let command = process.stat().ok()?.comm;
     let netns = namespaces::inode(pid.0, "net");
     let sockets: BTreeSet<u64> = process
@@ -399,30 +415,6 @@ fn is_local(pid: u32, address: IpAddr) -> bool {
     }
 }
 
-fn process(pid: Pid) -> Option<Process> {
-    Process::new(i32::try_from(pid.0).ok()?).ok()
-}
-
-fn open_files(pid: Pid) -> Option<HostFact> {
-    let process = process(pid)?;
-    let open = u64::try_from(process.fd_count().ok()?).ok()?;
-    let limit = process.limits().ok().and_then(|limits| match limits.max_open_files.soft_limit {
-        LimitValue::Value(value) => Some(value),
-        LimitValue::Unlimited => None,
-    });
-    Some(HostFact::OpenFiles { pid, command: process.stat().ok()?.comm, open, limit })
-}
-
-fn process_state(pid: Pid) -> Option<HostFact> {
-    let process = process(pid)?;
-    let stat = process.stat().ok()?;
-    // "0" says that it runs, or that we may not know.
-    let wait_channel =
-        process.wchan().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty() && name != "0");
-    let call = call::waits_in(process.pid);
-    Some(HostFact::ProcessState { pid, command: stat.comm, state: stat.state, wait_channel, call })
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -481,12 +473,5 @@ mod tests {
             panic!()
         };
         assert!(!local);
-    }
-
-    #[test]
-    fn our_own_descriptors_are_counted() {
-        let Some(HostFact::OpenFiles { open, limit, .. }) = open_files(Pid(std::process::id())) else { panic!() };
-        assert!(open >= 3 && limit.is_none_or(|limit| limit >= open));
-        assert_eq!(open_files(Pid(0)), None);
     }
 }

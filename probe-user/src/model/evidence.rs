@@ -6,7 +6,7 @@ use super::{
     event::EventId,
     host::{Asker, PathPart, RouteKind},
     net::Errno,
-    process::{Ending, Pid, Sender},
+    process::{Acceptor, Ending, Halt, Pid, Sender},
 };
 
 /// How much a piece of evidence proves.
@@ -418,5 +418,14 @@ pub enum Fact {
         wait_channel: Option<String>,
         /// The system call that it slept in.
         call: Option<String>,
+        /// What kept it from running.
+        halt: Option<Halt>,
+    },
+    /// Nobody had accepted the connection when nginx left it.
+    NeverAccepted,
+    /// What those who may accept there are doing.
+    Acceptors {
+        /// Each of them.
+        processes: Vec<Acceptor>,
     },
 }

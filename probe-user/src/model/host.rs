@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     net::Address,
-    process::{Ending, Pid, Sender},
+    process::{Acceptor, Ending, Halt, Pid, Sender},
     time::Moment,
 };
 
@@ -156,6 +156,20 @@ pub enum HostFact {
         /// The system call that it sleeps in, where it can be read.
         #[serde(default)]
         call: Option<String>,
+        /// What keeps it from running.
+        #[serde(default)]
+        halt: Option<Halt>,
+    },
+    /// Who may accept what comes to an upstream's address on this host, and what each of them is doing.
+    Acceptors {
+        /// The upstream's address.
+        upstream: Address,
+        /// As [`HostFact::Listeners`] has it.
+        netns: Option<u32>,
+        /// The processes that have a listening socket of it, a worker's master among them.
+        processes: Vec<Acceptor>,
+        /// These are all of them.
+        all: bool,
     },
 }
 

@@ -128,3 +128,55 @@ pub struct Sender {
     /// Its name.
     pub command: String,
 }
+
+/// Whether a signal stops a process by default (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU), or ends that (SIGCONT).
+#[must_use]
+pub const fn stops_or_continues(signal: u32) -> bool {
+    stops(signal) || signal == SIGCONT
+}
+
+/// Whether it stops a process; of these only SIGSTOP leaves it no choice.
+#[must_use]
+pub const fn stops(signal: u32) -> bool {
+    matches!(signal, SIGSTOP..=22)
+}
+
+/// The numbers are x86-64's and aarch64's (include/uapi/asm-generic/signal.h).
+pub const SIGCONT: u32 = 18;
+/// Likewise.
+pub const SIGSTOP: u32 = 19;
+
+/// What keeps a process from running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Halt {
+    /// A signal has stopped it.
+    Stopped,
+    /// A debugger holds it: which, where that can be read.
+    Traced(Option<Sender>),
+    /// Its control group is frozen: which, as the host's hierarchy names it.
+    Frozen(String),
+}
+
+/// A process that has a listening socket, and so may accept from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptor {
+    /// The process.
+    pub pid: Pid,
+    /// Its parent.
+    pub parent: Pid,
+    /// Its name.
+    pub command: String,
+    /// What keeps it from running.
+    pub halt: Option<Halt>,
+    /// Open descriptors, and `RLIMIT_NOFILE` (soft) where there is a limit; `None`: they could not be counted.
+    pub files: Option<(u64, Option<u64>)>,
+}
+
+impl Acceptor {
+    /// Whether it has a descriptor left for one more connection; `None`: not known.
+    #[must_use]
+    pub fn has_room(&self) -> Option<bool> {
+        let (open, limit) = self.files?;
+        Some(limit.is_none_or(|limit| open < limit))
+    }
+}

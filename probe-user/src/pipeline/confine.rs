@@ -317,6 +317,7 @@ mod tests {
                 state: 'S',
                 wait_channel: None,
                 call: None,
+                halt: None,
             })
         };
         assert!(confined(true).admit(event(state(Pid(88)))).is_none());

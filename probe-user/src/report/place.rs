@@ -280,6 +280,16 @@ fn of_host(fact: &HostFact, case: &Case) -> Option<Place> {
             Some(process(*pid, command, format!("{open}{limit} files open")))
         }
         HostFact::ProcessState { pid, command, state, .. } => Some(process(*pid, command, format!("state {state}"))),
+        HostFact::Acceptors { upstream, processes, .. } => {
+            let halted = processes.iter().filter(|process| process.halt.is_some()).count();
+            let brief = format!("{halted} of {} that may accept stand still", processes.len());
+            Some(Place {
+                side: Some(UPSTREAM),
+                from: Some(redact::text(&upstream.to_string())),
+                brief: cut(&brief),
+                ..Place::default()
+            })
+        }
         HostFact::OpenConnection { local, upstream, .. } => Some(Place {
             side: Some(NGINX),
             from: Some(local.to_string()),

@@ -1,6 +1,7 @@
 //! The words for events and facts. Every string from outside goes through [`redact`].
 
 mod host;
+mod process;
 
 use std::net::SocketAddr;
 
@@ -255,10 +256,7 @@ fn host_fact(fact: &HostFact) -> (&'static str, String) {
         }
         HostFact::OpenFiles { pid, command, open, limit } => ("host", open_files(*pid, command, *open, *limit)),
         HostFact::OpenConnection { local, upstream, .. } => ("host", format!("already open: {local} > {upstream}")),
-        HostFact::ProcessState { pid, command, state, wait_channel, call } => {
-            ("host", process_state(*pid, command, *state, wait_channel.as_deref(), call.as_deref()))
-        }
-        other => ("host", host::host_fact(other).unwrap_or_default()),
+        other => ("host", host::host_fact(other).or_else(|| process::host_fact(other)).unwrap_or_default()),
     }
 }
 
@@ -275,21 +273,6 @@ fn list(listeners: &[Listener]) -> String {
 fn open_files(pid: Pid, command: &str, open: u64, limit: Option<u64>) -> String {
     let limit = limit.map_or_else(|| "an unknown limit".to_owned(), |limit| limit.to_string());
     format!("{} has {open} of {limit} files open", who(pid, command))
-}
-
-fn process_state(pid: Pid, command: &str, state: char, wait_channel: Option<&str>, call: Option<&str>) -> String {
-    let doing = match state {
-        'R' => "running",
-        'S' => "asleep",
-        'D' => "in uninterruptible sleep",
-        'T' | 't' => "stopped",
-        'Z' => "dead, not yet reaped",
-        'I' => "idle",
-        _ => "in an unknown state",
-    };
-    let at = wait_channel.map(|channel| format!(" in {}", redact::text(channel))).unwrap_or_default();
-    let call = call.map(|call| format!(", called by {}", redact::text(call))).unwrap_or_default();
-    format!("{} is {doing}{at}{call}", who(pid, command))
 }
 
 fn process(process: Option<&(Pid, String)>) -> String {
@@ -318,6 +301,7 @@ pub(super) fn note(of: &Fact) -> Option<String> {
         | Fact::Icmp { .. }
         | Fact::TlsAlert { .. }
         | Fact::ProcessState { .. }
+        | Fact::Acceptors { .. }
         | Fact::Dropped { .. }
         | Fact::ListensThere { .. }
         | Fact::ListensNearby { .. }
@@ -429,10 +413,7 @@ pub fn fact(of: &Fact) -> String {
         Fact::UpstreamStatus { status, line } => {
             format!("the upstream itself answered {}", line.as_deref().map_or_else(|| status.to_string(), redact::text))
         }
-        Fact::ProcessState { process: (pid, command), state, wait_channel, call } => {
-            process_state(*pid, command, *state, wait_channel.as_deref(), call.as_deref())
-        }
-        other => on_the_wire(other).or_else(|| host::fact(other)).unwrap_or_default(),
+        other => on_the_wire(other).or_else(|| host::fact(other)).or_else(|| process::fact(other)).unwrap_or_default(),
     }
 }
 

@@ -29,6 +29,7 @@ mod redirected;
 mod routing;
 pub mod servers;
 mod stall;
+mod still;
 mod tls;
 mod translated;
 mod truncated;
@@ -123,8 +124,16 @@ impl Fault {
     /// Those of the family `connection` that have a suite of their own.
     #[must_use]
     pub fn of_connection() -> Vec<Self> {
-        [process::FAULTS, unix_process::FAULTS, keepalive::FAULTS, stall::FAULTS, truncated::FAULTS, translated::FAULTS]
-            .concat()
+        [
+            process::FAULTS,
+            unix_process::FAULTS,
+            keepalive::FAULTS,
+            stall::FAULTS,
+            still::FAULTS,
+            truncated::FAULTS,
+            translated::FAULTS,
+        ]
+        .concat()
     }
 
     /// Those that need a router between nginx and the upstream ([`crate::lab::Lab::with_router`]).

@@ -12,7 +12,7 @@ use super::Fault;
 use crate::client::Connection;
 use crate::expect::{AttemptExpectation as Attempt, Expectation, Witness};
 use crate::lab::Lab;
-use crate::line::{Confidence, Outcome};
+use crate::line::Outcome;
 use crate::process::{Process, Start, Stopped, send, wait_until};
 use crate::site::{Plan, Site};
 use crate::upstream::own_binary;
@@ -31,7 +31,7 @@ pub(super) const FAULTS: &[Fault] = &[
             let attempt = Attempt::fresh(site.app(FULL), &[Outcome::TimeoutConnect], &[None, Some("ETIMEDOUT")]);
             let expected = Expectation::incident(504, &["accept-queue-overflow"], vec![attempt])
                 .logged("upstream timed out (110: Connection timed out) while connecting to upstream")
-                .says(&["(3 waiting, limit 2)"])
+                .says(&["(3 waiting, limit 2)", "stands still: SIGSTOP from ", "kill -CONT"])
                 .never(&["syn-timeout", "firewall-dropped", "fd-exhausted-upstream"]);
             Ok(vec![Witness::new(exchange, expected)?])
         },
@@ -72,16 +72,20 @@ pub(super) const FAULTS: &[Fault] = &[
         },
         |site| {
             let server = StandingStill::with(site.lab(), site.app(ROOM), 1)?;
+            let pid = server.process.pid();
             let exchange = site.connect()?.get("/read-timeout-queued/cart")?;
             std::thread::sleep(LASTS);
             drop(server);
             let attempt = Attempt::fresh(site.app(ROOM), &[Outcome::TimeoutRead], &[None, Some("ETIMEDOUT")]);
-            let expected = Expectation {
-                confidence: &[Confidence::Confirmed, Confidence::Likely],
-                ..Expectation::incident(504, &["read-timeout"], vec![attempt])
-            }
-            .logged("upstream timed out (110: Connection timed out) while reading response header")
-            .never(&["accept-queue-overflow", "syn-timeout"]);
+            let expected = Expectation::incident(504, &["read-timeout"], vec![attempt])
+                .logged("upstream timed out (110: Connection timed out) while reading response header")
+                .says(&[
+                    "Nobody accepted the connection: it lay in the accept queue (2 waiting, limit 2)",
+                    &format!("(pid {pid}) stands still: SIGSTOP from "),
+                    &format!("(pid {})", std::process::id()),
+                    &format!("kill -CONT {pid}"),
+                ])
+                .never(&["accept-queue-overflow", "syn-timeout", "fd-exhausted-upstream"]);
             Ok(vec![Witness::new(exchange, expected)?])
         },
     ),

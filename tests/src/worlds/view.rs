@@ -8,7 +8,7 @@ use probe502::{
         event::{Body, Source},
         host::{HostFact, Listener},
         nginx::NginxEvent,
-        process::Pid,
+        process::{Acceptor, Pid},
         time::{At, Moment},
     },
 };
@@ -179,6 +179,16 @@ impl View {
             Sight::Degraded | Sight::On => {}
         }
         let fact = match *question {
+            Question::Acceptors { ref upstream, netns, .. } => {
+                let server = story.servers.iter().find(|server| upstream.ip() == Some(server.address))?;
+                let (pid, parent, command) = (server.master, Pid(1), server.command.clone());
+                let short = server.out_of_files.iter().any(|(from, to)| (*from..=*to).contains(&ns));
+                let files = Some((if short { 1_024 } else { 30 }, Some(1_024)));
+                let one = Acceptor { pid, parent, command, halt: None, files };
+                let here = server.place.is_here() && !server.is_down(ns);
+                let processes = if here { vec![one] } else { Vec::new() };
+                HostFact::Acceptors { upstream: upstream.clone(), netns, processes, all: true }
+            }
             Question::Listeners { upstream, netns } => {
                 let server = story.servers.iter().find(|server| server.address == upstream)?;
                 let local = server.place.is_here();
@@ -205,6 +215,7 @@ impl View {
                 state: 'S',
                 wait_channel: Some("hrtimer_nanosleep".to_owned()),
                 call: None,
+                halt: None,
             },
             Question::LocalPorts { upstream, netns } => {
                 let server = story.servers.iter().find(|server| server.address == upstream)?;

@@ -4,6 +4,7 @@ use super::{
     super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Locality, Reading, evidence, need},
+        standstill::remark_standstill,
     },
     server_advice,
 };
@@ -62,6 +63,8 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     if reading.locality() != Locality::Here
         || reading.taken_by_application() == Some(true)
         || reading.syn_reset().is_some()
+        // It did find room at once, whoever did not after it.
+        || reading.found_room()
         // No SYN left: whose queue was full then does not matter to this attempt.
         || reading.outcome() == Outcome::LocalError
     {
@@ -143,6 +146,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     ));
     finding.fix.push("A longer queue for bursts: the server's backlog and net.core.somaxconn, both.".to_owned());
     finding.fix.extend(server_advice(&CAUSE, reading));
+    remark_standstill(&mut finding, reading);
     Some(finding)
 }
 

@@ -5,6 +5,7 @@ use super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Reading, Timer, duration, evidence, need},
         said::unseen_beyond_the_kernel,
+        standstill::remark_standstill,
     },
     firewall_rejected::is_filter_drop,
     server_advice,
@@ -27,12 +28,14 @@ pub(crate) const CAUSE: Cause = Cause {
     page: Page {
         happened: "The connection was up, the upstream's kernel acknowledged the whole request, and then nothing came back until \
                    nginx's timer for the time between two reads (proxy_read_timeout, 60 s by default) ran out. The application is \
-                   slow, stuck, or waiting for something else.",
+                   slow, stuck, or waiting for something else; or it stands still: stopped by a signal, held by a debugger, frozen \
+                   with its container. The connection may not even have been accepted: then it lay in the accept queue.",
         proof: "nginx's own timer while reading the response header; every byte of the request acknowledged; not a byte back since; \
-                an application that has the connection; and, when nginx's close comes, nothing in the upstream's own socket that \
-                was written and had not arrived. Of an upstream on another host that cannot be seen: likely.",
-        refuted: "Bytes of the request that were never acknowledged (path-stall, send-timeout). A connection that nobody accepted: \
-                  it sat in the accept queue (fd-exhausted-upstream, accept-queue-overflow).",
+                an application that has the connection, or that nobody accepted it although everybody who may had descriptors left; \
+                and, when nginx's close comes, nothing in the upstream's own socket that was written and had not arrived. Of an \
+                upstream on another host that cannot be seen: likely.",
+        refuted: "Bytes of the request that were never acknowledged (path-stall, send-timeout). accept() failing in the server \
+                  (fd-exhausted-upstream). A handshake that found the accept queue full (accept-queue-overflow).",
         remedies: &[
             (
                 "nginx",
@@ -44,6 +47,12 @@ pub(crate) const CAUSE: Cause = Cause {
                 "any server",
                 "What was it doing? A stack of the process (py-spy, jstack, rbspy, gdb -p) while a request hangs tells \
                             most: a database lock, a call to another service without a timeout, a full pool.",
+            ),
+            (
+                "a process that stands still",
+                "`ps -o pid,stat,wchan,comm -p PID`: T is stopped (`kill -CONT PID`), t is held by a debugger (TracerPid in \
+                 /proc/PID/status); cgroup.freeze or freezer.state of its control group says whether that is frozen (docker \
+                 unpause, systemctl thaw).",
             ),
             (
                 "gunicorn",
@@ -108,6 +117,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     unseen_beyond_the_kernel(&mut finding, reading);
     finding.support(reading.holder().and_then(|pid| reading.process_state(pid)));
     describe(&mut finding, reading, silent_us);
+    remark_standstill(&mut finding, reading);
     if let Some((reason, event)) = answer_filtered(reading) {
         finding.oppose(Some(evidence(Fact::Dropped { reason }, &[event], Weight::Symptom)));
         finding.not_excluded(&["path-stall", "network-reset"]);
@@ -150,7 +160,12 @@ fn silence_us(reading: &Reading<'_>) -> Option<u64> {
 
 fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>) {
     let upstream = reading.upstream_name();
-    let took = if reading.request_acknowledged().is_some() { "took the whole request" } else { "was sent the request" };
+    let unaccepted = reading.never_accepted().is_some();
+    let took = match reading.request_acknowledged() {
+        Some(_) if unaccepted => "was sent the whole request (its kernel took it)",
+        Some(_) => "took the whole request",
+        None => "was sent the request",
+    };
     let silence = silent_us.map(|us| format!(" for {}", duration(us))).unwrap_or_default();
     let lasted_us = reading.started().map(|started| reading.failed_at().since_ns(started) / 1_000);
     let after = match (reading.response_bytes(), lasted_us, silent_us) {
@@ -176,6 +191,9 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
     }
     finding.summary.push('.');
     let holder = reading.accepted_by();
+    let halted = reading
+        .standstill()
+        .is_some_and(|still| still.is_whole() && still.processes.iter().all(|one| one.halt.is_some()));
     if let Some((pid, command)) = holder {
         let state = finding.because.iter().find_map(|evidence| match &evidence.fact {
             Fact::ProcessState { state, wait_channel, call, .. } => {
@@ -184,7 +202,8 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             _ => None,
         });
         let doing = match state {
-            Some(('T' | 't', _)) => ", and is stopped (SIGSTOP or a debugger)".to_owned(),
+            // Said by itself.
+            _ if halted => String::new(),
             // `/proc/PID/stat` is the first thread's; another one may do the work.
             Some(('R', _)) => ", and its main thread is busy on a processor".to_owned(),
             Some(('D', channel)) => {
@@ -209,15 +228,27 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, silent_us: Option<u64>
             finding.fix.push(format!("Find out why {command} ended under a running request: look into its log."));
         } else {
             finding.say(format_args!(" {command} (pid {pid}) accepted it{doing}."));
-            finding.fix.push(format!(
+            let advice = format!(
                 "Find out what {command} (pid {pid}) waits for, or whoever it handed the connection to: take its stack while a \
                  request hangs."
-            ));
+            );
+            finding.fix.extend((!halted).then_some(advice));
         }
+    } else if unaccepted {
+        let queue = reading.accept_queue().map(|(waiting, limit, _)| format!(" ({waiting} waiting, limit {limit})"));
+        finding.say(format_args!(
+            " Nobody accepted the connection: it lay in the accept queue{}.",
+            queue.unwrap_or_default()
+        ));
+        let who = reading.server_command().unwrap_or("the server");
+        let advice = format!(
+            "Find out what keeps {who} from accepting: are all its workers busy? Take their stacks while a request hangs; more \
+             workers."
+        );
+        finding.fix.extend((!halted).then_some(advice));
     } else {
-        finding
-            .fix
-            .push(format!("Find out what the server at {upstream} waits for: take its stack while a request hangs."));
+        let advice = format!("Find out what the server at {upstream} waits for: take its stack while a request hangs.");
+        finding.fix.extend((!halted).then_some(advice));
     }
     let directive = reading.timer(Timer::Read);
     let now = reading.timeout_in_force(directive);
@@ -282,6 +313,7 @@ pub(crate) mod tests {
             state: 'S',
             wait_channel: Some("hrtimer_nanosleep".to_owned()),
             call: Some("clock_nanosleep".to_owned()),
+            halt: None,
         };
         world.host(100, fact);
         let explanation = world.expect("read-timeout", Confidence::Confirmed);

@@ -3,6 +3,7 @@
 use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
     reading::{Reading, Timer, evidence, need},
+    standstill::remark_standstill,
 };
 use crate::model::{
     attempt::Outcome,
@@ -103,6 +104,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding
         .fix
         .push(format!("Find out why the server at {upstream} does not read: take its stack while an upload hangs."));
+    remark_standstill(&mut finding, reading);
     Some(finding)
 }
 

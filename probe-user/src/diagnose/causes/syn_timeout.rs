@@ -5,6 +5,7 @@ use super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Locality, Reading, Timer, duration, evidence, need},
         said::remark_moved_name,
+        standstill::remark_standstill,
     },
     servers::{ADDRESSES, and_servers},
 };
@@ -96,6 +97,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     exclude(&mut finding, reading);
     describe(&mut finding, reading, by_kernel, retransmits, waited_us);
+    remark_standstill(&mut finding, reading);
     remark_moved_name(&mut finding, reading);
     Some(finding)
 }

@@ -5,6 +5,7 @@ use super::{
         cause::{Cause, Depth, Family, Finding, Page},
         reading::{Locality, Reading, Survival, Timer, evidence, need},
         said::{nginx_said, unseen_beyond_the_kernel},
+        standstill::remark_standstill,
     },
     PROCESS_GONE,
 };
@@ -116,6 +117,9 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.summary = format!("The TLS handshake with {upstream} failed: {how}.");
     finding.fix.extend(advice(reading, number, no_tls, slow));
     finding.fix.push(format!("`openssl s_client -connect {upstream} -servername NAME` shows what the upstream says."));
+    if slow {
+        remark_standstill(&mut finding, reading);
+    }
     Some(finding)
 }
 

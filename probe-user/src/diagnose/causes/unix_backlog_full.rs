@@ -4,6 +4,7 @@ use super::super::{
     cause::{Cause, Depth, Family, Finding, Page},
     reading::{Reading, evidence},
     said::connect_returned,
+    standstill::remark_standstill,
 };
 use crate::model::{
     evidence::{Fact, Weight},
@@ -59,6 +60,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     }
     finding.fix.push("More workers (php-fpm: pm.max_children), or find out what keeps them busy.".to_owned());
     finding.fix.push("A longer queue for bursts: the server's backlog (php-fpm listen.backlog, uWSGI --listen) and net.core.somaxconn.".to_owned());
+    remark_standstill(&mut finding, reading);
     Some(finding)
 }
 

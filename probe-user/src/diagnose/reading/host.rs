@@ -222,12 +222,13 @@ impl<'a> Reading<'a> {
     /// What a process was doing.
     pub(crate) fn process_state(&self, of: Pid) -> Option<Evidence> {
         self.case.host.iter().rev().find_map(|(event, _, fact)| match fact {
-            HostFact::ProcessState { pid, command, state, wait_channel, call } if *pid == of => Some(evidence(
+            HostFact::ProcessState { pid, command, state, wait_channel, call, halt } if *pid == of => Some(evidence(
                 Fact::ProcessState {
                     process: (*pid, command.clone()),
                     state: *state,
                     wait_channel: wait_channel.clone(),
                     call: call.clone(),
+                    halt: halt.clone(),
                 },
                 &[*event],
                 Weight::Fits,

@@ -9,6 +9,7 @@ mod local;
 mod place;
 mod process;
 mod request;
+mod still;
 mod unaccepted;
 
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ pub(super) use self::{
     place::Timer,
     process::{Death, FailedAccept, Survival, is_fault},
     request::LostAnswer,
+    still::{Sent, Standstill, Still},
 };
 use crate::model::{
     attempt::{Attempt, Link, Outcome},

@@ -146,9 +146,18 @@ impl<'a> Reading<'a> {
 
     /// The process that accepted the connection, and its name.
     pub(crate) fn accepted_by(&self) -> Option<(Pid, &'a str)> {
-        let of_flow = self.flow().and_then(|flow| flow.accepted_by.as_ref());
+        let of_flow = self.flow().and_then(|flow| flow.accepted_by.as_ref()).filter(|_| !self.accepted_too_late());
         let over_unix = || self.attempt?.unix_accept().map(|(_, pid, command)| (pid, command));
         of_flow.map(|(pid, command)| (*pid, command.as_str())).or_else(over_unix)
+    }
+
+    /// It was accepted when nginx had given it up: until then nobody had it.
+    fn accepted_too_late(&self) -> bool {
+        let until = self.failed_at().plus_ns(SKEW_NS);
+        let mut accepts = self.flow_events().filter(
+            |event| matches!(&event.body, Body::Syscall(call) if matches!(call.call, Syscall::Accept { result: Ok(_), .. })),
+        );
+        self.timed_out_unanswered() && accepts.next().is_some_and(|accept| accept.at.earliest > until)
     }
 
     /// Over a unix socket: the `accept()` of this very connection.

@@ -25,10 +25,10 @@ use crate::{
 /// Names that are looked up at the same time: a name server that is silent holds each of them for its timeout.
 const RESOLVING: usize = 8;
 
-/// Starts it; questions go in by the sender, answers go to the thinker.
-fn answer_questions(intake: Intake) -> Sender<Question> {
+/// Starts a thread; questions go in by the sender, answers go to the thinker.
+fn answer_questions(name: &str, intake: Intake) -> Sender<Question> {
     let (sender, receiver) = channel::<Question>();
-    let started = thread::Builder::new().name("lookup".into()).spawn(move || {
+    let started = thread::Builder::new().name(name.into()).spawn(move || {
         let mut lookup = Lookup::default();
         let resolving = Arc::new(AtomicUsize::new(0));
         while let Ok(question) = receiver.recv() {
@@ -51,6 +51,8 @@ fn answer_questions(intake: Intake) -> Sender<Question> {
 pub struct Desks {
     /// `None`: nothing is looked up any more.
     host: Option<Sender<Question>>,
+    /// Likewise. Whoever looks at every descriptor of the host takes longer.
+    acceptors: Option<Sender<Question>>,
     translations: Sender<Question>,
     strangers: Sender<Question>,
 }
@@ -61,7 +63,8 @@ impl Desks {
     pub fn open(intake: &Intake, looks_up: bool) -> (Self, UnboundedReceiver<Vec<HostFact>>) {
         let (answer, answers) = unbounded_channel();
         let desks = Self {
-            host: looks_up.then(|| answer_questions(intake.clone())),
+            host: looks_up.then(|| answer_questions("lookup", intake.clone())),
+            acceptors: looks_up.then(|| answer_questions("acceptors", intake.clone())),
             translations: answer_aside("translations", answer.clone()),
             strangers: answer_aside("strangers", answer),
         };
@@ -73,6 +76,7 @@ impl Desks {
         // The threads end only with the program.
         let _ = match question {
             Question::Translation { .. } => self.translations.send(question),
+            Question::Acceptors { .. } => self.acceptors.as_ref().map_or(Ok(()), |desk| desk.send(question)),
             _ => self.host.as_ref().map_or(Ok(()), |host| host.send(question)),
         };
     }

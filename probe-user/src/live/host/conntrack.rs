@@ -199,7 +199,7 @@ fn reply(local: SocketAddr, upstream: SocketAddr) -> io::Result<Option<(SocketAd
     let mut found = None;
     let asked = dump(SockProtocol::NetlinkNetFilter, &question(local, upstream), |kind, answer| {
         if kind == ANSWER {
-            found = read(answer);
+            found = read(answer, (local, upstream));
         }
     });
     match asked {
@@ -237,8 +237,11 @@ fn entry(answer: &[u8]) -> Option<Entry> {
     (to != upstream).then_some(Entry { local, upstream, to, back })
 }
 
-fn read(answer: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    tuple(answer, CTA_TUPLE_REPLY)
+/// The other direction than the one that was asked for. Of a connection that was under way when it was first tracked, the first packet may
+/// have been the server's: then what was asked for is its reply.
+fn read(answer: &[u8], asked: (SocketAddr, SocketAddr)) -> Option<(SocketAddr, SocketAddr)> {
+    let reply = tuple(answer, CTA_TUPLE_REPLY)?;
+    if reply == asked { tuple(answer, CTA_TUPLE_ORIG) } else { Some(reply) }
 }
 
 /// Source and destination of a TCP connection, in one of its directions.
@@ -278,8 +281,9 @@ mod tests {
             // Behind the netlink header, and as the other direction.
             let mut answer = asked[16..].to_vec();
             answer[HEADER + 2..HEADER + 4].copy_from_slice(&(CTA_TUPLE_REPLY | NESTED).to_ne_bytes());
-            assert_eq!(read(&answer), Some((address(from), address(to))));
-            assert_eq!(read(&asked[16..]), None, "the direction that was asked for is no answer");
+            let back = (address(to), address(from));
+            assert_eq!(read(&answer, back), Some((address(from), address(to))));
+            assert_eq!(read(&asked[16..], back), None, "the direction that was asked for is no answer");
         }
     }
 
@@ -302,6 +306,14 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_whose_first_packet_was_the_servers_leads_where_it_was_addressed() {
+        let (mine, server) = ("10.0.0.1:40000", "10.244.0.5:8080");
+        let asked = (address(mine), address(server));
+        assert_eq!(read(&told((server, mine), (mine, server)), asked), Some((address(server), address(mine))));
+        assert_eq!(read(&told((mine, server), (server, mine)), asked), Some((address(server), address(mine))));
+    }
+
+    #[test]
     fn no_upstream_leads_anywhere_where_nobody_connects_to_it() {
         let upstreams = BTreeSet::from([address("192.0.2.1:1")]);
         assert_eq!(Lookup::default().translations(&upstreams, None), []);
@@ -315,7 +327,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (read(&bytes), entry(&bytes));
+            let asked = (address("192.0.2.1:1"), address("192.0.2.2:2"));
+            let _ = (read(&bytes, asked), entry(&bytes));
         }
     }
 }
