@@ -82,7 +82,8 @@ fn provoke_stopped(site: &Site<'_>) -> Result<Vec<Witness>> {
     let attempt = Attempt::reused(site.app(STOPPED), &[Outcome::TimeoutRead], &[Some("ETIMEDOUT"), None]);
     let expected = Expectation::incident(504, &["read-timeout"], vec![attempt])
         .logged(TIMED_OUT)
-        .says(&["stands still: SIGSTOP from ", &format!("(pid {})", std::process::id()), "before this attempt began"])
+        // Whether that was before the attempt began is a matter of nginx's milliseconds.
+        .says(&["stands still: SIGSTOP from ", &format!("(pid {})", std::process::id())])
         .never(&["path-stall", "accept-queue-overflow", "keepalive-race"]);
     Ok(vec![Witness::new(exchange, expected)?])
 }
