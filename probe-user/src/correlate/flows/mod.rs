@@ -337,8 +337,8 @@ impl Flows {
 
     fn place_socket(&mut self, socket: &Socket, change: &SocketChange) -> Option<(Tuple, Beginning, bool)> {
         let (mut local, mut remote) = (socket.local, socket.remote);
-        if let (true, SocketChange::ResetSent { answered: Some(answered), .. }) = (local.is_none(), change) {
-            // No socket: the RST goes back where the packet came from.
+        if let (true, SocketChange::ResetSent { answered: Some(answered), .. }) = (remote.is_none(), change) {
+            // No socket, or a listener: the RST goes back where the packet came from.
             (local, remote) = (Some(answered.destination), Some(answered.source));
         }
         let (local, remote) = (local?, remote?);

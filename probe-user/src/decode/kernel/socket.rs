@@ -57,10 +57,9 @@ fn socket_event(kind: Kind, record: &[u8], names: &Names) -> Result<SocketEvent,
     let change = match kind {
         Kind::ResetSent => {
             if let Some(packet) = &answered
-                && socket.local.is_none()
                 && socket.remote.is_none()
             {
-                // No socket, or one without addresses: a RST goes back the way the packet came.
+                // No socket, one without addresses, or a listener: a RST goes back the way the packet came.
                 socket.local = Some(packet.destination);
                 socket.remote = Some(packet.source);
             }

@@ -136,7 +136,19 @@ fn reset_without_a_socket_goes_back_the_way_the_packet_came() {
     assert_eq!(reset(&record).0, None);
     record.value = 99;
     assert_eq!(reset(&record).0.as_deref(), Some("99"), "a number without a name stays a number");
-    record.has_packet = 0;
+    record.socket = abi::Socket {
+        present: abi::present::TUPLE,
+        local: Endpoint { address: [0; 16], ..v4(2, 8000) },
+        remote: Endpoint { address: [0; 16], ..v4(1, 0) },
+        state: abi::state::LISTEN,
+        ..abi::Socket::default()
+    };
+    let socket = reset(&record).2;
+    assert_eq!(socket.state, TcpState::Listen);
+    assert_eq!(socket.local, Some("127.0.0.2:8000".parse().unwrap()), "a listener on every address");
+    assert_eq!(socket.remote, Some("127.0.0.1:41822".parse().unwrap()));
+
+    (record.has_packet, record.socket) = (0, abi::Socket::default());
     assert!(reset(&record).2.local.is_none());
 }
 

@@ -14,7 +14,7 @@ use crate::model::{
     event::EventId,
     evidence::{Fact, Weight},
     net::Errno,
-    socket::{TcpState, is_full},
+    socket::{SocketChange, TcpState, is_full},
 };
 
 /// The row.
@@ -155,7 +155,12 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
 /// (`tcp_check_req()`, <https://elixir.bootlin.com/linux/v6.12/source/net/ipv4/tcp_minisocks.c>).
 fn refusal<'a>(reading: &Reading<'a>) -> Option<(EventId, Option<&'a str>)> {
     let mut resets = reading.flow()?.resets_sent_by_upstream().filter(|(_, e, _)| e.socket.state == TcpState::Listen);
-    resets.find_map(|(event, _, reason)| reason.is_none_or(|why| why == "INVALID_SYN").then_some((event.id, reason)))
+    resets.find_map(|(event, e, reason)| {
+        // A SYN in place of the handshake's end is refused in the same words.
+        let ends_it =
+            !matches!(&e.change, SocketChange::ResetSent { answered: Some(packet), .. } if packet.flags.syn());
+        (ends_it && reason.is_none_or(|why| why == "INVALID_SYN")).then_some((event.id, reason))
+    })
 }
 
 #[cfg(test)]
@@ -222,6 +227,15 @@ pub(crate) mod tests {
     #[test]
     fn a_reset_from_the_listener() {
         reset_by_listener(Some("INVALID_SYN")).expect("accept-queue-overflow", Confidence::Confirmed);
+    }
+
+    /// A look-up that came too late, or not at all, is not needed where the kernel told all.
+    #[test]
+    fn a_reset_and_the_drop_behind_it_need_no_look_at_the_queue() {
+        let mut world = reset_by_listener(Some("INVALID_SYN"));
+        world.case.host.clear();
+        world.drop_packet(-80, "TCP_LISTEN_OVERFLOW");
+        world.expect("accept-queue-overflow", Confidence::Confirmed);
     }
 
     /// With `SO_REUSEPORT` the last ACK may meet a listener that has just been opened, and knows nothing of the handshake.

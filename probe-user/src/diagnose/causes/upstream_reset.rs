@@ -111,6 +111,10 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     finding.support(reading.answer_evidence());
     finding.support(accepted);
     finding.support(reading.unaccepted_evidence());
+    let by_listener = reset.as_ref().is_some_and(|reset| reset.sent_here.as_ref().is_some_and(|sent| sent.by_listener));
+    if by_listener {
+        finding.missing.push(need(Sensor::SocketStates, "what became of the end in whose place a listener answered"));
+    }
     let sent_here = reset.as_ref().and_then(|reset| reading.sent_here_evidence(reset, Weight::Direct));
     let why = sent_here.as_ref().map(|evidence| evidence.fact.clone());
     let sent_here = sent_here.or_else(|| reading.aborted_here());
@@ -140,7 +144,7 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         finding.missing.push(need(Sensor::NginxFunctions, "whether an answer lay unread in nginx's socket"));
     }
     exclude_the_rest(&mut finding, reading, survival);
-    describe(&mut finding, reading, why.as_ref());
+    describe(&mut finding, reading, why.as_ref(), by_listener);
     Some(finding)
 }
 
@@ -163,7 +167,7 @@ pub(super) fn exclude_the_rest(finding: &mut Finding, reading: &Reading<'_>, sur
     }
 }
 
-fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
+fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>, by_listener: bool) {
     let upstream = reading.upstream_name();
     let after = reading
         .reset()
@@ -184,6 +188,10 @@ fn describe(finding: &mut Finding, reading: &Reading<'_>, why: Option<&Fact>) {
             // `tcp_abort()`: its process is not asked.
             _ if destroyed => {
                 Some("somebody destroyed the socket from outside (`ss -K`, or a program that does the same)".to_owned())
+            }
+            (reason, _) if by_listener => {
+                let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                Some(format!("a listener answered, which does not know the connection{reason}"))
             }
             _ if reading.closed_unaccepted().is_some() => {
                 Some("its listener was closed while this connection waited there, accepted by nobody".to_owned())

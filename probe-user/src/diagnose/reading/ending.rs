@@ -53,7 +53,16 @@ pub(crate) struct Reset {
     /// Before or after the request.
     pub(crate) order: Order,
     /// This host's kernel sent it from the upstream's end: that record, and its reason.
-    pub(crate) sent_here: Option<(EventId, Option<String>)>,
+    pub(crate) sent_here: Option<SentHere>,
+}
+
+/// This host's kernel's record of a reset that it sent.
+#[derive(Debug, Clone)]
+pub(crate) struct SentHere {
+    event: EventId,
+    reason: Option<String>,
+    /// A listener refused it: it knows nothing of the connection, or has no room for it.
+    pub(crate) by_listener: bool,
 }
 
 impl Close {
@@ -194,16 +203,23 @@ impl Reading<'_> {
         let mut sent_here = None;
         for (event, e, reason) in flow.resets_sent_by_upstream() {
             let order = match &e.change {
-                SocketChange::ResetSent { answered: Some(answered), .. } if answers_a_closed_end(reason) => {
+                SocketChange::ResetSent { answered: Some(answered), .. }
+                    if answers_a_closed_end(reason) || e.socket.state == TcpState::Listen =>
+                {
                     order_of_answered(answered, span)
                 }
                 _ => Order::Unknown,
             };
             seen.push((event, order));
-            sent_here = sent_here.or_else(|| Some((event.id, reason.map(str::to_owned))));
+            let by = SentHere {
+                event: event.id,
+                reason: reason.map(str::to_owned),
+                by_listener: e.socket.state == TcpState::Listen,
+            };
+            sent_here = sent_here.or(Some(by));
         }
         seen.retain(|(event, _)| self.not_after_failure(event));
-        sent_here = sent_here.filter(|(id, _): &(EventId, _)| seen.iter().any(|(event, _)| event.id == *id));
+        sent_here = sent_here.filter(|sent: &SentHere| seen.iter().any(|(event, _)| event.id == sent.event));
         let mut events: Vec<EventId> = seen.iter().map(|(event, _)| event.id).collect();
         // nginx's socket went straight from the connection to CLOSE with ECONNRESET or EPIPE: a reset that no other record shows.
         if seen.is_empty() {
@@ -300,8 +316,10 @@ impl Reading<'_> {
 
     /// The reset this host's kernel sent from the upstream's end, as evidence.
     pub(crate) fn sent_here_evidence(&self, reset: &Reset, weight: Weight) -> Option<Evidence> {
-        let (event, reason) = reset.sent_here.clone()?;
+        let SentHere { event, reason, by_listener } = reset.sent_here.clone()?;
         let unread = self.upstream_unread().map(|(unread, _)| unread);
+        // That a listener does not know the connection does not say where its end has gone.
+        let weight = if by_listener { Weight::Symptom } else { weight };
         Some(evidence(Fact::UpstreamKernelReset { reason, unread }, &[event], weight))
     }
 
