@@ -200,7 +200,7 @@ async fn watch(
     let mut session = Session::new(plan, form, followers, intake.clone(), counts, tally, record.is_some());
     session.begin(account)?;
     memory::give_back();
-    let (desks, mut led) = Desks::open(&intake, plan.follows);
+    let (desks, mut led) = Desks::open(&intake, plan.follows, session.followers.lookup());
 
     let learnt = session.followers.learnt();
     let [mut look, mut losses, mut progress] = [LOOK_EVERY, LOSSES_EVERY, PROGRESS_EVERY].map(every);

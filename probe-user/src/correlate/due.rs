@@ -1,14 +1,17 @@
 //! When a case is put together: its wait is over, nobody is about to end, and no answer is on its way.
 
+use std::net::SocketAddr;
+
 use super::{
-    Correlator, attempts, identity_of,
-    limits::{ASKED_BEFORE_NS, END_DELAY_NS},
+    Correlator, Question, attempts, identity_of,
+    limits::{ASKED_BEFORE_NS, END_DELAY_NS, MILLISECOND_NS},
     lines,
 };
 use crate::model::{
     case::Case,
     complaint::Message,
     coverage::{Sensor, Sight},
+    net::Address,
 };
 
 impl Correlator {
@@ -41,18 +44,27 @@ impl Correlator {
         }
     }
 
-    /// Puts off the case that is due where nginx waited in vain, and who may accept there is still looked for.
+    /// Puts off the case that is due where who listens at its upstreams is still looked for, or, where nginx waited in vain, who may
+    /// accept there: on a large or busy host that takes longer than a case waits.
     fn awaits_a_look(&mut self) -> bool {
         // What is left out on purpose does not come.
         let left_out = self.sensors.get(&Sensor::UpstreamSide).is_some_and(|(sight, _)| *sight == Sight::Off);
         if self.finished || left_out || self.sight(Sensor::Host) == Sight::Off {
             return false;
         }
-        let until = self.host.looks_until().filter(|until| *until > self.now);
-        let (Some(until), Some(decided)) = (until, self.decided.front_mut()) else { return false };
-        if decided.request.complaints.iter().all(|(.., complaint)| complaint.message != Message::TimedOut) {
-            return false;
-        }
+        let Some(decided) = self.decided.front_mut() else { return false };
+        let complaints = &decided.request.complaints;
+        let waited = complaints.iter().any(|(.., complaint)| complaint.message == Message::TimedOut);
+        let is_tried = |upstream: SocketAddr| {
+            let mut peers = complaints.iter().filter_map(|(_, log, _)| log.peer.as_deref().and_then(Address::parse));
+            peers.any(|peer| peer == Address::Ip(upstream))
+        };
+        let until = self.host.looks_until(decided.at.latest.plus_ns(MILLISECOND_NS), |question| match question {
+            Question::Acceptors { .. } => waited,
+            Question::Listeners { upstream, .. } => is_tried(*upstream),
+            _ => false,
+        });
+        let Some(until) = until.filter(|until| *until > self.now) else { return false };
         decided.close_at = until;
         true
     }

@@ -130,7 +130,7 @@ pub(super) struct Host {
     new_upstreams: Vec<SocketAddr>,
     questions: VecDeque<Question>,
     asked: BTreeMap<Question, Moment>,
-    /// Looks at who may accept that are not answered, and when they were asked for.
+    /// Looks at who listens and who may accept that are not answered, and when they were asked for.
     looks: BTreeMap<Question, Moment>,
     known_upstreams: BTreeSet<SocketAddr>,
     served: Served,
@@ -288,16 +288,18 @@ impl Host {
             self.asked.retain(|_, at| now.since_ns(*at) < QUESTION_REST_NS);
         }
         self.asked.insert(question.clone(), now);
-        if matches!(question, Question::Acceptors { .. }) {
+        if matches!(question, Question::Acceptors { .. } | Question::Listeners { .. }) {
             self.looks.retain(|_, at| now.since_ns(*at) < LOOK_NS);
             self.looks.insert(question.clone().subject(), now);
         }
         self.questions.push_back(question);
     }
 
-    /// Until when it is worth while to wait for who may accept somewhere.
-    pub(super) fn looks_until(&self) -> Option<Moment> {
-        self.looks.values().max().map(|at| at.plus_ns(LOOK_NS))
+    /// Until when it is worth while to wait for one of these looks, of those that were asked for by then: what is asked for later is
+    /// another failure's, and where one follows the other there would be no end.
+    pub(super) fn looks_until(&self, by: Moment, one_of: impl Fn(&Question) -> bool) -> Option<Moment> {
+        let asked = self.looks.iter().filter(|(question, at)| **at <= by && one_of(question));
+        asked.map(|(_, at)| at.plus_ns(LOOK_NS)).max()
     }
 
     pub(super) fn poll(&mut self) -> Option<Question> {

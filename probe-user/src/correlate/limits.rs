@@ -53,8 +53,8 @@ pub const CLOSE_DELAY_NS: u64 = 200_000_000;
 /// 80 ms from the close in its handler to its exit, on an idle machine.
 pub const END_DELAY_NS: u64 = 400_000_000;
 
-/// Who may accept at an address is waited for so long since it was asked: every descriptor of the host is looked at, which takes some
-/// 10 ms, and on a busy host several times that.
+/// Who listens, and who may accept, at an address is waited for so long since it was asked: every descriptor of the host is looked at,
+/// which takes some 10 ms, and on a busy host several times that.
 pub const LOOK_NS: u64 = 400_000_000;
 
 /// A signal so long before the decision can be the reason of it that a handler carries out.

@@ -123,6 +123,12 @@ impl Followers {
         }
     }
 
+    /// Who looks things up on this host.
+    #[must_use]
+    pub const fn lookup(&self) -> &Lookup {
+        &self.lookup
+    }
+
     /// The kernel side.
     pub const fn kernel(&mut self) -> Option<&mut Kernel> {
         self.kernel.as_mut()

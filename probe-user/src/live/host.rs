@@ -6,6 +6,7 @@ mod call;
 mod conntrack;
 mod diag;
 mod halt;
+mod known;
 mod names;
 mod netlink;
 mod numbers;
@@ -19,7 +20,7 @@ use std::{
     fs::{self, File},
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use procfs::{
@@ -27,7 +28,7 @@ use procfs::{
     process::{FDTarget, Process, all_processes},
 };
 
-use self::diag::Listening;
+use self::{acceptors::Walk, diag::Listening, known::Known};
 pub use self::{answers::Desks, route::way};
 use super::{capture, clock, namespaces, nginx::plain};
 use crate::{
@@ -38,9 +39,6 @@ use crate::{
     pipeline::Question,
 };
 
-/// The list of network namespaces is looked up again after this; a new container is rarer.
-const NAMESPACES_REST: Duration = Duration::from_secs(2);
-
 /// Network namespaces that are searched for the owner of a unix socket.
 const NAMESPACES: usize = 64;
 
@@ -50,22 +48,31 @@ const NEARBY: usize = 8;
 /// Answers questions. Remembers who was found where, so that a storm does not walk `/proc` again and again.
 #[derive(Debug, Default)]
 pub struct Lookup {
-    /// Network namespace → a process in it.
-    namespaces: BTreeMap<u32, u32>,
-    looked: Option<Instant>,
-    /// Socket inode → its process, verified before use.
-    owners: BTreeMap<u64, (u32, i32)>,
-    /// When every descriptor of the host was last looked at, and how long that took.
-    walked: Option<(Instant, Duration)>,
+    known: Known,
+    /// The last look at every descriptor of the host.
+    walked: Option<Walk>,
+    /// There is none before.
+    rested: Option<Instant>,
 }
 
 impl Lookup {
+    /// Another one, for another thread, that knows what this one knows.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { known: self.known.clone(), walked: None, rested: None }
+    }
+
+    /// Looks around where that is due, for whoever asks next.
+    fn look_around(&self) {
+        self.known.namespaces();
+    }
+
     /// Looks it up now; nothing when the subject is gone.
     pub fn answer(&mut self, question: &Question) -> Vec<HostFact> {
         match question {
             Question::Listeners { upstream, netns } => {
                 let fact = self.listeners(*upstream, *netns);
-                let mut facts = numbers::overflows(&fact, &self.namespaces);
+                let mut facts = numbers::overflows(&fact, &self.known);
                 facts.push(fact);
                 facts
             }
@@ -89,12 +96,7 @@ impl Lookup {
     /// A process in this network namespace; without one, any process of the first that is known: where all is one.
     fn resident(&mut self, netns: Option<u32>) -> Option<u32> {
         let Some(netns) = netns else { return Some(std::process::id()) };
-        // One that is still there is as good as any: to look at all processes takes a thousand times as long.
-        if let Some(pid) = self.namespaces.get(&netns).filter(|pid| namespaces::inode(**pid, "net") == Some(netns)) {
-            return Some(*pid);
-        }
-        self.look_around();
-        self.namespaces.get(&netns).copied()
+        self.known.someone_in(netns)
     }
 
     fn route(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Option<HostFact> {
@@ -120,7 +122,7 @@ impl Lookup {
         let found = self.unix_listener(path, worker, &walked);
         let mut socket = walked.socket;
         socket.listener = found.map(|(netns, found)| {
-            let owner = self.owner(netns, found.inode);
+            let owner = self.known.owner(netns, found.inode);
             let command =
                 owner.and_then(|pid| Process::new(pid).ok()).and_then(|p| p.stat().ok()).map(|stat| stat.comm);
             UnixListener { pid: owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid), command, queue: found.queue }
@@ -134,15 +136,14 @@ impl Lookup {
             return None;
         }
         let home = namespaces::inode(worker.0, "net")?;
-        self.look_around();
-        // A socket belongs to the namespace it was made in, whoever may reach its file.
-        let others = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid)).filter(|(netns, _)| *netns != home);
-        let all: Vec<(u32, u32)> = [(home, worker.0)].into_iter().chain(others.take(NAMESPACES)).collect();
-        all.into_iter().find_map(|(netns, pid)| {
+        let look = |(netns, pid): (u32, u32)| {
             let listeners = within(pid, unix::listening)?.ok()?;
             let listener = listeners.into_iter().find(|one| one.is(path, walked.file))?;
             Some((netns, listener))
-        })
+        };
+        // A socket belongs to the namespace it was made in, whoever may reach its file.
+        let others = || self.known.namespaces().into_iter().filter(|(netns, _)| *netns != home).take(NAMESPACES);
+        look((home, worker.0)).or_else(|| others().find_map(look))
     }
 
     /// Who listens on this address. For a loopback address only the given namespace counts.
@@ -166,29 +167,34 @@ impl Lookup {
     }
 
     /// Where the address is this host's: network namespaces, each with a process in it.
-    fn homes(&mut self, upstream: SocketAddr, netns: Option<u32>) -> Vec<(u32, u32)> {
-        self.look_around();
+    fn homes(&self, upstream: SocketAddr, netns: Option<u32>) -> Vec<(u32, u32)> {
         let loopback = upstream.ip().is_loopback();
-        let is_home = |candidate: u32, pid: u32| {
-            if loopback { netns.is_none_or(|wanted| wanted == candidate) } else { is_local(pid, upstream.ip()) }
+        if let (true, Some(netns)) = (loopback, netns) {
+            return self.known.someone_in(netns).map(|pid| (netns, pid)).into_iter().collect();
+        }
+        let of = |all: BTreeMap<u32, u32>| -> Vec<(u32, u32)> {
+            all.into_iter().filter(|(_, pid)| loopback || is_local(*pid, upstream.ip())).collect()
         };
-        let all = self.namespaces.iter().map(|(netns, pid)| (*netns, *pid));
-        all.filter(|(netns, pid)| is_home(*netns, *pid)).collect()
+        // An address has one home, as a rule; a loopback address all.
+        let known = if loopback { Vec::new() } else { of(self.known.living_namespaces()) };
+        if known.is_empty() { of(self.known.namespaces()) } else { known }
     }
 
-    /// The listening sockets that a SYN to this address reaches, by their inodes.
-    fn reached_sockets(&mut self, upstream: SocketAddr, netns: Option<u32>) -> BTreeSet<u64> {
-        let of_home = |(_, pid): (u32, u32)| {
+    /// The listening sockets that a SYN to this address reaches, by their inodes, and all that listen where they do.
+    fn reached_sockets(&self, upstream: SocketAddr, netns: Option<u32>) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let (mut sockets, mut beside) = (BTreeSet::new(), BTreeSet::new());
+        for (_, pid) in self.homes(upstream, netns) {
             let all = listening(pid);
-            reached(&all, plain(upstream)).into_iter().map(|one| one.inode).collect::<Vec<_>>()
-        };
-        self.homes(upstream, netns).into_iter().flat_map(of_home).collect()
+            sockets.extend(reached(&all, plain(upstream)).into_iter().map(|one| one.inode));
+            beside.extend(all.iter().map(|one| one.inode));
+        }
+        (sockets, beside)
     }
 
     /// A process in this network namespace.
     #[must_use]
     pub fn someone_in(&self, netns: u32) -> Option<u32> {
-        self.namespaces.get(&netns).copied()
+        self.known.someone_in(netns)
     }
 
     /// Who listens on other ports, where a connection to this address would arrive.
@@ -205,50 +211,11 @@ impl Lookup {
     }
 
     fn listener(&mut self, one: &Listening, netns: u32) -> Listener {
-        let owner = self.owner(netns, one.inode);
+        let owner = self.known.owner(netns, one.inode);
         let command =
             owner.and_then(|pid| Process::new(pid).ok()).and_then(|process| process.stat().ok()).map(|stat| stat.comm);
         let pid = owner.and_then(|pid| u32::try_from(pid).ok()).map(Pid);
         Listener { address: one.address, netns: Some(netns), pid, command, accept_queue: one.queue }
-    }
-
-    /// The process that holds the socket; the parent of those that share it (a prefork server's master).
-    fn owner(&mut self, netns: u32, inode: u64) -> Option<i32> {
-        if let Some((known_netns, pid)) = self.owners.get(&inode).copied()
-            && known_netns == netns
-            && holds(pid, inode)
-        {
-            return Some(pid);
-        }
-        let processes = all_processes().ok()?;
-        let mut holders: Vec<i32> = processes
-            .flatten()
-            .filter(|process| u32::try_from(process.pid).is_ok_and(|pid| namespaces::inode(pid, "net") == Some(netns)))
-            .map(|process| process.pid)
-            .filter(|pid| holds(*pid, inode))
-            .collect();
-        holders.sort_unstable();
-        let owner = holders.first().copied()?;
-        if self.owners.len() > 4_096 {
-            self.owners.clear();
-        }
-        self.owners.insert(inode, (netns, owner));
-        Some(owner)
-    }
-
-    fn look_around(&mut self) {
-        if self.looked.is_some_and(|at| at.elapsed() < NAMESPACES_REST) {
-            return;
-        }
-        self.looked = Some(Instant::now());
-        self.namespaces.clear();
-        let Ok(processes) = all_processes() else { return };
-        for process in processes.flatten() {
-            let Ok(pid) = u32::try_from(process.pid) else { continue };
-            if let Some(netns) = namespaces::inode(pid, "net") {
-                self.namespaces.entry(netns).or_insert(pid);
-            }
-        }
     }
 
     /// Processes that serve these addresses on this host, with their children, which inherit the listener; and what later failures are
@@ -260,7 +227,7 @@ impl Lookup {
         for upstream in upstreams {
             let home = if upstream.ip().is_loopback() { netns } else { None };
             let looked_up = self.listeners(*upstream, home);
-            for fact in numbers::overflows(&looked_up, &self.namespaces) {
+            for fact in numbers::overflows(&looked_up, &self.known) {
                 if !facts.contains(&fact) {
                     facts.push(fact);
                 }
@@ -339,12 +306,6 @@ fn other_listeners(pid: Pid) -> Option<HostFact> {
 fn within<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> Option<T> {
     let namespace = File::open(format!("/proc/{pid}/ns/net")).ok()?;
     capture::inside(Some(&Arc::new(namespace)), work).ok()
-}
-
-fn holds(pid: i32, inode: u64) -> bool {
-    let Ok(process) = Process::new(pid) else { return false };
-    let Ok(descriptors) = process.fd() else { return false };
-    descriptors.flatten().any(|descriptor| matches!(descriptor.target, FDTarget::Socket(found) if found == inode))
 }
 
 /// TCP listeners of a process's network namespace: as the kernel answers, else as `/proc` lists them.

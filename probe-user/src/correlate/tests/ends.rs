@@ -65,6 +65,7 @@ fn but_not_for_ever() {
 fn an_end_that_was_seen_is_not_waited_for() {
     let mut world = World::new();
     aborted(&mut world);
+    world.nobody_listens("127.0.0.1:8000");
     world.exited(SERVER, Ending::Exit(1));
     let case = poll(&mut world, 300 * MS).expect("a case");
     assert_eq!(ends(&case), 1);

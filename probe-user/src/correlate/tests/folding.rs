@@ -77,6 +77,7 @@ fn a_loss_and_the_end_of_a_server_make_the_next_one_worth_explaining() {
     let mut cases = Vec::new();
     let mut step = |world: &mut World, numbers: std::ops::Range<u64>| {
         numbers.for_each(|number| refuse(world, number, false));
+        world.nobody_listens("127.0.0.1:8000");
         world.wait(250 * MS);
         cases.extend(std::iter::from_fn(|| world.correlator.poll_case()));
     };

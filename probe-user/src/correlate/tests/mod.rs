@@ -9,6 +9,7 @@ mod folding;
 mod lines;
 mod lists;
 mod logged;
+mod looks;
 mod many;
 mod reuse;
 mod translated;
@@ -294,6 +295,14 @@ impl World {
     fn upstream(&mut self, text: &str) {
         let configuration = Configuration { upstreams: vec![Address::Ip(address(text))], ..Configuration::default() };
         self.instance(configuration);
+    }
+
+    /// Who listens there was looked up: nobody.
+    fn nobody_listens(&mut self, text: &str) {
+        let (upstream, netns) = (address(text), Some(7).filter(|_| address(text).ip().is_loopback()));
+        let (listeners, nearby) = (Vec::new(), Vec::new());
+        let fact = HostFact::Listeners { upstream, netns, local: true, listeners, nearby };
+        self.tell(Source::Probe, Body::from(fact));
     }
 
     fn instance(&mut self, configuration: Configuration) {

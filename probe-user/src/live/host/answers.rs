@@ -26,10 +26,9 @@ use crate::{
 const RESOLVING: usize = 8;
 
 /// Starts a thread; questions go in by the sender, answers go to the thinker.
-fn answer_questions(name: &str, intake: Intake) -> Sender<Question> {
+fn answer_questions(name: &str, intake: Intake, mut lookup: Lookup) -> Sender<Question> {
     let (sender, receiver) = channel::<Question>();
     let started = thread::Builder::new().name(name.into()).spawn(move || {
-        let mut lookup = Lookup::default();
         let resolving = Arc::new(AtomicUsize::new(0));
         while let Ok(question) = receiver.recv() {
             if matches!(question, Question::Name { .. }) {
@@ -38,6 +37,7 @@ fn answer_questions(name: &str, intake: Intake) -> Sender<Question> {
             }
             let before = clock::now();
             deliver(&intake, before, lookup.answer(&question));
+            lookup.look_around();
         }
     });
     if let Err(error) = started {
@@ -60,13 +60,13 @@ pub struct Desks {
 impl Desks {
     /// Starts their threads. Where connections are led comes back, for what is found there must be watched before it is told.
     #[must_use]
-    pub fn open(intake: &Intake, looks_up: bool) -> (Self, UnboundedReceiver<Vec<HostFact>>) {
+    pub fn open(intake: &Intake, looks_up: bool, lookup: &Lookup) -> (Self, UnboundedReceiver<Vec<HostFact>>) {
         let (answer, answers) = unbounded_channel();
         let desks = Self {
-            host: looks_up.then(|| answer_questions("lookup", intake.clone())),
-            acceptors: looks_up.then(|| answer_questions("acceptors", intake.clone())),
-            translations: answer_aside("translations", answer.clone()),
-            strangers: answer_aside("strangers", answer),
+            host: looks_up.then(|| answer_questions("lookup", intake.clone(), lookup.beside())),
+            acceptors: looks_up.then(|| answer_questions("acceptors", intake.clone(), lookup.beside())),
+            translations: answer_aside("translations", answer.clone(), lookup.beside()),
+            strangers: answer_aside("strangers", answer, lookup.beside()),
         };
         (desks, answers)
     }
@@ -88,10 +88,9 @@ impl Desks {
 }
 
 /// Starts a thread whose answers come back, those that say something.
-fn answer_aside(name: &str, answer: UnboundedSender<Vec<HostFact>>) -> Sender<Question> {
+fn answer_aside(name: &str, answer: UnboundedSender<Vec<HostFact>>, mut lookup: Lookup) -> Sender<Question> {
     let (sender, receiver) = channel::<Question>();
     let started = thread::Builder::new().name(name.into()).spawn(move || {
-        let mut lookup = Lookup::default();
         while let Ok(question) = receiver.recv() {
             let found = lookup.answer(&question);
             if !found.is_empty() && answer.send(found).is_err() {

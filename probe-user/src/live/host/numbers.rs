@@ -1,18 +1,16 @@
 //! Numbers that the kernel keeps of a network namespace and of the whole system.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-};
+use std::{collections::BTreeSet, fs};
 
+use super::known::Known;
 use crate::model::host::HostFact;
 
 /// How often full accept queues refused a handshake in the namespaces of these listeners.
-pub(super) fn overflows(fact: &HostFact, namespaces: &BTreeMap<u32, u32>) -> Vec<HostFact> {
+pub(super) fn overflows(fact: &HostFact, known: &Known) -> Vec<HostFact> {
     let HostFact::Listeners { listeners, .. } = fact else { return Vec::new() };
     let homes: BTreeSet<u32> = listeners.iter().filter_map(|listener| listener.netns).collect();
     let one = |netns: u32| {
-        let count = listen_overflows(*namespaces.get(&netns)?)?;
+        let count = listen_overflows(known.someone_in(netns)?)?;
         Some(HostFact::ListenOverflows { netns, count })
     };
     homes.into_iter().filter_map(one).collect()
