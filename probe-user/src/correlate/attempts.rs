@@ -1,6 +1,6 @@
 //! From what nginx said of a request to its attempts, each with its connection.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{flows::Flows, limits::ATTEMPTS_TOLD, requests::OpenRequest};
 use crate::model::{
@@ -288,11 +288,13 @@ fn connected<'a>(
             _ => None,
         })
     };
-    let mut made = request.connections.iter().filter_map(|(at, fd)| {
-        // Descriptors come back at once: of several the first is meant, and none that a later request made.
-        let later =
-            request.connections.iter().filter(|(other, same)| same == fd && other > at).map(|(other, _)| *other);
-        let end = later.chain([decided, at.plus_ns(50_000_000)]).min()?;
+    // Descriptors come back at once: of several the first is meant, and none that a later request made.
+    let mut next: BTreeMap<i32, Moment> = BTreeMap::new();
+    let until = |(at, fd): &(Moment, i32)| (*at, *fd, next.insert(*fd, *at).filter(|later| later > at));
+    let mut made: Vec<(Moment, i32, Option<Moment>)> = request.connections.iter().rev().map(until).collect();
+    made.reverse();
+    let mut made = made.iter().filter_map(|(at, fd, later)| {
+        let end = later.iter().copied().chain([decided, at.plus_ns(50_000_000)]).min()?;
         let candidates = flows.connected(upstream, worker, *fd, At::between(*at, end));
         candidates
             .into_iter()

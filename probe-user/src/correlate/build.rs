@@ -1,6 +1,6 @@
 //! Puts a case together from everything that is known when its wait is over.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::{Correlator, Decided, Question, attempts, crowded, led, limits::NOTABLE_REACH_NS, lines, wire};
 use crate::model::{
@@ -215,14 +215,13 @@ fn earlier(
 
 /// The failures of an nginx behind this one: its client is the connection of an attempt, while that lasted.
 fn behind(correlator: &Correlator, decided: &Decided, list: &[Attempt]) -> Vec<EarlierFailure> {
+    let clients: Vec<(Option<SocketAddr>, Moment)> =
+        list.iter().filter_map(|attempt| Some((Some(attempt.flow.one()?.local?), attempt.started?))).collect();
+    let Some(first) = clients.iter().map(|(_, started)| *started).min() else { return Vec::new() };
     let is_client = |failure: &&EarlierFailure| {
-        list.iter().any(|attempt| {
-            let local = attempt.flow.one().and_then(|flow| flow.local);
-            local.is_some()
-                && failure.client == local
-                && attempt.started.is_some_and(|started| started <= failure.at)
-                && failure.at <= decided.at.latest
-        })
+        let is = |(client, started): &(Option<SocketAddr>, Moment)| failure.client == *client && *started <= failure.at;
+        // Of the many that a storm leaves behind, nearly all were before.
+        first <= failure.at && failure.at <= decided.at.latest && clients.iter().any(is)
     };
     correlator.failures.iter().filter(is_client).cloned().collect()
 }

@@ -32,10 +32,14 @@ impl Connections {
         self.0.keep(key, made);
     }
 
-    /// Those made for this request up to that moment: when, and the descriptor.
-    pub(super) fn of(&self, key: RequestKey, number: Option<u64>, until: Moment) -> Vec<(Moment, i32)> {
+    /// Those made for this request in that time, oldest first: when, and the descriptor.
+    pub(super) fn of(&self, key: RequestKey, number: Option<u64>, from: Moment, until: Moment) -> Vec<(Moment, i32)> {
         let mine = |made: &&Made| number.is_none_or(|number| number == made.number) && made.at <= until;
-        self.0.of(key).filter(mine).map(|made| (made.at, made.fd)).collect()
+        // The memory, and the client's connection, may have been those of many requests before.
+        let newest = self.0.of(key).rev().take_while(|made| made.at >= from);
+        let mut made: Vec<(Moment, i32)> = newest.filter(mine).map(|made| (made.at, made.fd)).collect();
+        made.reverse();
+        made
     }
 
     /// All of them, by request.

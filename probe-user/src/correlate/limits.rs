@@ -100,6 +100,9 @@ pub const CONNECTIONS: usize = 16_384;
 /// Calls of `connect()`, likewise: nginx makes the call right after it took the connection, and also for what is no request.
 pub const CONNECTS: usize = 2 * CONNECTIONS;
 
+/// nginx measures by the time at which a turn of its event loop began (`ngx_current_msec`); a turn of a loaded worker lasts some 10 ms.
+pub const TURN_NS: u64 = 100_000_000;
+
 /// The same question about the host is not asked again within this time.
 pub const QUESTION_REST_NS: u64 = 500_000_000;
 

@@ -464,7 +464,8 @@ impl Correlator {
         // A subrequest's attempts have the connections that were made for it.
         let of = decided.request.told_by.unwrap_or(decided.request.key);
         let number = decided.request.identity.0;
-        decided.request.connections = self.connections.of(of, number, decided.at.latest);
+        let from = decided.request.began_after(decided.at.latest);
+        decided.request.connections = self.connections.of(of, number, from, decided.at.latest);
         decided.line = lines.into_iter().flatten().next();
         if decided.at.latest < self.told_before {
             return None;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::limits::{Limits, REQUEST_PATIENCE_NS};
+use super::limits::{Limits, MILLISECOND_NS, REQUEST_PATIENCE_NS, TURN_NS};
 use crate::model::{
     case::{CaseKind, Origin},
     complaint::{Complaint, Message, Phase},
@@ -49,6 +49,19 @@ impl OpenRequest {
     /// One of which nginx said nothing.
     pub(super) fn of_nobody(since: Moment) -> Self {
         Self::new(RequestKey { worker: Pid(0), pointer: 0 }, since, (None, None))
+    }
+
+    /// Its first attempt did not begin before, as nginx measured its attempts; without its list that is not known.
+    pub(super) fn began_after(&self, decided: Moment) -> Moment {
+        let told = usize::try_from(self.attempts_total).is_ok_and(|total| total == self.attempts.len());
+        if !self.attempts_known || !told {
+            return Moment(0);
+        }
+        // Of the one that answers now only the header's time is known.
+        let lasted = self.attempts.iter().map(|attempt| attempt.response_ms.or(attempt.header_ms)).sum::<Option<u64>>();
+        let Some(lasted) = lasted else { return Moment(0) };
+        // Before the first failure a name may have been looked up, after one too; nothing else comes between attempts.
+        self.since.min(decided).minus_ns(lasted.saturating_mul(MILLISECOND_NS)).minus_ns(TURN_NS)
     }
 
     /// The last entry of nginx's list, where it is known.

@@ -41,6 +41,25 @@ fn a_connection_is_found_among_very_many_without_looking_at_each() {
     assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
+/// The client keeps its connection and nginx uses the request's memory again: what the request before had made is not this one's.
+#[test]
+fn a_connection_of_the_clients_request_before_is_not_this_ones() {
+    let joined = |apart_ms: u64| {
+        let mut world = World::new();
+        world.upstream(UPSTREAM);
+        let made = NginxEvent::Connection { worker: WORKER, number: 41, request: Some(key(1)), fd: 20 };
+        world.tell(Source::Kernel, Body::Nginx(made));
+        connect(&mut world, 41, 20);
+        world.wait(apart_ms * MS);
+        let said = ("connect() failed", Some(Errno::EADDRNOTAVAIL), CONNECTING);
+        world.log((1, 41), said, UPSTREAM, None);
+        world.answer(1, 41, 502, &[(UPSTREAM, 502, None)]);
+        let cases = world.cases();
+        cases[0].attempts[0].flow.one().is_some()
+    };
+    assert!(joined(0) && !joined(400));
+}
+
 proptest! {
     /// What the calls lead to is what looking at every connection finds.
     #[test]
