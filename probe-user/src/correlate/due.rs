@@ -12,6 +12,7 @@ use crate::model::{
     complaint::Message,
     coverage::{Sensor, Sight},
     net::Address,
+    time::Moment,
 };
 
 impl Correlator {
@@ -20,7 +21,7 @@ impl Correlator {
     pub fn poll_case(&mut self) -> Option<Case> {
         loop {
             let due = self.decided.front().is_some_and(|decided| self.finished || decided.close_at <= self.now);
-            if !due || self.awaits_an_end() || self.awaits_a_look() {
+            if !due || self.awaits_an_end() || self.look_awaited().is_some() {
                 return None;
             }
             let mut decided = self.decided.pop_front()?;
@@ -44,29 +45,34 @@ impl Correlator {
         }
     }
 
-    /// Puts off the case that is due where who listens at its upstreams is still looked for, or, where nginx waited in vain, who may
-    /// accept there: on a large or busy host that takes longer than a case waits.
-    fn awaits_a_look(&mut self) -> bool {
+    /// When the front case is due, or waits no longer for a look.
+    pub(super) fn next_case(&self) -> Option<Moment> {
+        let close_at = self.decided.front()?.close_at;
+        Some(self.look_awaited().unwrap_or(close_at))
+    }
+
+    /// Until when the case that is due waits for who listens at its upstreams, which is still looked for, or, where nginx waited in vain, for
+    /// who may accept there: on a large or busy host that takes longer than a case waits.
+    fn look_awaited(&self) -> Option<Moment> {
+        let decided = self.decided.front().filter(|decided| decided.close_at <= self.now)?;
         // What is left out on purpose does not come.
         let left_out = self.sensors.get(&Sensor::UpstreamSide).is_some_and(|(sight, _)| *sight == Sight::Off);
         if self.finished || left_out || self.sight(Sensor::Host) == Sight::Off {
-            return false;
+            return None;
         }
-        let Some(decided) = self.decided.front_mut() else { return false };
         let complaints = &decided.request.complaints;
-        let waited = complaints.iter().any(|(.., complaint)| complaint.message == Message::TimedOut);
         let is_tried = |upstream: SocketAddr| {
             let mut peers = complaints.iter().filter_map(|(_, log, _)| log.peer.as_deref().and_then(Address::parse));
             peers.any(|peer| peer == Address::Ip(upstream))
         };
         let until = self.host.looks_until(decided.at.latest.plus_ns(MILLISECOND_NS), |question| match question {
-            Question::Acceptors { .. } => waited,
+            Question::Acceptors { .. } => {
+                complaints.iter().any(|(.., complaint)| complaint.message == Message::TimedOut)
+            }
             Question::Listeners { upstream, .. } => is_tried(*upstream),
             _ => false,
         });
-        let Some(until) = until.filter(|until| *until > self.now) else { return false };
-        decided.close_at = until;
-        true
+        until.filter(|until| *until > self.now)
     }
 
     /// Puts off the case that is due, once, where a process that held a connection of it was sent a signal to end, and has not ended:

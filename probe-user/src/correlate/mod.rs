@@ -314,9 +314,8 @@ impl Correlator {
     /// When [`Correlator::advance`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Moment> {
-        let decided = self.decided.front().map(|decided| decided.close_at);
         let lines = self.lines.next_due(LOG_CLOSE_DELAY_NS).filter(|_| self.sight(Sensor::NginxFunctions) != Sight::On);
-        decided.into_iter().chain(lines).chain(self.wires.next_due()).min()
+        self.next_case().into_iter().chain(lines).chain(self.wires.next_due()).min()
     }
 
     /// Connections remembered.

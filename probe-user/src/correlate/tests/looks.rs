@@ -39,6 +39,21 @@ fn but_not_for_ever() {
     assert!(!looked_up(&case), "{:#?}", case.host);
 }
 
+/// What was waited for longer than every case waits is no gap when the run ends meanwhile.
+#[test]
+fn an_end_meanwhile_cuts_nothing_short() {
+    let cut_short = |after_ms: u64| {
+        let mut world = World::new();
+        world.upstream(UPSTREAM);
+        refused(&mut world, 1, UPSTREAM);
+        world.wait(after_ms * MS);
+        world.correlator.end();
+        world.correlator.finish();
+        world.correlator.poll_case().expect("a case").coverage.cut_short
+    };
+    assert!(cut_short(100) && !cut_short(250));
+}
+
 #[test]
 fn nor_for_what_is_asked_for_elsewhere_or_later() {
     let mut world = World::new();
