@@ -13,7 +13,8 @@ use probe_tests::bench::{crowd, promptness};
 #[test]
 fn every_failure_under_load_is_told_and_nothing_is_lost() -> Result<()> {
     let contenders = vec![Contender::Bare, Contender::Light, Contender::Standard];
-    let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive, Load::Failing] };
+    let plan =
+        Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive, Load::Failing], access_log: true };
     let table = bench::run(&plan, |_| ())?;
     ensure!(table.rows.len() == 6, "a row for each load and watcher: {table}");
     for row in &table.rows {
@@ -32,7 +33,7 @@ fn hooks_are_priced_alone() -> Result<()> {
     let hook = |wanted: &str| HOOKS.iter().copied().find(|name| *name == wanted).map(Contender::Hook);
     let contenders: Vec<Contender> = ["nothing", "ngx_http_send_header"].into_iter().filter_map(hook).collect();
     ensure!(contenders.len() == 2, "the hooks have other names now: {HOOKS:?}");
-    let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive] };
+    let plan = Plan { rounds: 1, seconds: 1, contenders, loads: vec![Load::Keepalive], access_log: false };
     let table = bench::run(&plan, |_| ())?;
     ensure!(table.rows.iter().all(|row| row.rounds == 1 && row.rate.is_some()), "{table}");
     Ok(())

@@ -24,7 +24,7 @@ fn noticed(ended: &Ended, what: &str) -> u64 {
 
 #[test]
 fn every_failure_of_a_storm_is_counted_and_those_that_are_explained_are_right() -> Result<()> {
-    let stage = Stage::set_up()?;
+    let stage = Stage::set_up(false)?;
     let probe = Probe::watch_nginx(stage.nginx().master(), &["-q"])?;
     let asked = stage.load(Load::Storm, 1)?;
     ensure!(asked.failed > 0 && asked.failed == asked.requests, "every request fails: {asked:?}");
@@ -61,7 +61,7 @@ fn unix_us() -> Result<i128> {
 
 #[test]
 fn what_was_lost_is_told_with_every_failure_of_its_time() -> Result<()> {
-    let stage = Stage::set_up()?;
+    let stage = Stage::set_up(false)?;
     let probe = Probe::watch_nginx(stage.nginx().master(), &["-q"])?;
     let still = std::thread::scope(|scope| {
         let storm = scope.spawn(|| stage.load(Load::Storm, 2));

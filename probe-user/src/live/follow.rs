@@ -285,7 +285,7 @@ impl Followers {
         let upstreams = self.watch_upstreams(&now, &found);
         self.learn_sides(&found, &upstreams);
         let captures = self.capture(&now, &found, &upstreams)?;
-        let tails = self.follow_logs(master.pid, &found);
+        let tails = self.follow_logs(master.pid, &found, &attachments);
         found.instance.workers = now.workers.iter().copied().map(Pid).collect();
         let instance = found.instance.clone();
         self.tell(vec![Body::from(HostFact::Nginx(instance.clone()))]);
@@ -317,7 +317,7 @@ impl Followers {
             self.followed.get_mut(&master.pid).is_some_and(|followed| followed.captures.is_outdated(&upstreams));
         // The new capture is open before the old one ends; a packet seen by both is told twice and does no harm.
         let renewed = if outdated { Some(self.capture(master, &found, &upstreams)?) } else { None };
-        let tails = self.follow_logs(master.pid, &found);
+        let tails = self.follow_logs(master.pid, &found, &attachments);
         let Some(followed) = self.followed.get_mut(&master.pid) else { return Ok(None) };
         followed.master = master.clone();
         followed.layout = layout;
@@ -411,9 +411,8 @@ impl Followers {
         );
     }
 
-    fn follow_logs(&self, pid: u32, found: &Found) -> Tails {
-        let statuses = self.told.get(&Sensor::NginxStatuses).map_or(Sight::On, |(sight, _)| *sight);
-        let access = !self.asks_nginx() || sources::follows_access_log(&self.scope, statuses);
+    fn follow_logs(&self, pid: u32, found: &Found, attached: &[Attachment]) -> Tails {
+        let access = !self.asks_nginx() || sources::functions(attached).0 != Sight::On;
         let of = |(master, followed): (&u32, &Followed)| {
             followed.tails.logs().map(|log| (*master == pid, Arc::clone(log))).collect::<Vec<_>>()
         };

@@ -203,6 +203,9 @@ pub fn only_sensor_of(program: &str) -> Option<Sensor> {
     }
 }
 
+/// How a sensor sees, and why not better.
+type Seen = (Sight, Option<String>);
+
 /// How each sensor sees, from what could be attached, opened and followed.
 pub(super) fn sensors<'a>(
     kernel: Option<&[Attachment]>,
@@ -245,13 +248,13 @@ pub(super) fn sensors<'a>(
         };
         list.push((*sensor, sight, why));
     }
-    let functions = |names: &[&str]| {
-        let each: Vec<(Sight, Option<String>)> = nginx.iter().map(|(attached, ..)| of_hooks(attached, names)).collect();
+    let of_all = |heard: fn(&[Attachment]) -> Seen| {
+        let each: Vec<(Sight, Option<String>)> = nginx.iter().map(|(attached, ..)| heard(attached)).collect();
         worst(&each)
     };
-    let (sight, why) = functions(&["ngx_log_error_core", "ngx_http_special_response_handler"]);
-    list.push((Sensor::NginxFunctions, sight, why));
-    let (sight, why) = match functions(&["ngx_http_send_header"]) {
+    let (heard, why) = of_all(functions);
+    list.push((Sensor::NginxFunctions, heard, why));
+    let (sight, why) = match of_all(|attached| of_hooks(attached, &["ngx_http_send_header"])) {
         (Sight::Off, Some(_)) if scope.depth == Depth::Light && scope.uprobes => {
             (Sight::Off, Some(format!("{NOT_AT_LIGHT}: the status of every response")))
         }
@@ -277,11 +280,10 @@ pub(super) fn sensors<'a>(
             (found.error_logs.len(), problems)
         }),
     ));
-    let wanted = follows_access_log(scope, sight);
-    list.push(if wanted {
+    list.push(if !scope.uprobes || heard != Sight::On {
         logs(Sensor::AccessLog, nginx.iter().map(|(_, found, _)| (found.access_logs.len(), Vec::new())))
     } else {
-        (Sensor::AccessLog, Sight::Off, Some("not read: nginx itself tells every final status".to_owned()))
+        (Sensor::AccessLog, Sight::Off, Some("not read: nginx itself tells of every failure".to_owned()))
     });
     let unread: Vec<&str> = nginx
         .iter()
@@ -330,9 +332,10 @@ pub(super) fn would_know_more(judged: &Judged) -> bool {
     }
 }
 
-/// Whether the access log is worth its cost.
-pub(super) fn follows_access_log(scope: &Scope, statuses: Sight) -> bool {
-    !scope.uprobes || scope.depth == Depth::Light || scope.depth_auto || statuses != Sight::On
+/// How the failures are heard that nginx's functions tell of themselves. Where that is whole its access log says nothing more, and it has a
+/// line for every request.
+pub(super) fn functions(attached: &[Attachment]) -> (Sight, Option<String>) {
+    of_hooks(attached, &["ngx_log_error_core", "ngx_http_special_response_handler"])
 }
 
 /// A kernel without type information is one reason, not a list of the members it hides.

@@ -43,6 +43,8 @@ use crate::model::time::Moment;
 
 /// How long nothing can go unnoticed without inotify; longer while nothing happens at any source.
 const NAP: Duration = Duration::from_millis(100);
+/// A log that grows all the time is read so often at most: a storm writes ten thousand lines a second, each of which would wake the reader.
+const TURN: Duration = Duration::from_millis(5);
 /// How long a renamed file is still read: nginx writes to it until it is told to open its logs again.
 const RETIRED_FOR: Duration = Duration::from_secs(30);
 /// Renamed files read at the same time.
@@ -263,7 +265,7 @@ impl Reader {
     fn run(mut self) {
         loop {
             let stopping = self.shared.stop.load(Ordering::Relaxed);
-            let began = now();
+            let (began, woken) = (now(), Instant::now());
             self.look();
             if let Some(mark) = &self.mark {
                 mark.set(began);
@@ -272,6 +274,8 @@ impl Reader {
                 return;
             }
             self.sleep();
+            std::thread::sleep(TURN.saturating_sub(woken.elapsed()));
+            self.heed();
         }
     }
 
@@ -292,7 +296,11 @@ impl Reader {
         if self.bell.nap(inotify.map(Inotify::as_fd), NAP, resting).is_err() {
             std::thread::sleep(NAP);
         }
-        // Only that there was something counts.
+    }
+
+    /// Takes what inotify has told: only that there was something counts.
+    fn heed(&self) {
+        let inotify = self.inotify.as_ref();
         while inotify.is_some_and(|inotify| inotify.read_events().is_ok_and(|events| !events.is_empty())) {}
     }
 

@@ -32,11 +32,13 @@ pub struct Plan {
     pub contenders: Vec<Contender>,
     /// Which loads.
     pub loads: Vec<Load>,
+    /// nginx writes its access log.
+    pub access_log: bool,
 }
 
 /// Runs it; `say` is told what is going on.
 pub fn run(plan: &Plan, mut say: impl FnMut(&str)) -> Result<Table> {
-    let stage = Stage::set_up()?;
+    let stage = Stage::set_up(plan.access_log)?;
     // What is cold is made warm: caches, connections, the page cache of the programs.
     for load in &plan.loads {
         stage.load(*load, 1)?;

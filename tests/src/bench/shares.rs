@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use super::Plan;
 use super::contender::Contender;
 use super::figures::Spread;
 use super::stage::{Load, Stage};
@@ -56,19 +57,14 @@ struct Samples {
 }
 
 /// Measures each watcher under each load so many times, by turns; `say` is told what is going on.
-pub fn measure(
-    contenders: &[Contender],
-    loads: &[Load],
-    rounds: usize,
-    seconds: u32,
-    mut say: impl FnMut(&str),
-) -> Result<Vec<Row>> {
-    let stage = Stage::set_up()?;
+pub fn measure(plan: &Plan, mut say: impl FnMut(&str)) -> Result<Vec<Row>> {
+    let Plan { rounds, seconds, contenders, loads, access_log } = plan;
+    let stage = Stage::set_up(*access_log)?;
     let mut all: BTreeMap<(Load, Contender), Vec<Samples>> = BTreeMap::new();
-    for round in 0..rounds {
+    for round in 0..*rounds {
         for load in loads {
             for contender in contenders.iter().filter(|contender| **contender != Contender::Bare) {
-                let samples = sample(&stage, *load, *contender, seconds)
+                let samples = sample(&stage, *load, *contender, *seconds)
                     .with_context(|| format!("{} under the load {}", contender.name(), load.name()))?;
                 let (ratio, name) = (samples.ratio(), contender.name());
                 say(&format!("round {}: {:9} {name:18} at most {ratio:.3}", round + 1, load.name()));

@@ -72,8 +72,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts it.
-    pub fn set_up() -> Result<Self> {
+    /// Starts it. `logs`: nginx writes a line for each request, as it does unless it is told not to.
+    pub fn set_up(logs: bool) -> Result<Self> {
         let lab = Lab::new()?;
         let app = lab.addresses().app;
         let mut config = Config { workers: 2, ..Config::default() };
@@ -85,8 +85,10 @@ impl Stage {
         config.location("/refused", &[&format!("proxy_pass http://{app}:{NOBODY};")]);
         config.location("/closed", &[&format!("proxy_pass http://{app}:{UPSTREAM}/closed;")]);
         config.location("/big-header", &[&format!("proxy_pass http://{app}:{UPSTREAM}/big-header;")]);
-        // The log of a thousand requests a second is not what is measured.
-        config.server.push_str("        access_log off;\n");
+        if !logs {
+            // The log of a thousand requests a second is not what is measured.
+            config.server.push_str("        access_log off;\n");
+        }
         let nginx = Nginx::start(&lab, "bench", &config)?;
         let upstream = start_upstream(&lab, &nginx)?;
         Ok(Self { nginx, upstream, lab })

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 const USAGE: &str = "bench [--rounds N] [--seconds S] [--loads A,B] [--watchers A,B | --hooks all|A+B] \
                      [--promptness yes|no|only] [--memory yes|no|only] [--shares yes|no|only] \
-                     [--json FILE]";
+                     [--access-log yes|no] [--json FILE]";
 
 /// Connections that are open when the probe is started to see how soon it is ready.
 const OPEN: usize = 10_000;
@@ -49,7 +49,8 @@ struct Figures {
 }
 
 fn main() -> Result<()> {
-    let mut plan = Plan { rounds: 7, seconds: 2, contenders: Contender::ALL.to_vec(), loads: Load::ALL.to_vec() };
+    let (contenders, loads) = (Contender::ALL.to_vec(), Load::ALL.to_vec());
+    let mut plan = Plan { rounds: 7, seconds: 2, contenders, loads, access_log: false };
     let mut json: Option<PathBuf> = None;
     let mut parts = BTreeSet::from([Part::Costs, Part::Promptness, Part::Memory]);
     let mut arguments = std::env::args().skip(1);
@@ -67,6 +68,7 @@ fn main() -> Result<()> {
             "--promptness" => choose(&mut parts, Part::Promptness, &value)?,
             "--memory" => choose(&mut parts, Part::Memory, &value)?,
             "--shares" => choose(&mut parts, Part::Shares, &value)?,
+            "--access-log" => plan.access_log = yes(&value)?,
             "--json" => json = Some(value.into()),
             _ => bail!("{argument} is not known; {USAGE}"),
         }
@@ -81,8 +83,7 @@ fn main() -> Result<()> {
         figures.table = Some(table);
     }
     if parts.contains(&Part::Shares) {
-        let (contenders, loads) = (&plan.contenders, &plan.loads);
-        figures.shares = shares::measure(contenders, loads, plan.rounds, plan.seconds, |text| eprintln!("{text}"))?;
+        figures.shares = shares::measure(&plan, |text| eprintln!("{text}"))?;
         for row in &figures.shares {
             println!("{row}");
         }
@@ -113,6 +114,14 @@ fn choose(parts: &mut BTreeSet<Part>, part: Part, value: &str) -> Result<()> {
         _ => bail!("{value} is none of yes, no, only; {USAGE}"),
     }
     Ok(())
+}
+
+fn yes(value: &str) -> Result<bool> {
+    match value {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => bail!("{value} is none of yes, no; {USAGE}"),
+    }
 }
 
 /// The hooks whose names contain one of those given, with `+` between them.
