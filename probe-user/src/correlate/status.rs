@@ -115,6 +115,18 @@ impl Correlator {
         self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, Some(status), None);
     }
 
+    /// What fails after the client has its answer (`post_action`) fails for nobody: nginx makes a status of it all the same, and
+    /// `ngx_http_send_header()` sends none (`r->post_action`, `ngx_http_core_module.c` in 1.22.1).
+    fn answered_before(&mut self, event: &Event, main: RequestKey, identity: (Option<u64>, Option<u64>)) -> bool {
+        let Some(open) = self.requests.get_mut(main).filter(|open| open.identity == identity) else { return false };
+        let answered = |(_, log, _): &(Event, NginxLog, Complaint)| log.status.filter(|_| log.parent.is_none());
+        let Some(status) = open.complaints.last().and_then(answered) else { return false };
+        let Some(request) = self.requests.take(main, identity) else { return false };
+        self.tells_of_decided(main.worker);
+        self.decide(event.clone(), request, CaseKind::NearMiss, Origin::Nginx, Some(status), None);
+        true
+    }
+
     fn final_status(
         &mut self,
         event: &Event,
@@ -127,6 +139,9 @@ impl Correlator {
         if identity_of(main, identity).is_some_and(|identity| self.deciding.contains_key(&identity)) {
             self.tells_of_decided(main.worker);
             self.page_failed(event, status, main, identity);
+            return;
+        }
+        if self.answered_before(event, main, identity) {
             return;
         }
         let mut request = if let Some(request) = self.requests.take(main, identity) {

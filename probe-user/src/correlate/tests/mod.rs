@@ -44,6 +44,8 @@ struct World {
     events: u64,
     /// Bytes nginx says it sent to the peer.
     sent: u64,
+    /// What the client has got by the time nginx complains.
+    answered: Option<u16>,
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -90,7 +92,8 @@ impl World {
 
     fn limited(limits: Limits) -> Self {
         let settings = Settings { limits, clock: WallClock { offset_ns: 0 }, statuses: vec![500, 502, 503, 504] };
-        let mut world = Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0, sent: 0 };
+        let mut world =
+            Self { correlator: Correlator::new(settings), now: 1_000_000_000, events: 0, sent: 0, answered: None };
         for sensor in Sensor::ALL {
             world
                 .tell(Source::Probe, Body::Coverage(Coverage::Sensor { sensor: *sensor, sight: Sight::On, why: None }));
@@ -207,7 +210,7 @@ impl World {
             level: 4,
             errno,
             format: format.into(),
-            status: None,
+            status: self.answered,
             action: Some(action.into()),
             peer: Some(peer.into()),
             upstream,

@@ -122,3 +122,24 @@ fn a_connection_that_has_slept_is_told_whole() {
     assert_eq!((slept.1.clone(), slept.2, slept.3.len()), (Some((SERVER, "gunicorn".to_owned())), true, 3));
     assert_eq!(slept, told(0));
 }
+
+/// `post_action`: the client has its 200 when the upstream of the action fails. nginx makes a 502 of that and sends none.
+#[test]
+fn what_fails_after_the_answer_is_no_failure_of_it() {
+    for world in [World::new, World::without_headers] {
+        let told = |answered: Option<u16>| {
+            let mut world = world();
+            world.upstream("127.0.0.1:8000");
+            world.answered = answered;
+            let closed = world.refused("127.0.0.1:40000", "127.0.0.1:8000", 1);
+            let said = ("connect() failed", Some(Errno::ECONNREFUSED), CONNECTING);
+            world.log((1, 41), said, "127.0.0.1:8000", Some(connection(1, closed)));
+            world.answer(1, 41, 502, &[("127.0.0.1:8000", 502, None)]);
+            let cases = world.cases();
+            assert_eq!(cases.len(), 1, "{cases:#?}");
+            (cases[0].kind, cases[0].status)
+        };
+        assert_eq!(told(Some(200)), (CaseKind::NearMiss, Some(200)));
+        assert_eq!(told(None), (CaseKind::Incident, Some(502)));
+    }
+}
