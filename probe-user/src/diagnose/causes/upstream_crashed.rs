@@ -70,10 +70,20 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
         let name = signal_name(signal);
         found.say(format_args!(" The kernel had sent it {name}, and a handler of its own made an exit of it."));
     }
+    let broken = match death.how {
+        Ending::Signal { signal, .. } => {
+            rule_broken(signal).map(|(what, remedy)| (signal_name(signal.into()), what, remedy))
+        }
+        Ending::Exit(_) => None,
+    };
+    if let Some((name, what, _)) = &broken {
+        found.say(format_args!(" {name} means that {what}."));
+    }
     found.fix.push(match death.how {
         Ending::Exit(_) => format!(
             "{command} catches the signal itself: read what it wrote to its log, and let it make a core (uWSGI: --use-abort)."
         ),
+        Ending::Signal { .. } if let Some((.., remedy)) = broken => remedy.to_owned(),
         Ending::Signal { core: true, .. } => {
             format!("A core was dumped: `coredumpctl gdb {pid}`, or the file that core_pattern names.")
         }
@@ -83,6 +93,25 @@ fn rule(reading: &Reading<'_>) -> Option<Finding> {
     });
     found.fix.extend(server_advice(&CAUSE, reading));
     Some(found)
+}
+
+/// Signals by which the kernel ends who breaks a rule that somebody has set: not a fault of the program's code.
+const fn rule_broken(signal: u8) -> Option<(&'static str, &'static str)> {
+    match signal {
+        24 => Some((
+            "it had used up the processor time it is allowed (RLIMIT_CPU)",
+            "Find who limits it, and whether its work is meant to take so long: LimitCPU= of its unit, `ulimit -t`, setrlimit() in its code.",
+        )),
+        25 => Some((
+            "a file it wrote reached the size it is allowed (RLIMIT_FSIZE), a log perhaps",
+            "Find the large file (`ls -l /proc/PID/fd` of its successor) and who limits it: LimitFSIZE= of its unit, `ulimit -f`.",
+        )),
+        31 => Some((
+            "it made a system call that a seccomp filter forbids",
+            "Find which call (`dmesg`, or audit: type=SECCOMP) and whose filter: SystemCallFilter= of its unit, the container's seccomp profile.",
+        )),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -108,6 +137,17 @@ pub(crate) mod tests {
         let explanation = crashed().expect("upstream-crashed", Confidence::Confirmed);
         assert!(explanation.summary.contains("SIGSEGV, core dumped"), "{}", explanation.summary);
         assert!(explanation.fix[0].contains("coredumpctl gdb 88"));
+    }
+
+    #[test]
+    fn a_limit_that_was_reached_is_named() {
+        for (signal, word) in [(24, "RLIMIT_CPU"), (25, "RLIMIT_FSIZE"), (31, "seccomp")] {
+            let mut world = broken_by_exit(Ending::Signal { signal, core: false });
+            world.signal(-130, signal.into(), None);
+            let explanation = world.expect("upstream-crashed", Confidence::Confirmed);
+            assert!(explanation.summary.contains(word), "{}", explanation.summary);
+            assert!(explanation.fix[0].starts_with("Find "), "{:?}", explanation.fix);
+        }
     }
 
     #[test]
